@@ -1,0 +1,28 @@
+// 02 batch_norm: BatchNorm2d in evaluation mode, one thread per number.
+//
+//   y = (x - running_mean) / sqrt(running_var + eps) * gamma + beta      (each channel has its own four numbers)
+//
+// New since 01: nothing is summed any more. A thread reads one number, changes it and writes it: three operations for
+// eight bytes. Such a kernel can only be as fast as the memory, and all of its time is traffic.
+//
+// Byte ledger at problem 73: reads 520.2 MB, writes 520.2 MB (the four vectors of 64 floats do not count).
+//
+// Launch: block (256), grid (ceil(numbers / 256)).
+
+extern "C" __global__ void batch_norm(
+    const float* x,             // [batch, channels, plane]   plane = height * width
+    const float* running_mean,  // [channels]
+    const float* running_var,   // [channels]
+    const float* gamma,         // [channels]
+    const float* beta,          // [channels]
+    float eps,
+    float* y,                   // [batch, channels, plane]
+    int batch, int channels, int plane)
+{
+    const int index = blockIdx.x * blockDim.x + threadIdx.x;
+    if (index >= batch * channels * plane) return;
+
+    const int channel = index / plane % channels;
+    const float normalised = (x[index] - running_mean[channel]) / sqrtf(running_var[channel] + eps);
+    y[index] = normalised * gamma[channel] + beta[channel];
+}
