@@ -1,0 +1,261 @@
+// The instructions that CUDA C has no name for, one small function each: the only inline PTX in this project.
+// The emulator supplies a header of this name with the same functions, so no kernel needs an #ifdef to run there.
+//
+// Shared memory is always named by an ordinary pointer into it. A function exists where the architecture has its
+// instruction (the lowest one is in brackets): code for older cards must not call it, and does not compile if it does.
+#pragma once
+
+#include <cstdint>
+
+#define PTX_SINCE(architecture) (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= (architecture))
+
+namespace ptx {
+
+// ---- shared addresses -----------------------------------------------------------------------------------------------
+
+// The 32-bit address by which the instructions below know a byte of shared memory.
+static __device__ __forceinline__ uint32_t shared_address(const void* shared)
+{
+    return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+}
+
+// ---- ldmatrix [sm_75]: the warp loads 1, 2 or 4 matrices of 8 rows of 16 bytes --------------------------------------
+// Lane 8 m + r passes the address of row r of matrix m (16-byte aligned; lanes beyond the matrices are ignored).
+// Lane l gets 4 bytes of each matrix, bytes 4 (l % 4) to 4 (l % 4) + 3 of row l / 4: the fragment layout of mma.
+
+static __device__ __forceinline__ void ldmatrix_x1(uint32_t& d0, const void* row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];"
+                 : "=r"(d0) : "r"(shared_address(row)) : "memory");
+}
+
+static __device__ __forceinline__ void ldmatrix_x2(uint32_t (&d)[2], const void* row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(d[0]), "=r"(d[1]) : "r"(shared_address(row)) : "memory");
+}
+
+static __device__ __forceinline__ void ldmatrix_x4(uint32_t (&d)[4], const void* row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(shared_address(row)) : "memory");
+}
+
+// The same with each matrix of 8 x 8 two-byte elements transposed: lane l gets column l / 4, rows 2 (l % 4) and the next.
+
+static __device__ __forceinline__ void ldmatrix_x1_trans(uint32_t& d0, const void* row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];"
+                 : "=r"(d0) : "r"(shared_address(row)) : "memory");
+}
+
+static __device__ __forceinline__ void ldmatrix_x2_trans(uint32_t (&d)[2], const void* row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(d[0]), "=r"(d[1]) : "r"(shared_address(row)) : "memory");
+}
+
+static __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&d)[4], const void* row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(shared_address(row)) : "memory");
+}
+
+// ---- mma: the warp computes d[16, 8] = a[16, k] b[k, 8] + c[16, 8], accumulated in fp32 -----------------------------
+// With group = lane / 4 and member = lane % 4, a lane holds
+//   c, d  [0], [1]: row group, columns 2 member and 2 member + 1;  [2], [3]: the same columns of row group + 8
+//   a     a0: row group, a1: row group + 8, both in the first half of k; a2, a3: the same rows, second half of k
+//   b     b0: column group, first half of k; b1: second half
+// 16-bit types: a register is elements k = 2 member (low half) and 2 member + 1 of an 8-wide half of k.
+// tf32: a register is element k = member of a 4-wide half of k. d may be c.
+
+// k = 8 in fp16 [sm_75]: there is one half of k only.
+static __device__ __forceinline__ void mma_m16n8k8_f16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0,
+                                                       const float (&c)[4])
+{
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a0), "r"(a1), "r"(b0), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+}
+
+#if PTX_SINCE(800)
+
+// k = 8 in bf16 [sm_80].
+static __device__ __forceinline__ void mma_m16n8k8_bf16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0,
+                                                        const float (&c)[4])
+{
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a0), "r"(a1), "r"(b0), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+}
+
+// k = 16 in fp16 [sm_80].
+static __device__ __forceinline__ void mma_m16n8k16_f16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                                        uint32_t a3, uint32_t b0, uint32_t b1, const float (&c)[4])
+{
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+}
+
+// k = 16 in bf16 [sm_80].
+static __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                                         uint32_t a3, uint32_t b0, uint32_t b1, const float (&c)[4])
+{
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+}
+
+// k = 8 in tf32 [sm_80]; the operands are what to_tf32 gives.
+static __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                                        uint32_t a3, uint32_t b0, uint32_t b1, const float (&c)[4])
+{
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+}
+
+// The nearest tf32 number (10 fraction bits, ties away from zero), as mma takes it [sm_80].
+static __device__ __forceinline__ uint32_t to_tf32(float x)
+{
+    uint32_t d;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(d) : "f"(x));
+    return d;
+}
+
+// ---- cp.async [sm_80]: each thread copies 4, 8 or 16 bytes, global to shared, without waiting ----------------------
+// Both addresses are aligned to the size. Where `valid` is false nothing is read and zeros are written.
+
+static __device__ __forceinline__ void cp_async_4(void* shared, const void* global, bool valid = true)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+                 :: "r"(shared_address(shared)), "l"(global), "r"(valid ? 4 : 0) : "memory");
+}
+
+static __device__ __forceinline__ void cp_async_8(void* shared, const void* global, bool valid = true)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;"
+                 :: "r"(shared_address(shared)), "l"(global), "r"(valid ? 8 : 0) : "memory");
+}
+
+static __device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool valid = true)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :: "r"(shared_address(shared)), "l"(global), "r"(valid ? 16 : 0) : "memory");
+}
+
+// Closes this thread's group of cp.async copies.
+static __device__ __forceinline__ void cp_async_commit()
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Waits until at most `pending` of this thread's latest groups are unfinished. Others see the data after a barrier.
+template <int pending>
+static __device__ __forceinline__ void cp_async_wait()
+{
+    asm volatile("cp.async.wait_group %0;" :: "n"(pending) : "memory");
+}
+
+// ---- mbarrier [sm_80]: 8 bytes of shared memory that count arrivals, phase after phase ------------------------------
+
+// One thread prepares the barrier: a phase ends at `arrivals` arrivals. Follow with mbarrier_init_fence, then a barrier.
+static __device__ __forceinline__ void mbarrier_init(uint64_t* barrier, uint32_t arrivals)
+{
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" :: "r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+
+// Shows freshly initialised barriers to the copy engine too.
+static __device__ __forceinline__ void mbarrier_init_fence()
+{
+#if PTX_SINCE(900)
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+
+// One arrival, with release semantics: what this thread wrote before is seen by whoever waits for the phase.
+static __device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier)
+{
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }"
+                 :: "r"(shared_address(barrier)) : "memory");
+}
+
+// Waits until the phase of this parity is over: 0 for the first phase, 1 for the second, 0 for the third and so on.
+// Asking for parity 1 of a fresh barrier returns at once.
+static __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity)
+{
+    uint32_t done;
+    do {
+#if PTX_SINCE(900)
+        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                     : "=r"(done) : "r"(shared_address(barrier)), "r"(parity) : "memory");
+#else
+        asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                     : "=r"(done) : "r"(shared_address(barrier)), "r"(parity) : "memory");
+#endif
+    } while (!done);
+}
+
+#endif  // sm_80
+
+#if PTX_SINCE(900)
+
+// ---- bulk copies [sm_90]: one thread starts a copy of any length; the copy engine does the rest ---------------------
+// Addresses and `bytes` are multiples of 16.
+
+// One arrival that also makes the current phase wait for `bytes` of bulk loads.
+static __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t bytes)
+{
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }"
+                 :: "r"(shared_address(barrier)), "r"(bytes) : "memory");
+}
+
+// Global to shared; reports its bytes to `barrier` when they are there.
+static __device__ __forceinline__ void bulk_load(void* shared, const void* global, uint32_t bytes, uint64_t* barrier)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 :: "r"(shared_address(shared)), "l"(global), "r"(bytes), "r"(shared_address(barrier)) : "memory");
+}
+
+// Shared to global. What ordinary stores wrote needs fence_async_shared in the writing threads, then a barrier, first.
+static __device__ __forceinline__ void bulk_store(void* global, const void* shared, uint32_t bytes)
+{
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;"
+                 :: "l"(global), "r"(shared_address(shared)), "r"(bytes) : "memory");
+}
+
+// Closes this thread's group of bulk stores.
+static __device__ __forceinline__ void bulk_commit()
+{
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+// Waits until at most `pending` of this thread's latest groups have still to read their shared memory (it may then be
+// written again; the stores themselves are complete when the kernel ends).
+template <int pending>
+static __device__ __forceinline__ void bulk_wait_read()
+{
+    asm volatile("cp.async.bulk.wait_group.read %0;" :: "n"(pending) : "memory");
+}
+
+// Orders this thread's ordinary accesses to shared memory before later ones by the copy engine.
+static __device__ __forceinline__ void fence_async_shared()
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+#endif  // sm_90
+
+// ---- named barriers: a barrier for part of a block ------------------------------------------------------------------
+
+// Waits until `threads` threads (a multiple of 32) have come to barrier `id` (1 to 15; __syncthreads uses 0).
+static __device__ __forceinline__ void named_barrier_sync(int id, int threads)
+{
+    asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory");
+}
+
+}  // namespace ptx
