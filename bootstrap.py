@@ -100,22 +100,21 @@ def install_torch_for_cpu(python):
     run(python, "-m", "pip", "install", "--no-deps", "--retries", "1", "--extra-index-url", TORCH_CPU_INDEX, torch)
 
 
-def install_pycuda(python, libcuda):
-    """Builds PyCUDA, which PyPI has as sources only, and sees that it can be imported."""
-    requirement = re.search(r"^pycuda==\S+", (HERE / "requirements.txt").read_text(), re.MULTILINE)[0]
+def install_for_gpu(python, libcuda):
+    """Installs requirements.txt. PyPI has PyCUDA as sources only, so it is built here, and then seen to load."""
     root = toolkit()
     if root is None:
         say("No CUDA toolkit found: taking CUDA's compiler from PyPI")
         run(python, "-m", "pip", "install", CUDA_TOOLKIT)
         root = site_packages(python) / "nvidia" / "cu13"
-    say(f"Building PyCUDA against {root} (two or three minutes)")
+    say(f"Installing requirements.txt; PyCUDA is built against {root}, which takes two or three minutes")
     with tempfile.TemporaryDirectory() as links:
         # The linker wants names without a version; neither a driver nor PyPI's libraries must have them.
         Path(links, "libcuda.so").symlink_to(libcuda)
         for curand in sorted((root / "lib").glob("libcurand.so.*"))[:1]:
             Path(links, "libcurand.so").symlink_to(curand)
         path = f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        run(python, "-m", "pip", "install", requirement, PATH=path, LIBRARY_PATH=links,
+        run(python, "-m", "pip", "install", "-r", str(HERE / "requirements.txt"), PATH=path, LIBRARY_PATH=links,
             LDFLAGS="-Wl,-rpath,$ORIGIN/../nvidia/cu13/lib")
     run(python, "-c", "import pycuda.driver")
 
@@ -129,9 +128,8 @@ def main(folder):
             f"   To use the GPU: apt install g++ python3-dev; rm -r {folder}; and run make again.")
         libcuda = None
     if libcuda:
-        say("An NVIDIA GPU is here: installing requirements.txt")
-        install_pycuda(python, libcuda)
-        run(python, "-m", "pip", "install", "-r", str(HERE / "requirements.txt"))
+        say("An NVIDIA GPU is here")
+        install_for_gpu(python, libcuda)
     else:
         say("No NVIDIA GPU in use: installing requirements-cpu.txt; kernels will run on the emulator")
         if platform.system() == "Linux":
