@@ -1,0 +1,99 @@
+"""The three operators in torch: the model to be replaced, and the float64 oracle that everything is compared with."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ConvBnScale(nn.Module):
+    """Conv2d, BatchNorm2d and a multiplication by ``scaling_factor`` (a number), one after the other.
+
+    x [batch, in_channels, height, width] -> y [batch, out_channels, out_height, out_width]. The keyword arguments are
+    those of ``nn.Conv2d`` (stride to bias) and of ``nn.BatchNorm2d`` (eps, momentum, affine).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        scaling_factor: float,
+        *,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+    ) -> None:
+        super().__init__()
+        # In this order: whoever seeds torch gets the parameters that these two layers have anywhere else.
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, dilation=dilation, groups=groups, bias=bias
+        )
+        self.bn = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum, affine=affine)
+        self.scaling_factor = scaling_factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x)) * self.scaling_factor
+
+    def extra_repr(self) -> str:
+        return f"scaling_factor={self.scaling_factor}"
+
+
+def conv_bn_scale(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    scaling_factor: float,
+    eps: float = 1e-5,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """The model in evaluation mode as a function of its parameters: three of torch's operators."""
+    convolved = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    return F.batch_norm(convolved, running_mean, running_var, gamma, beta, eps=eps) * scaling_factor
+
+
+def oracle(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    scaling_factor: float,
+    eps: float = 1e-5,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """((conv + bias - mean) / sqrt(var + eps) * gamma + beta) * scaling_factor in float64: what is right."""
+
+    def channels(vector: Tensor) -> Tensor:
+        return vector.double().view(-1, 1, 1)
+
+    with torch.no_grad():
+        y = F.conv2d(x.double(), weight.double(), None, stride, padding, dilation, groups)
+        if bias is not None:
+            y += channels(bias)
+        y = (y - channels(running_mean)) / torch.sqrt(channels(running_var) + eps)
+        if gamma is not None:
+            y *= channels(gamma)
+        if beta is not None:
+            y += channels(beta)
+        return y * scaling_factor
