@@ -1,0 +1,30 @@
+"""One primary context per device, the one that torch uses, pushed around each call into the driver and popped after it.
+
+Nothing is left pushed, so any thread may call, those of autograd included, and any thread may end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+
+@cache
+def primary(index: int):
+    """The retained primary context of CUDA device ``index``."""
+    import pycuda.driver as drv
+
+    drv.init()
+    return drv.Device(index).retain_primary_context()
+
+
+@contextmanager
+def pushed(index: int) -> Iterator[None]:
+    """The primary context of CUDA device ``index`` is current inside the block."""
+    context = primary(index)
+    context.push()
+    try:
+        yield
+    finally:
+        context.pop()
