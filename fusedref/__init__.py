@@ -1,0 +1,19 @@
+"""Conv2d + BatchNorm2d + scale in one CUDA kernel, and the means to check any kernel that claims to do the same."""
+
+from fusedref.fused import fused_conv_bn_scale, plan
+from fusedref.module import FusedConvBnScale
+from fusedref.problem import KERNELBENCH_73, Problem
+from fusedref.reference import ConvBnScale
+from fusedref.report import Report
+from fusedref.validator import validate
+
+__all__ = [
+    "KERNELBENCH_73",
+    "ConvBnScale",
+    "FusedConvBnScale",
+    "Problem",
+    "Report",
+    "fused_conv_bn_scale",
+    "plan",
+    "validate",
+]

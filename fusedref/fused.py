@@ -1,0 +1,214 @@
+"""y = BatchNorm(Conv2d(x)) * scaling_factor, from raw parameters to y in one kernel launch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fusedref import folding
+from fusedref.cuda.compile import source_module
+from fusedref.cuda.tensors import Out, launch
+from fusedref.problem import Problem
+from fusedref.reference import conv_bn_scale
+
+KERNELS = Path(__file__).parent / "kernels"
+NAMES = ("x", "weight", "bias", "running_mean", "running_var", "gamma", "beta")
+MAY_BE_NONE = ("bias", "gamma", "beta")
+FLOAT32_MAX = torch.finfo(torch.float32).max
+
+
+def fused_conv_bn_scale(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    scaling_factor: float,
+    eps: float = 1e-5,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolution, BatchNorm with running statistics and a scale, fused into one kernel.
+
+        y = ((conv2d(x, weight) + bias - running_mean) / sqrt(running_var + eps) * gamma + beta) * scaling_factor
+
+    x             [batch, in_channels, height, width], any strides
+    weight        [out_channels, in_channels / groups, kernel_height, kernel_width]
+    the vectors   [out_channels]; bias, gamma and beta may be None (zeros, ones and zeros)
+    returns       [batch, out_channels, out_height, out_width], contiguous
+
+    All tensors are float32 and on one device. stride, padding (zeros; also 'same' and 'valid'), dilation and groups are
+    those of ``torch.nn.functional.conv2d``. On a CUDA device the kernel runs in torch's current stream; the first call
+    for a shape compiles it, so make one before capturing a CUDA graph. On the CPU torch runs the folded convolution,
+    or the emulator the kernel where FUSEDREF_DEVICE=emulator. Where a gradient is needed torch's own operators run.
+
+    Raises TypeError for what is not a tensor, a number or float32, and ValueError for shapes, devices and sizes that do
+    not fit; the message names the argument.
+    """
+    tensors = (x, weight, bias, running_mean, running_var, gamma, beta)
+    stride, padding, dilation = _hashable(stride), _hashable(padding), _hashable(dilation)
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    problem = _problem(tuple([_described(tensor) for tensor in tensors]), **options)
+    _check_number("scaling_factor", scaling_factor)
+    _check_number("eps", eps)
+
+    if _needs_gradient(tensors) or not (abs(scaling_factor) <= FLOAT32_MAX and abs(eps) <= FLOAT32_MAX):
+        # An infinite factor cannot be folded: inf * (u + v) is not inf * u + inf * v.
+        return conv_bn_scale(*tensors, scaling_factor, eps, **options)
+    if x.is_cuda or forced_to_emulator():
+        return _launch(problem, tensors, scaling_factor, eps)
+    return _folded_by_torch(tensors, scaling_factor, eps, options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a problem is run: which kernel (``kernels/<kernel>.cu``), compiled with which constants, launched how."""
+
+    kernel: str
+    macros: tuple[tuple[str, int], ...]
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+
+
+@lru_cache(maxsize=1024)
+def plan(problem: Problem) -> Plan:
+    """The plan for ``problem``: the general kernel, which serves every problem in float32."""
+    (top, bottom), (left, right) = problem.pads
+    if max(problem.height + top + bottom, problem.width + left + right) >= 2**31:
+        raise ValueError(f"height and width with padding must be below 2**31, got {problem}")
+    macros = {
+        "IN_CHANNELS": problem.in_channels,
+        "HEIGHT": problem.height,
+        "WIDTH": problem.width,
+        "OUT_CHANNELS": problem.out_channels,
+        "OUT_HEIGHT": problem.out_height,
+        "OUT_WIDTH": problem.out_width,
+        "GROUPS": problem.groups,
+        "KERNEL_HEIGHT": problem.kernel[0],
+        "KERNEL_WIDTH": problem.kernel[1],
+        "STRIDE_H": problem.strides[0],
+        "STRIDE_W": problem.strides[1],
+        "PAD_TOP": top,
+        "PAD_LEFT": left,
+        "DILATION_H": problem.dilations[0],
+        "DILATION_W": problem.dilations[1],
+    }
+    threads = 256
+    units = problem.batch * problem.out_channels * math.ceil(problem.out_height * problem.out_width / threads)
+    return Plan("folded", tuple(macros.items()), (min(units, 2**31 - 1), 1, 1), (threads, 1, 1))
+
+
+def _launch(problem: Problem, tensors: tuple[Tensor | None, ...], scaling_factor: float, eps: float) -> Tensor:
+    y = torch.empty(problem.output_shape, dtype=problem.dtype, device=tensors[0].device)
+    if y.numel() == 0:
+        return y
+    chosen = plan(problem)
+    launch(
+        _function(chosen.kernel, chosen.macros, y.device),
+        *[tensor if tensor is None else tensor.contiguous() for tensor in tensors],
+        np.float32(scaling_factor),
+        np.float32(eps),
+        Out(y),
+        np.int64(problem.batch),
+        grid=chosen.grid,
+        block=chosen.block,
+    )
+    return y
+
+
+@lru_cache(maxsize=1024)
+def _function(kernel: str, macros: tuple[tuple[str, int], ...], device: torch.device):
+    options = tuple(f"-D{name}={value}" for name, value in macros)
+    return source_module(KERNELS / f"{kernel}.cu", options, device).get_function(kernel)
+
+
+def _folded_by_torch(tensors: tuple[Tensor | None, ...], scaling_factor: float, eps: float, options: dict) -> Tensor:
+    x, weight, *vectors = tensors
+    a, b = folding.affine(*vectors, scaling_factor, eps)
+    if not (a.isfinite().all() and b.isfinite().all()):
+        # Folded into the filter, an infinite or NaN channel would spread where torch's operators do not spread it.
+        return conv_bn_scale(*tensors, scaling_factor, eps, **options)
+    return F.conv2d(x, folding.fold(weight, a), b, **options)
+
+
+def forced_to_emulator() -> bool:
+    """Whether tensors on the CPU are to go through the CUDA kernel on the emulator."""
+    return os.environ.get("FUSEDREF_DEVICE") == "emulator"
+
+
+def _needs_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
+    return torch.is_grad_enabled() and any([tensor is not None and tensor.requires_grad for tensor in tensors])
+
+
+def _described(tensor: object) -> object:
+    """What a check needs to know about an argument, hashable."""
+    if isinstance(tensor, Tensor):
+        return tensor.shape, tensor.dtype, tensor.device
+    return type(tensor)
+
+
+@lru_cache(maxsize=1024)
+def _problem(described: tuple, stride: object, padding: object, dilation: object, groups: int) -> Problem:
+    """The problem that the arguments pose, or the error that they deserve; remembered, so that it costs little."""
+    shapes = {}
+    for name, argument in zip(NAMES, described):
+        if argument is type(None) and name in MAY_BE_NONE:
+            continue
+        if not isinstance(argument, tuple):
+            raise TypeError(
+                f"{name} must be a torch.Tensor{' or None' if name in MAY_BE_NONE else ''}, got {argument.__name__}"
+            )
+        shapes[name], dtype, device = argument
+        if dtype != torch.float32:
+            raise TypeError(f"{name} must be float32, the only dtype supported, got {dtype}")
+        if device != described[0][2]:
+            raise ValueError(f"{name} must be on the device of x, {described[0][2]}, got {device}")
+    if described[0][2].type not in ("cpu", "cuda"):
+        raise ValueError(f"x must be on a CPU or CUDA device, got {described[0][2]}")
+
+    x, weight = shapes["x"], shapes["weight"]
+    if len(x) != 4:
+        raise ValueError(f"x must be [batch, in_channels, height, width], got shape {tuple(x)}")
+    if len(weight) != 4:
+        raise ValueError(
+            "weight must be [out_channels, in_channels / groups, kernel_height, kernel_width], "
+            f"got shape {tuple(weight)}"
+        )
+    problem = Problem(
+        x[0], x[1], weight[0], x[2], x[3], tuple(weight[2:]),
+        stride=stride, padding=padding, dilation=dilation, groups=groups, bias="bias" in shapes,
+    )  # fmt: skip
+    if tuple(weight) != problem.weight_shape:
+        raise ValueError(
+            f"weight must be {problem.weight_shape} for x with {x[1]} channels and groups={groups}, "
+            f"got shape {tuple(weight)}"
+        )
+    for name in NAMES[2:]:
+        if name in shapes and tuple(shapes[name]) != (problem.out_channels,):
+            raise ValueError(
+                f"{name} must be [out_channels] = ({problem.out_channels},), got shape {tuple(shapes[name])}"
+            )
+    return problem
+
+
+def _check_number(name: str, value: object) -> None:
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+
+
+def _hashable(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value

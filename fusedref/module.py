@@ -1,0 +1,61 @@
+"""The drop-in module: what ``ConvBnScale`` computes, with its parameters under the same names, in one kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fusedref.fused import fused_conv_bn_scale
+from fusedref.reference import ConvBnScale
+
+
+class FusedConvBnScale(ConvBnScale):
+    """``scaling_factor * BatchNorm2d(Conv2d(x))`` in one kernel launch, as a drop-in for the three operators.
+
+    Takes what ``ConvBnScale`` takes and builds ``conv`` and ``bn`` as it does, so seeds give the same parameters and
+    state_dicts carry over both ways. x is [batch, in_channels, height, width].
+
+    The kernel serves evaluation mode in float32 without gradients, see ``fused_conv_bn_scale``, which also says what is
+    refused. torch's own operators run where BatchNorm uses the statistics of the batch (training mode, or no running
+    statistics), where a gradient is needed, under autocast, and where a layer is not the plain one: a padding_mode
+    other than zeros, a hook, a subclass.
+    """
+
+    @classmethod
+    def from_modules(cls, conv: nn.Conv2d, bn: nn.BatchNorm2d, scaling_factor: float) -> FusedConvBnScale:
+        """A module around existing layers, which it shares and does not copy. Its mode is that of ``bn``.
+
+        Raises TypeError where ``conv`` or ``bn`` is something else, ValueError where their channels do not match.
+        """
+        for name, layer, needed in (("conv", conv, nn.Conv2d), ("bn", bn, nn.BatchNorm2d)):
+            if not isinstance(layer, needed):
+                raise TypeError(f"{name} must be a torch.nn.{needed.__name__}, got {type(layer).__name__}")
+        if bn.num_features != conv.out_channels:
+            raise ValueError(
+                f"bn must have the out_channels of conv, {conv.out_channels}, as num_features, got {bn.num_features}"
+            )
+        module = cls.__new__(cls)
+        nn.Module.__init__(module)
+        module.conv, module.bn, module.scaling_factor = conv, bn, scaling_factor
+        module.training = bn.training
+        return module
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, bn = self.conv, self.bn
+        if (
+            bn.training
+            or bn.running_mean is None
+            or conv.padding_mode != "zeros"
+            or not (_plain(conv, nn.Conv2d) and _plain(bn, nn.BatchNorm2d))
+            or (isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type))
+        ):
+            return super().forward(x)
+        return fused_conv_bn_scale(
+            x, conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight, bn.bias, self.scaling_factor, bn.eps,
+            stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups,
+        )  # fmt: skip
+
+
+def _plain(layer: nn.Module, kind: type) -> bool:
+    """Whether calling the layer would do what its kind does and nothing else."""
+    return type(layer) is kind and not (layer._forward_hooks or layer._forward_pre_hooks)

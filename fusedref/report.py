@@ -1,0 +1,274 @@
+"""What the validator found: figures, reasons in plain words, and a picture of where the errors sit."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import io
+import math
+
+import torch
+from torch import Tensor
+
+from fusedref.problem import Problem
+
+AXES = ("image", "channel", "row", "column")
+
+
+@dataclasses.dataclass(frozen=True)
+class Worst:
+    """The element farthest off: its place in y, what it is, what it must be, and its error in units of the bound."""
+
+    index: tuple[int, int, int, int]
+    got: float
+    expected: float
+    bounds: float
+
+    def __str__(self) -> str:
+        place = ", ".join(map(str, self.index))
+        return f"y[{place}] is {self.got:.8g}, must be {self.expected:.8g}: {self.bounds:.2g} times the rounding bound"
+
+
+class Errors:
+    """Where y is wrong, counted by place: ``plane`` [out_height, out_width] and ``channels`` [batch, out_channels]."""
+
+    def __init__(self, problem: Problem) -> None:
+        batch, channels, height, width = problem.output_shape
+        self.problem = problem
+        self.plane = torch.zeros(height, width, dtype=torch.int64)
+        self.channels = torch.zeros(batch, channels, dtype=torch.int64)
+        self.wrong = 0
+        self.nan = 0
+        self.first, self.last = math.prod(problem.output_shape), -1  # of the wrong elements, in memory order
+
+    def add(self, start: int, wrong: Tensor, got: Tensor) -> None:
+        """Count a part of y: the images from ``start`` on, ``wrong`` and ``got`` [images, channels, height, width]."""
+        if not wrong.any():
+            return
+        self.plane += wrong.sum((0, 1)).cpu()
+        self.channels[start : start + len(wrong)] = wrong.sum((2, 3)).cpu()
+        self.wrong += int(wrong.sum())
+        self.nan += int(got.isnan().sum())
+        # A wrong element's index is found from its plane: nonzero() of all would need eight times y's memory.
+        flat = wrong.reshape(-1, wrong.shape[2] * wrong.shape[3])
+        planes = flat.any(1).nonzero().view(-1)
+        offset = start * wrong.shape[1]
+        for plane in (int(planes[0]), int(planes[-1])):
+            elements = flat[plane].nonzero().view(-1) + (offset + plane) * flat.shape[1]
+            self.first, self.last = min(self.first, int(elements[0])), max(self.last, int(elements[-1]))
+
+    def by(self, axis: str) -> Tensor:
+        """The number of wrong elements in each image, channel, row or column."""
+        counts = self.channels if axis in ("image", "channel") else self.plane
+        return counts.sum(1 if axis in ("image", "row") else 0)
+
+    def in_words(self) -> list[str]:
+        """Which elements are wrong, in the simplest words that fit."""
+        total = math.prod(self.problem.output_shape)
+        words = ["every element is wrong"]
+        if self.wrong < total:
+            words = [f"{self._where(total)} ({self.wrong} of {total} elements)"]
+        if self.nan:
+            words.append(f"NaN, which y's memory held before the call, in {self.nan} of {total}: never written?")
+        return words
+
+    def _where(self, total: int) -> str:
+        sizes = dict(zip(AXES, self.problem.output_shape))
+        wrong = {axis: self.by(axis).nonzero().view(-1).tolist() for axis in AXES}
+        limited = {axis: indices for axis, indices in wrong.items() if len(indices) < sizes[axis]}
+        whole = self.wrong == math.prod(map(len, wrong.values()))  # all of the places where the limited axes meet
+        if whole and len(limited) == 1:
+            ((axis, indices),) = limited.items()
+            return _named(axis, indices, sizes[axis])
+        if self.last - self.first + 1 == self.wrong:
+            if self.last == total - 1:
+                return f"the last {self.wrong} elements in memory are wrong, from y.view(-1)[{self.first}] on"
+            if self.first == 0:
+                return f"the first {self.wrong} elements in memory are wrong, up to y.view(-1)[{self.last}]"
+            return f"a run of elements is wrong, from y.view(-1)[{self.first}] to y.view(-1)[{self.last}]"
+        border = self._border()
+        if border.any() and not border.all():
+            if torch.equal(self.plane > 0, border):
+                return "the border is wrong: exactly the outputs whose windows reach into the padding"
+            if not (self.plane > 0)[~border].any() and not whole:
+                return "wrong are only outputs whose windows reach into the padding"
+        if not limited:
+            return "elements all over y are wrong"
+        names = [_named(axis, indices, sizes[axis]) for axis, indices in limited.items()]
+        return ("where these meet: " if len(names) > 1 else "") + ("" if whole else "in part, ") + "; ".join(names)
+
+    def _border(self) -> Tensor:
+        """[out_height, out_width]: whether an output's window reaches into the padding."""
+        problem = self.problem
+
+        def reaches(axis: int, outputs: int, size: int) -> Tensor:
+            start = torch.arange(outputs) * problem.strides[axis] - problem.pads[axis][0]
+            return (start < 0) | (start + problem.span[axis] > size)
+
+        rows = reaches(0, problem.out_height, problem.height)
+        columns = reaches(1, problem.out_width, problem.width)
+        return rows[:, None] | columns[None, :]
+
+
+def _named(axis: str, indices: list[int], size: int) -> str:
+    """'the last column (125) is wrong', 'every second row from 1 on is wrong', ..."""
+    first, last, count = indices[0], indices[-1], len(indices)
+    if count == 1:
+        if first == size - 1:
+            return f"the last {axis} ({first}) is wrong"
+        return f"the first {axis} (0) is wrong" if first == 0 else f"{axis} {first} is wrong"
+    if count == size - 1 and size > 2:
+        (right,) = set(range(size)) - set(indices)
+        return f"{axis} {right} is right, all others are wrong"
+    if last - first + 1 == count:
+        which = "the last" if last == size - 1 else "the first" if first == 0 else ""
+        return f"{which} {count} {axis}s ({first} to {last}) are wrong".strip()
+    step = indices[1] - first
+    if indices == list(range(first, size, step)):
+        ordinal = {2: "second", 3: "third"}.get(step, f"{step}th")
+        return f"every {ordinal} {axis} from {first} on is wrong"
+    shown = ", ".join(map(str, indices[:8])) + (", ..." if count > 8 else "")
+    return f"{axis}s {shown} are wrong ({count} of {size})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One call of the candidate, or why there is nothing to compare (then ``worst`` and ``errors`` are None)."""
+
+    name: str
+    problem: Problem
+    relative_l2: float
+    worst: Worst | None
+    errors: Errors | None
+    reasons: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.reasons
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What ``validate`` found. True where the candidate is right."""
+
+    problem: Problem
+    precision: str
+    device: str
+    seed: int
+    cases: tuple[Case, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(case.ok for case in self.cases)
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    @property
+    def relative_l2(self) -> float:
+        """|y - float64| / |float64| in the L2 norm, of the problem itself."""
+        return self.cases[0].relative_l2
+
+    @property
+    def worst(self) -> Worst | None:
+        """The element farthest off in all cases; None where nothing could be compared."""
+        found = [case.worst for case in self.cases if case.worst is not None]
+        return max(found, key=lambda worst: worst.bounds, default=None)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why the candidate is refused, in plain words, each with the cases that show it; empty where it is right."""
+        names: dict[str, list[str]] = {}
+        for case in self.cases:
+            for reason in case.reasons:
+                names.setdefault(reason, []).append(case.name)
+        return tuple(
+            f"{'every case' if len(shown) == len(self.cases) else ', '.join(shown)}: {reason}"
+            for reason, shown in names.items()
+        )
+
+    def __str__(self) -> str:
+        lines = [f"{self._verdict()} ({self.precision}, {self.device}, seed {self.seed})"]
+        for case in self.cases:
+            found = "nothing to compare"
+            if case.worst is not None:
+                found = f"relative L2 {case.relative_l2:.1e}, worst {case.worst.bounds:.2g} of the bound"
+            shapes = f"{_times(case.problem.input_shape)} -> {_times(case.problem.output_shape)}"
+            lines.append(f"  {'ok ' if case.ok else 'BAD'} {case.name:20} {shapes}: {found}")
+        lines += [f"  - {reason}" for reason in self.reasons]
+        if not self.ok and self.worst is not None:
+            lines.append(f"  {self.worst}")
+        shown = self._shown()
+        if shown is not None:
+            lines.append(f"  where ({shown.name}): . right, + some wrong, # all wrong")
+            lines += [f"    {axis:8}{_strip(shown.errors, axis)}" for axis in AXES]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            "<tr>"
+            + "".join(
+                f"<td style='text-align:left'>{html.escape(cell)}</td>"
+                for cell in (
+                    "✓" if case.ok else "✗",
+                    case.name,
+                    " → ".join(_times(shape) for shape in (case.problem.input_shape, case.problem.output_shape)),
+                    f"{case.relative_l2:.1e}" if case.worst else "",
+                    f"{case.worst.bounds:.2g}" if case.worst else "",
+                )
+            )
+            + "</tr>"
+            for case in self.cases
+        )
+        head = "".join(f"<th>{title}</th>" for title in ("", "case", "x → y", "relative L2", "worst / bound"))
+        reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in self.reasons)
+        shown = self._shown()
+        picture = "" if shown is None else f"<img alt='where y is wrong' src='data:image/png;base64,{_picture(shown)}'>"
+        return (
+            f"<b>{html.escape(self._verdict())}</b> ({self.precision}, {html.escape(self.device)}, seed {self.seed})"
+            f"<table><tr>{head}</tr>{rows}</table><ul>{reasons}</ul>{picture}"
+        )
+
+    def _verdict(self) -> str:
+        return "right to float32 rounding" if self.ok else "REFUSED"
+
+    def _shown(self) -> Case | None:
+        """The case to draw: the first with wrong elements."""
+        return next((case for case in self.cases if case.errors is not None and case.errors.wrong), None)
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _strip(errors: Errors, axis: str) -> str:
+    """One character for each image, channel, row or column, or for several where there are more than 64."""
+    counts = errors.by(axis)
+    each = math.prod(errors.problem.output_shape) // len(counts)
+    group = math.ceil(len(counts) / 64)
+    cells = [counts[start : start + group] for start in range(0, len(counts), group)]
+    return "".join("." if not cell.any() else "#" if bool((cell == each).all()) else "+" for cell in cells)
+
+
+def _picture(case: Case) -> str:
+    """A PNG, in base64: the share of wrong elements at each (row, column) and in each (image, channel)."""
+    from matplotlib.figure import Figure
+
+    batch, channels, height, width = case.problem.output_shape
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    plane, planes = figure.subplots(1, 2)
+    for axes, counts, each, title, labels in (
+        (plane, case.errors.plane, batch * channels, "rows and columns", ("column", "row")),
+        (planes, case.errors.channels, height * width, "images and channels", ("channel", "image")),
+    ):
+        # A little wrong must not look like right: whatever is wrong starts at a third of the scale.
+        share = torch.where(counts > 0, 1 / 3 + 2 / 3 * counts / each, 0.0)
+        axes.imshow(share.numpy(), cmap="Reds", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        axes.set(title=f"wrong by {title}", xlabel=labels[0], ylabel=labels[1])
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.get_major_locator().set_params(integer=True)
+    figure.suptitle(case.name)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=80)
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,353 @@
+"""validate(candidate, problem) -> Report: is this function, or this kernel, the operator, to float32 rounding?
+
+The candidate is called on fresh random inputs, in several shapes around the problem, with every parameter of BatchNorm,
+eps and the scale drawn anew, so that nothing can be left out unseen. Memory that it allocates through torch starts as
+NaN. What it returns is compared, element by element, with float64.
+
+The rounding bound. Let u = 2**-24, K the number of products in an output, m the output with every term made positive:
+
+    m = (conv(|x|, |weight|) + |bias| + |running_mean|) / sqrt(running_var + eps) * |gamma| + |beta|, times |scale|
+
+Each element must be within 32 u m of float64. After the sum come at most eight roundings, each of at most u m. In the
+sum, the terms have random signs (the inputs are drawn so): its partial sums grow as sqrt(K) where m grows as K, and the
+error of a sequential float32 sum has a standard deviation of 0.5 u m, whatever K is, and three times that if it starts
+from a folded bias instead of zero. The bound is three times what the largest of many such errors need. With inputs
+rounded to tf32 the largest errors are some 3000 u m at K = 72 and 500 at K = 4608.
+
+The error of all elements together, in the L2 norm, must be within (8 + sqrt(K)) u of the result's: the sequential sum
+gives 0.3 sqrt(K) u, tf32 2000 u and more. Where the terms of a result happen to cancel, its norm counts as
+|m| / sqrt(K + 3) at least, which is no more than terms of random signs would give.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusedref.cuda.compile import source_module
+from fusedref.cuda.tensors import Out, launch
+from fusedref.fused import forced_to_emulator
+from fusedref.problem import KERNELBENCH_73, SMALL_73, Problem
+from fusedref.reference import oracle
+from fusedref.report import Case, Errors, Report, Worst
+
+Candidate = Callable[..., Tensor]
+
+UNIT = 2.0**-24  # half the distance from 1 to the next float32: the largest relative error of one rounding
+ELEMENT_LIMIT = 32  # units of UNIT * m
+
+
+class Inputs(NamedTuple):
+    """The arguments of a candidate, in order."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    running_mean: Tensor
+    running_var: Tensor
+    gamma: Tensor
+    beta: Tensor
+    scaling_factor: float
+    eps: float
+
+
+def draw(problem: Problem, seed: int, device: torch.device | str = "cpu") -> Inputs:
+    """Random inputs in which no parameter is near 0 or the default, so that none can be left out unseen.
+
+    The sums have a standard deviation of 2, and what is added to them afterwards is of that order.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(shape, generator=generator, device=device)
+
+    def signed(low: float, high: float, *shape: int) -> Tensor:
+        sign = torch.randint(0, 2, shape, generator=generator, device=device) * 2.0 - 1.0
+        return sign * uniform(low, high, *shape)
+
+    channels = problem.out_channels
+    return Inputs(
+        x=normal(*problem.input_shape),
+        weight=normal(*problem.weight_shape) * 2 / math.sqrt(problem.taps),
+        bias=signed(0.25, 1.0, channels) if problem.bias else None,
+        running_mean=signed(0.25, 1.0, channels),
+        running_var=uniform(0.25, 4.0, channels),
+        gamma=signed(0.5, 1.5, channels),
+        beta=signed(0.25, 1.0, channels),
+        scaling_factor=signed(1.1, 1.9).item(),
+        eps=uniform(0.01, 0.1).item(),
+    )
+
+
+def shapes_around(problem: Problem) -> list[tuple[str, Problem]]:
+    """The problem, and smaller ones with its channels, kernel, stride, padding, dilation and groups."""
+    least = [max(1, span - sum(pads)) for span, pads in zip(problem.span, problem.pads)]  # gives one output
+
+    def resized(batch: int, out_height: int, out_width: int, rest: int = 0) -> Problem:
+        height, width = (
+            low + (out - 1) * stride + min(rest, stride - 1)
+            for low, out, stride in zip(least, (out_height, out_width), problem.strides)
+        )
+        return dataclasses.replace(problem, batch=batch, height=height, width=width)
+
+    return [
+        ("the problem", problem),
+        ("tall, odd sizes", resized(3, 17, 5)),
+        ("the same shape again", resized(3, 17, 5)),
+        ("wide, one image", resized(1, 9, 31, rest=1)),
+        ("one pixel", resized(1, 1, 1)),
+    ]
+
+
+def validate(
+    candidate: Candidate,
+    problem: Problem | None = None,
+    *,
+    precision: str = "fp32",
+    device: torch.device | str | None = None,
+    seed: int = 0,
+) -> Report:
+    """Whether ``candidate`` computes convolution, BatchNorm with running statistics and scale as ``problem`` has them.
+
+    ``candidate(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps)`` takes torch tensors
+    (bias is None where the problem has none) and two floats, and returns y. It is called several times, with batches
+    and images of several sizes; channels, kernel, stride, padding, dilation and groups stay the problem's. It must
+    leave its inputs alone and return new memory. An exception that it raises becomes a reason.
+
+    ``problem`` is KERNELBENCH_73 on a GPU and SMALL_73 elsewhere if not given. ``device`` is the GPU if there is one
+    (and FUSEDREF_DEVICE does not say emulator). The same ``seed`` draws the same inputs. ``precision="fp32"``, the
+    only one so far, accepts the rounding of float32 arithmetic and refuses tf32; the module's text has the bounds.
+    """
+    if not callable(candidate):
+        raise TypeError(f"candidate must be callable, got {type(candidate).__name__}")
+    if precision != "fp32":
+        raise ValueError(f"precision must be 'fp32', got {precision!r}")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() and not forced_to_emulator() else "cpu"
+    device = torch.device(device)
+    if problem is None:
+        problem = KERNELBENCH_73 if device.type == "cuda" else SMALL_73
+    if not isinstance(problem, Problem):
+        raise TypeError(f"problem must be a Problem, got {type(problem).__name__}")
+    if problem.dtype != torch.float32 or problem.batch == 0:
+        raise ValueError(f"problem must be float32 with a batch of at least 1, got {problem}")
+
+    cases: list[Case] = []
+    earlier: tuple[Tensor, Tensor] | None = None  # the result before, and what it was when it was returned
+    for number, (name, shape) in enumerate(shapes_around(problem)):
+        inputs = draw(shape, seed + number, device)
+        reasons: list[str] = []
+        y = _call(candidate, inputs, shape, reasons)
+        if y is None and _lost(device):
+            reasons.append("the GPU is lost to this process: restart it")
+            cases.append(Case(name, shape, math.nan, None, None, tuple(reasons)))
+            break
+        if earlier is not None and not _same_bits(*earlier):
+            reasons.append("the result of an earlier call changes with the next call: y must be new memory each time")
+        earlier = None
+        if y is None:
+            cases.append(Case(name, shape, math.nan, None, None, tuple(reasons)))
+        else:
+            cases.append(_compare(name, shape, inputs, y, reasons))
+            if y.numel() <= 2**20:
+                earlier = y, y.clone()
+    return Report(problem, precision, str(device), seed, tuple(cases))
+
+
+def candidate_from_kernel(path: str | Path, name: str) -> Candidate:
+    """The kernel ``name`` of a .cu file as a candidate. It has the signature of ``fused`` in kernels/04_fused.cu.
+
+    It is launched with blocks of 256 threads, ceil(outputs / 256) of them, for stride 1, no padding, a square kernel
+    and one group. A null pointer never reaches it: where bias, gamma or beta is None it gets zeros, ones and zeros.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+
+    def candidate(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps):
+        batch, in_channels, height, width = x.shape
+        out_channels, _, kernel_size, _ = weight.shape
+        shape = batch, out_channels, height - kernel_size + 1, width - kernel_size + 1
+        outputs = math.prod(shape)
+        guard = 1024  # elements of NaN on both sides of y, which must stay so
+        memory = torch.full((guard + outputs + guard,), torch.nan, device=x.device)
+        y = memory[guard:-guard]
+        zeros, ones = torch.zeros_like(running_mean), torch.ones_like(running_mean)
+        launch(
+            source_module(path, device=x.device).get_function(name),
+            x, weight, zeros if bias is None else bias, running_mean, running_var,
+            ones if gamma is None else gamma, zeros if beta is None else beta,
+            np.float32(scaling_factor), np.float32(eps), Out(y),
+            *[np.int32(size) for size in (batch, in_channels, height, width, out_channels, kernel_size)],
+            grid=(math.ceil(outputs / 256), 1, 1), block=(256, 1, 1),
+        )  # fmt: skip
+        if not (memory[:guard].isnan().all() and memory[-guard:].isnan().all()):
+            raise IndexError(f"{name} writes outside y, which has {outputs} elements: is its guard missing?")
+        return y.view(shape)
+
+    return candidate
+
+
+def _call(candidate: Candidate, inputs: Inputs, problem: Problem, reasons: list[str]) -> Tensor | None:
+    """What the candidate returns, if it can be compared at all; what is wrong with the call goes to ``reasons``."""
+    given = Inputs(*[value.clone() if isinstance(value, Tensor) else value for value in inputs])
+    try:
+        with _poisoned(), torch.no_grad():
+            y = candidate(*given)
+        if given.x.is_cuda:
+            torch.cuda.synchronize(given.x.device)  # a kernel's error appears only here
+    except Exception as error:
+        reasons.append(f"raised {type(error).__name__}: {error}")
+        return None
+
+    tensors = {name: value for name, value in given._asdict().items() if isinstance(value, Tensor)}
+    for name, tensor in tensors.items():
+        if not torch.equal(tensor, getattr(inputs, name)):
+            reasons.append(f"changes its input {name}")
+    if not isinstance(y, Tensor):
+        reasons.append(f"returned {type(y).__name__}, a torch.Tensor is needed")
+        return None
+    if y.device != given.x.device:
+        reasons.append(f"returned a tensor on {y.device}, one on {given.x.device} is needed")
+    if y.dtype != problem.dtype:
+        reasons.append(f"returned {y.dtype}, {problem.dtype} is needed")
+    if tuple(y.shape) != problem.output_shape:
+        batch, channels, height, width = problem.output_shape
+        swapped = ": height and width are swapped" if tuple(y.shape) == (batch, channels, width, height) else ""
+        reasons.append(f"returned shape {tuple(y.shape)}, {problem.output_shape} is needed{swapped}")
+        return None
+    for name, tensor in tensors.items():
+        if y.device == tensor.device and y.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
+            reasons.append(f"returned the memory of its input {name}: y must be new memory")
+    return y.to(given.x.device)
+
+
+@contextmanager
+def _poisoned() -> Iterator[None]:
+    """Memory that torch allocates inside is filled with NaN (torch does so in its deterministic mode)."""
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*deterministic")  # the candidate did not ask for this mode
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = before[2]
+
+
+def _lost(device: torch.device) -> bool:
+    """Whether the device refuses all further work, as CUDA does after an access to memory that is not there."""
+    if device.type == "cuda":
+        try:
+            torch.cuda.synchronize(device)
+        except Exception:
+            return True
+    return False
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+
+
+def _compare(name: str, problem: Problem, inputs: Inputs, y: Tensor, reasons: list[str]) -> Case:
+    """The case for ``y``: how far from float64 it is, where it is too far, and why, as far as can be seen."""
+    errors = Errors(problem)
+    worst = None
+    squares = torch.zeros(3, dtype=torch.float64)  # of the error, of the result, of m
+    images = max(1, 2**24 // math.prod(problem.output_shape[1:]))  # at a time, for the memory's sake
+    for start in range(0, problem.batch, images):
+        part = inputs._replace(x=inputs.x[start : start + images])
+        got = y[start : start + images].double()
+        expected, magnitude = _expected(problem, part), _magnitude(problem, part)
+        error = (got - expected).abs()
+        bounds = (error / (ELEMENT_LIMIT * UNIT * magnitude)).nan_to_num(nan=math.inf)
+        errors.add(start, bounds > 1, got)
+        squares += torch.stack([error.square().sum(), expected.square().sum(), magnitude.square().sum()]).cpu()
+        index = int(bounds.argmax())
+        if worst is None or bounds.view(-1)[index] > worst.bounds:
+            image, *rest = (int(i) for i in np.unravel_index(index, bounds.shape))
+            here = (image, *rest)
+            worst = Worst((start + image, *rest), got[here].item(), expected[here].item(), bounds[here].item())
+
+    error, result, magnitude = squares.sqrt().tolist()
+    relative_l2 = error / result
+    limit = (8 + math.sqrt(problem.taps)) * UNIT
+    if errors.wrong:
+        reasons += errors.in_words()
+        reasons += _explained(problem, inputs, y, relative_l2, errors)
+    elif not error <= limit * max(result, magnitude / math.sqrt(problem.taps + 3)):
+        reasons.append(f"the relative L2 error is {relative_l2:.1e}, float32 arithmetic stays below {limit:.1e}")
+    return Case(name, problem, relative_l2, worst, errors, tuple(reasons))
+
+
+def _expected(problem: Problem, inputs: Inputs) -> Tensor:
+    return oracle(
+        *inputs,
+        stride=problem.stride, padding=problem.padding, dilation=problem.dilation, groups=problem.groups,
+    )  # fmt: skip
+
+
+def _magnitude(problem: Problem, inputs: Inputs) -> Tensor:
+    """m of the module's text: the output with every term made positive."""
+    x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps = inputs
+    positive = Inputs(
+        x.abs(), weight.abs(), None if bias is None else bias.abs(), -running_mean.abs(), running_var,
+        gamma.abs(), beta.abs(), abs(scaling_factor), eps,
+    )  # fmt: skip
+    return _expected(problem, positive)
+
+
+def _explained(problem: Problem, inputs: Inputs, y: Tensor, relative_l2: float, errors: Errors) -> list[str]:
+    """What the candidate may have done instead, where one of the usual slips gives exactly its first image."""
+    if not y.any():
+        return ["every element is zero"]
+    first = inputs._replace(x=inputs.x[:1])
+    for slip, changed in _slips(first):
+        difference = (y[:1].double() - _expected(problem, changed)).abs()
+        if (difference <= ELEMENT_LIMIT * UNIT * _magnitude(problem, changed)).all():
+            return [f"y is what comes out where {slip}"]
+    if relative_l2 < 2.0**-6:
+        bits = -math.log2(relative_l2)
+        return [f"the errors are those of about {bits:.0f} bits (float32 keeps 24, tf32 and fp16 11, bf16 8)"]
+    return []
+
+
+def _slips(inputs: Inputs) -> Iterator[tuple[str, Inputs]]:
+    """The usual mistakes, as inputs with which the right operator gives the wrong answer."""
+    mean, var, eps = inputs.running_mean, inputs.running_var, inputs.eps
+    if inputs.bias is not None:
+        yield "bias is left out", inputs._replace(bias=None)
+    yield "running_mean is left out", inputs._replace(running_mean=torch.zeros_like(mean))
+    yield "running_mean is added", inputs._replace(running_mean=-mean)
+    yield "running_var is left out", inputs._replace(running_var=torch.ones_like(var))
+    yield "running_var and eps are left out", inputs._replace(running_var=torch.ones_like(var), eps=0.0)
+    yield "gamma is left out", inputs._replace(gamma=torch.ones_like(mean))
+    yield "beta is left out", inputs._replace(beta=torch.zeros_like(mean))
+    yield "eps is left out", inputs._replace(eps=0.0)
+    yield "eps is 1e-5, whatever is given", inputs._replace(eps=1e-5)
+    yield "eps is added after the square root", inputs._replace(running_var=(var.double().sqrt() + eps) ** 2, eps=0.0)
+    yield "the square root is forgotten", inputs._replace(running_var=(var.double() + eps) ** 2, eps=0.0)
+    yield "scaling_factor is left out", inputs._replace(scaling_factor=1.0)
+    yield "scaling_factor is 2, whatever is given", inputs._replace(scaling_factor=2.0)
+    yield "beta is added after the scale", inputs._replace(beta=inputs.beta.double() / inputs.scaling_factor)
+    yield "the filter is flipped", inputs._replace(weight=inputs.weight.flip(2, 3))
+    if inputs.weight.shape[2] == inputs.weight.shape[3]:
+        yield "the filter's rows and columns are swapped", inputs._replace(weight=inputs.weight.transpose(2, 3))
