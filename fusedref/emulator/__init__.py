@@ -1,0 +1,7 @@
+"""CUDA C on the CPU: the names of PyCUDA, a launch that runs on the processor's cores, and a report of what it saw."""
+
+from . import driver, gpuarray
+from .compiler import SourceModule
+from .findings import Finding
+
+__all__ = ["Finding", "SourceModule", "driver", "gpuarray"]

@@ -1,0 +1,200 @@
+"""``SourceModule``: CUDA C to a loaded kernel library, through the front end and the host compiler."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from . import build, driver, native
+from .frontend import Frontend, TranslationError
+
+INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*[<"]([^>"]+)[>"]', re.MULTILINE)
+NAME = "kernel.cu"
+
+
+def _options(options: list[str] | None, arch: str | None, include_dirs: list[str]) -> tuple[list[str], list[str], int]:
+    """(definitions, include directories, architecture) out of nvcc's options; the others say nothing here."""
+    definitions, includes = [], []
+    words = list(options or [])
+    i = 0
+    while i < len(words):
+        word = words[i]
+        for short in ("-D", "-U", "-I", "-arch"):
+            if word == short and i + 1 < len(words):
+                i += 1
+                word = f"{short}={words[i]}" if short == "-arch" else short + words[i]
+                break
+        for long, short in (("--define-macro", "-D"), ("--undefine-macro", "-U"), ("--include-path", "-I"),
+                            ("--gpu-architecture", "-arch")):
+            if word.startswith(long + "="):
+                word = word.replace(long + "=", "-arch=" if short == "-arch" else short, 1)
+        if word[:2] in ("-D", "-U"):
+            definitions.append(word)
+        elif word.startswith("-I"):
+            includes.append(word[2:])
+        elif word.startswith("-arch="):
+            arch = word[6:]
+        i += 1
+    number = re.search(r"\d+", arch or "")
+    capability = int(number.group()) if number else 10 * driver.COMPUTE_CAPABILITY[0] + driver.COMPUTE_CAPABILITY[1]
+    return definitions, [*includes, *map(str, include_dirs)], capability * 10
+
+
+def _included(text: str, directories: list[str]) -> dict[str, bytes]:
+    """Every file that the text may include from the given directories, and what these include."""
+    found: dict[str, bytes] = {}
+    waiting = [text]
+    while waiting:
+        for name in INCLUDE.findall(waiting.pop()):
+            for directory in directories:
+                path = os.path.normpath(os.path.join(directory, name))
+                if path not in found and os.path.isfile(path):
+                    found[path] = Path(path).read_bytes()
+                    waiting.append(found[path].decode("utf-8", "replace"))
+                    directories = [*directories, os.path.dirname(path)]
+    return found
+
+
+class SourceModule:
+    """CUDA C, compiled. Arguments and errors are those of ``pycuda.compiler.SourceModule``.
+
+    Args:
+        source: the text. A first line ``#line 1 "name.cu"`` gives it the name that errors and findings use.
+        options: nvcc's options; of these ``-D``, ``-U``, ``-I`` and ``-arch`` count.
+        no_extern_c: whether the text says ``extern "C"`` itself.
+        cache_dir: where to keep the compiled library; the user's cache directory by default.
+        include_dirs: where ``#include`` looks, behind the emulator's own headers.
+        keep: print where the translated text is, and leave it there.
+
+    Raises:
+        CompileError: the text does not compile, or needs more shared memory than a block has.
+    """
+
+    def __init__(self, source: str, nvcc: str | None = None, options: list[str] | None = None, keep: bool = False,
+                 no_extern_c: bool = False, arch: str | None = None, code: str | None = None,
+                 cache_dir: str | None = None, include_dirs: list[str] | None = None):
+        lib = native.library()
+        cxx = build.compiler()
+        definitions, directories, architecture = _options(options, arch, include_dirs or [])
+        text = source if no_extern_c else f'extern "C" {{\n#line 1 "{NAME}"\n{source}\n}}\n'
+        flags = [*definitions, f"-D__CUDA_ARCH__={architecture}"]
+        included = _included(source, [os.getcwd(), *directories])
+        parts = [part for path, content in included.items() for part in (path, content)]
+        name = build.digest(build.headers_digest(), cxx.version, " ".join(cxx.command + cxx.extra), text, *flags,
+                            *directories, *parts)
+        target = build.cache_directory(cache_dir) / f"{name}.so"
+        if not target.exists() or keep:
+            self._compile(cxx, text, flags, directories, target, keep)
+        try:
+            self._library = ctypes.CDLL(str(target))
+        except OSError:  # a cache entry that was cut short
+            self._compile(cxx, text, flags, directories, target, False)
+            self._library = ctypes.CDLL(str(target))
+        self._path = str(target)
+        self._native = native.Module.from_address(ctypes.addressof(ctypes.c_char.in_dll(self._library, "emu_module")))
+        if not self._native.image_begin:  # the same library may be loaded by two modules: one image, registered once
+            lib.emu_module_loaded(self._native)
+        self._shared = native.chain(self._native.shared)
+        self._variables = {v.name.decode(): (v.address, v.size, max(v.element, 1))
+                           for v in native.chain(self._native.variables)}
+        self._kernels = {}
+        for kernel in native.chain(self._native.kernels):
+            symbol = lib.emu_symbol(kernel.function)
+            if symbol:
+                self._kernels[symbol.decode()] = kernel
+        self._check_shared()
+        driver._modules.add(self)
+
+    def _compile(self, cxx: build.Compiler, text: str, flags: list[str], directories: list[str], target: Path,
+                 keep: bool) -> None:
+        scratch = tempfile.mkdtemp(prefix="build-", dir=target.parent)
+        try:
+            source = os.path.join(scratch, NAME)
+            Path(source).write_text(text)
+            base = [*cxx.command, *build.COMMON, *cxx.extra, *build.KERNEL,
+                    *(build.KERNEL_CLANG if cxx.clang else build.KERNEL_GCC)]
+            includes = [f"-I{directory}" for directory in (build.INCLUDE, os.getcwd(), *directories)]
+            first = ["-include", str(build.INCLUDE / "emulator.h")]
+            command = preprocess = [*base, *flags, *includes, *first, "-x", "c++", "-E", NAME]
+            try:
+                expanded = build.run(preprocess, cwd=scratch)
+                known = {NAME, *(os.path.normpath(d) for d in directories)}
+                translated = Frontend(expanded, lambda file: _is_user(file, known)).translate()
+                Path(scratch, "kernel.ii").write_text(translated)
+                built = os.path.join(scratch, "kernel.so")
+                command = [*base, "-x", "c++-cpp-output", "-c", "kernel.ii", "-o", "kernel.o"]
+                build.run(command, cwd=scratch)
+                runtime = str(build.runtime())
+                own_symbols = [] if sys.platform == "darwin" else ["-Wl,-Bsymbolic"]
+                command = cxx.link(["kernel.o"], built, [runtime, "-lm", *own_symbols])
+                build.run(command, cwd=scratch)
+            except build.CompilerFailed as error:
+                raise driver.CompileError(f"nvcc compilation of {source} failed", error.command,
+                                          stdout="", stderr=error.stderr) from None
+            except TranslationError as error:
+                raise driver.CompileError(f"nvcc compilation of {source} failed", command, stdout="",
+                                          stderr=str(error)) from None
+            build.publish(built, target)
+        finally:
+            if keep:
+                print(f"*** compiler output in {scratch}")
+            else:
+                shutil.rmtree(scratch, ignore_errors=True)
+
+    def _static_shared(self, kernel: str) -> int:
+        """Bytes of shared memory that the kernel declares itself."""
+        total = 0
+        for variable in self._shared:
+            if variable.owner.decode() == kernel and variable.size:
+                total = (total + variable.align - 1) // variable.align * variable.align + variable.size
+        return total
+
+    def _check_shared(self) -> None:
+        for name in self._kernels:
+            used = self._static_shared(name)
+            if used > driver.SHARED_DEFAULT:
+                raise driver.CompileError(
+                    f"nvcc compilation of {NAME} failed", [], stdout="",
+                    stderr=f"ptxas error   : Entry function '{name}' uses too much shared data "
+                           f"(0x{used:x} bytes, 0x{driver.SHARED_DEFAULT:x} max)")
+
+    def _line(self, pc: int) -> tuple[str, int] | None:
+        """(file, line) of the .cu for a return address in this module."""
+        if not pc or not self._native.image_begin <= pc < self._native.image_end:
+            return None
+        from .lines import lines
+
+        return lines(self._path).find(pc - self._native.image_begin)
+
+    def get_function(self, name: str) -> driver.Function:
+        """The kernel of that name, as the linker knows it.
+
+        Raises:
+            LogicError: there is none; a kernel that is not ``extern "C"`` has a mangled name.
+        """
+        try:
+            return driver.Function(self, self._kernels[name], name)
+        except KeyError:
+            raise driver.LogicError("cuModuleGetFunction failed: named symbol not found") from None
+
+    def get_global(self, name: str) -> tuple[int, int]:
+        """(address, bytes) of a ``__constant__`` or ``__device__`` variable. LogicError if there is none."""
+        try:
+            address, size, _ = self._variables[name]
+        except KeyError:
+            raise driver.LogicError("cuModuleGetGlobal failed: named symbol not found") from None
+        return address, size
+
+
+def _is_user(file: str, directories: set[str]) -> bool:
+    """Whether a file's text is CUDA C to translate: the source itself, and what it includes from its own side."""
+    if file == NAME:
+        return True
+    if file.startswith("<") or file.startswith(str(build.INCLUDE)) or not file:
+        return False
+    return not file.startswith(("/usr/", "/opt/", "/Library/", "/Applications/")) and "ziglang" not in file

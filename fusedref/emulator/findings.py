@@ -1,0 +1,37 @@
+"""What the emulator has to say about a kernel: one Finding each, a sentence that a learner understands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KINDS = ("out-of-bounds", "misaligned", "uninitialised", "race", "divergent-barrier", "missing-wait", "unwritten")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing wrong with a kernel.
+
+    Attributes:
+        kind: one of ``KINDS``.
+        kernel: the kernel's name.
+        argument: the parameter, shared, constant or device variable that it concerns; None where there is none.
+        element: index of the element, counted from where the argument points; None where there is none.
+        thread: ``(x, y, z)`` of the thread in its block.
+        block: ``(x, y, z)`` of the block in its grid.
+        line: line in the .cu.
+        source: the .cu's name, as the compiler knew it.
+        message: all of it as a sentence.
+    """
+
+    kind: str
+    kernel: str
+    argument: str | None
+    element: int | None
+    thread: tuple[int, int, int] | None
+    block: tuple[int, int, int] | None
+    line: int | None
+    source: str | None
+    message: str
+
+    def __str__(self) -> str:
+        return self.message

@@ -1,0 +1,28 @@
+// cuda_fp16.h for the emulator: the names of CUDA's header that kernels here use, on the emulator's own 16-bit type.
+#pragma once
+
+#include "small_float.h"
+
+using __half = SmallFloat<5, 10>;
+using __half2 = SmallFloat2<5, 10>;
+using half = __half;
+using half2 = __half2;
+
+static inline __half __float2half(float value) { return value; }
+static inline __half __float2half_rn(float value) { return value; }
+static inline __half __double2half(double value) { return value; }
+static inline __half __int2half_rn(int value) { return value; }
+static inline float __half2float(__half value) { return value; }
+static inline __half __ushort_as_half(unsigned short bits) { return __half::from_bits(bits); }
+static inline unsigned short __half_as_ushort(__half value) { return value.bits; }
+static inline __half2 make_half2(__half x, __half y) { return __half2(x, y); }
+static inline __half2 __halves2half2(__half x, __half y) { return __half2(x, y); }
+static inline __half2 __half2half2(__half value) { return __half2(value, value); }
+static inline __half2 __float2half2_rn(float value) { return __half2(value, value); }
+static inline __half2 __floats2half2_rn(float x, float y) { return __half2(x, y); }
+static inline __half2 __float22half2_rn(float2 value) { return __half2(value.x, value.y); }
+static inline float2 __half22float2(__half2 value) { return make_float2(value.x, value.y); }
+static inline __half __low2half(__half2 value) { return value.x; }
+static inline __half __high2half(__half2 value) { return value.y; }
+static inline float __low2float(__half2 value) { return value.x; }
+static inline float __high2float(__half2 value) { return value.y; }

@@ -1,0 +1,178 @@
+// The emulator's ptx.cuh: the functions of fusedref/kernels/ptx.cuh, with the same names, arguments and meaning.
+// Copies that run on their own land only when they are waited for, so that a missing wait shows.
+#pragma once
+
+#include <cstdint>
+
+#include "tensor_core.h"
+
+#ifndef TENSOR_CORE  // how mma rounds: hopper, ampere or exact (tensor_core.h)
+#define TENSOR_CORE hopper
+#endif
+
+namespace ptx {
+
+// A byte's offset in shared memory is no use here but to be compared: kernels name shared memory by pointers.
+EMU_INLINE uint32_t shared_address(const void* shared) { return uint32_t(uintptr_t(shared)); }
+
+// ---- ldmatrix ---------------------------------------------------------------------------------------------------------
+
+namespace fragments {
+
+struct Row {
+    const void* row;     // of the matrix that this lane names
+    uint32_t loaded[4];  // what this lane gets, a register a matrix
+};
+
+// Lane l of matrix m gets bytes 4 (l % 4) to 4 (l % 4) + 3 of row l / 4; transposed, two elements of column l / 4.
+template <int MATRICES, bool TRANSPOSED>
+__attribute__((no_sanitize("thread"))) void load(void* const payload[32], uint32_t, const void*)
+{
+    for (int matrix = 0; matrix < MATRICES; matrix++) {
+        uint16_t element[8][8];
+        for (int r = 0; r < 8; r++) __builtin_memcpy(element[r], ((Row*)payload[8 * matrix + r])->row, 16);
+        for (int lane = 0; lane < 32; lane++) {
+            const int i = lane / 4, j = 2 * (lane % 4);
+            const uint32_t low = TRANSPOSED ? element[j][i] : element[i][j];
+            const uint32_t high = TRANSPOSED ? element[j + 1][i] : element[i][j + 1];
+            ((Row*)payload[lane])->loaded[matrix] = high << 16 | low;
+        }
+    }
+}
+
+template <int MATRICES, bool TRANSPOSED>
+EMU_INLINE Row ldmatrix(const void* row)
+{
+    Row mine = {row, {}};
+    if (emu_lane() < 8 * MATRICES) emu_access(row, 16, 0);
+    emu_warp_meet(0xffffffffu, &mine, load<MATRICES, TRANSPOSED>, 0);
+    return mine;
+}
+
+}  // namespace fragments
+
+EMU_INLINE void ldmatrix_x1(uint32_t& d0, const void* row) { d0 = fragments::ldmatrix<1, false>(row).loaded[0]; }
+EMU_INLINE void ldmatrix_x1_trans(uint32_t& d0, const void* row) { d0 = fragments::ldmatrix<1, true>(row).loaded[0]; }
+
+#define EMU_LDMATRIX(NAME, MATRICES, TRANSPOSED)                                           \
+    EMU_INLINE void NAME(uint32_t (&d)[MATRICES], const void* row)                         \
+    {                                                                                      \
+        const fragments::Row mine = fragments::ldmatrix<MATRICES, TRANSPOSED>(row);        \
+        for (int matrix = 0; matrix < MATRICES; matrix++) d[matrix] = mine.loaded[matrix]; \
+    }
+EMU_LDMATRIX(ldmatrix_x2, 2, false)
+EMU_LDMATRIX(ldmatrix_x4, 4, false)
+EMU_LDMATRIX(ldmatrix_x2_trans, 2, true)
+EMU_LDMATRIX(ldmatrix_x4_trans, 4, true)
+#undef EMU_LDMATRIX
+
+// ---- mma --------------------------------------------------------------------------------------------------------------
+
+namespace fragments {
+
+struct Operands {
+    uint32_t a[4], b[2];
+    float c[4], d[4];
+};
+
+enum Type { f16, bf16, tf32 };
+
+// The warp's d[16, 8] = a[16, K] b[K, 8] + c[16, 8]; which lane holds what is in fusedref/kernels/ptx.cuh.
+template <Type TYPE, int K>
+__attribute__((no_sanitize("thread"))) void multiply(void* const payload[32], uint32_t, const void*)
+{
+    using namespace tensor_core;
+    constexpr Format format = TYPE == f16 ? tensor_core::fp16 : TYPE == Type::bf16 ? tensor_core::bf16 : tensor_core::tf32;
+    constexpr int packed = TYPE == Type::tf32 ? 1 : 2;  // elements a register
+    constexpr int halves = K / (4 * packed);            // registers of a row along k
+    Number a[16][K], b[8][K];
+    for (int lane = 0; lane < 32; lane++) {
+        const Operands& mine = *(const Operands*)payload[lane];
+        for (int half = 0; half < halves; half++)
+            for (int e = 0; e < packed; e++) {
+                const int k = half * 4 * packed + lane % 4 * packed + e;
+                auto element = [=](uint32_t bits) { return take_apart(packed == 1 ? bits >> 13 : bits >> 16 * e & 0xffff, format); };
+                a[lane / 4][k] = element(mine.a[2 * half]);
+                a[lane / 4 + 8][k] = element(mine.a[2 * half + 1]);
+                b[lane / 4][k] = element(mine.b[half]);
+            }
+    }
+    for (int lane = 0; lane < 32; lane++) {
+        Operands& mine = *(Operands*)payload[lane];
+        for (int i = 0; i < 4; i++)
+            mine.d[i] = dot(a[lane / 4 + i / 2 * 8], b[lane % 4 * 2 + i % 2], K, format, mine.c[i], TENSOR_CORE);
+    }
+}
+
+template <Type TYPE, int K>
+EMU_INLINE void mma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1,
+                    const float (&c)[4])
+{
+    Operands mine = {{a0, a1, a2, a3}, {b0, b1}, {c[0], c[1], c[2], c[3]}, {}};
+    emu_warp_meet(0xffffffffu, &mine, multiply<TYPE, K>, 0);
+    for (int i = 0; i < 4; i++) d[i] = mine.d[i];
+}
+
+}  // namespace fragments
+
+EMU_INLINE void mma_m16n8k8_f16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0, const float (&c)[4])
+{
+    fragments::mma<fragments::f16, 8>(d, a0, a1, 0, 0, b0, 0, c);
+}
+EMU_INLINE void mma_m16n8k8_bf16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0, const float (&c)[4])
+{
+    fragments::mma<fragments::bf16, 8>(d, a0, a1, 0, 0, b0, 0, c);
+}
+EMU_INLINE void mma_m16n8k16_f16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1,
+                                 const float (&c)[4])
+{
+    fragments::mma<fragments::f16, 16>(d, a0, a1, a2, a3, b0, b1, c);
+}
+EMU_INLINE void mma_m16n8k16_bf16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1,
+                                  const float (&c)[4])
+{
+    fragments::mma<fragments::bf16, 16>(d, a0, a1, a2, a3, b0, b1, c);
+}
+EMU_INLINE void mma_m16n8k8_tf32(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1,
+                                 const float (&c)[4])
+{
+    fragments::mma<fragments::tf32, 8>(d, a0, a1, a2, a3, b0, b1, c);
+}
+
+// The nearest tf32 number, ties away from zero: half of the last kept bit is added, and the rest is cut off.
+EMU_INLINE uint32_t to_tf32(float x)
+{
+    const uint32_t bits = __float_as_uint(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffffffu;
+    if ((bits & 0x7fffffffu) == 0x7f800000u) return bits;
+    return (bits + 0x1000u) & 0xffffe000u;
+}
+
+// ---- cp.async ---------------------------------------------------------------------------------------------------------
+
+EMU_INLINE void cp_async_4(void* shared, const void* global, bool valid = true) { emu_async_copy(shared, global, 4, valid ? 4 : 0); }
+EMU_INLINE void cp_async_8(void* shared, const void* global, bool valid = true) { emu_async_copy(shared, global, 8, valid ? 8 : 0); }
+EMU_INLINE void cp_async_16(void* shared, const void* global, bool valid = true) { emu_async_copy(shared, global, 16, valid ? 16 : 0); }
+EMU_INLINE void cp_async_commit() { emu_async_commit(); }
+template <int pending> EMU_INLINE void cp_async_wait() { emu_async_wait(pending); }
+
+// ---- mbarrier and bulk copies -----------------------------------------------------------------------------------------
+
+EMU_INLINE void mbarrier_init(uint64_t* barrier, uint32_t arrivals) { emu_mbarrier_init(barrier, arrivals); }
+EMU_INLINE void mbarrier_init_fence() {}
+EMU_INLINE void mbarrier_arrive(uint64_t* barrier) { emu_mbarrier_arrive(barrier, 0); }
+EMU_INLINE void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t bytes) { emu_mbarrier_arrive(barrier, bytes); }
+EMU_INLINE void mbarrier_wait(uint64_t* barrier, uint32_t parity) { emu_mbarrier_wait(barrier, parity); }
+
+EMU_INLINE void bulk_load(void* shared, const void* global, uint32_t bytes, uint64_t* barrier)
+{
+    emu_bulk_load(shared, global, bytes, barrier);
+}
+EMU_INLINE void bulk_store(void* global, const void* shared, uint32_t bytes) { emu_bulk_store(global, shared, bytes); }
+EMU_INLINE void bulk_commit() { emu_bulk_commit(); }
+template <int pending> EMU_INLINE void bulk_wait_read() { emu_bulk_wait(pending); }
+EMU_INLINE void fence_async_shared() { emu_fence_async(); }
+
+EMU_INLINE void named_barrier_sync(int id, int threads) { emu_barrier(id, threads, 1); }
+
+}  // namespace ptx

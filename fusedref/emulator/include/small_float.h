@@ -1,0 +1,128 @@
+// Sixteen-bit floating point for the emulator: __half and __nv_bfloat16 are two formats of one type.
+//
+// Compilers differ in what 16-bit types they know (g++ 12 has none in C++), so this is a class. Arithmetic is done in
+// fp32 and rounded to nearest even, which for + - * / gives the correctly rounded 16-bit result: fp32 has more than
+// twice the bits and two. A fused multiply-add is done in double precision for the same reason.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+template <int exponent_bits, int fraction_bits>
+struct SmallFloat {
+    uint16_t bits;
+
+    SmallFloat() = default;
+    SmallFloat(float value) : bits(round(value)) {}
+    SmallFloat(double value) : bits(round(odd(value))) {}
+    SmallFloat(int value) : SmallFloat(double(value)) {}
+    SmallFloat(unsigned value) : SmallFloat(double(value)) {}
+    SmallFloat(long long value) : SmallFloat(double(value)) {}
+
+    operator float() const
+    {
+        constexpr uint32_t bias = (1u << (exponent_bits - 1)) - 1, all_ones = (1u << exponent_bits) - 1;
+        const uint32_t sign = uint32_t(bits >> 15) << 31, exponent = bits >> fraction_bits & all_ones;
+        const uint32_t fraction = bits & ((1u << fraction_bits) - 1);
+        if (exponent == 0) {  // zero or subnormal: the fraction counts steps of the smallest number
+            const float magnitude = ldexpf(float(fraction), 1 - int(bias) - fraction_bits);
+            return sign ? -magnitude : magnitude;
+        }
+        const uint32_t wide = exponent == all_ones ? 255 : exponent - bias + 127;
+        return as_float(sign | wide << 23 | fraction << (23 - fraction_bits));
+    }
+
+    static SmallFloat from_bits(uint16_t bits)
+    {
+        SmallFloat value;
+        value.bits = bits;
+        return value;
+    }
+
+    // A double as a float whose last bit tells whether anything was dropped, so that a second rounding stays right.
+    static float odd(double value)
+    {
+        float rounded = float(value);
+        if (double(rounded) == value || rounded != rounded || isinf(rounded)) return rounded;
+        if (fabs(double(rounded)) > fabs(value)) rounded = nextafterf(rounded, 0.0f);
+        return as_float(as_bits(rounded) | 1);
+    }
+
+    // The nearest number of the format, ties to even; beyond the largest, infinity.
+    static uint16_t round(float value)
+    {
+        constexpr int bias = (1 << (exponent_bits - 1)) - 1, all_ones = (1 << exponent_bits) - 1, dropped = 23 - fraction_bits;
+        const uint32_t wide = as_bits(value), sign = wide >> 31 << 15, magnitude = wide & 0x7fffffff;
+        if (magnitude > 0x7f800000) return 0x7fff;                                  // the card's one NaN
+        if (magnitude == 0x7f800000) return sign | uint32_t(all_ones) << fraction_bits;
+        const int stored = magnitude >> 23 ? int(magnitude >> 23) : 1;              // fp32's subnormals have the least exponent
+        const int exponent = stored - 127 + bias;                                   // as the format would store it
+        const int shift = exponent > 0 ? dropped : dropped + 1 - exponent;          // a subnormal drops more
+        if (shift > 25) return sign;
+        const uint32_t significand = (magnitude & 0x7fffff) | (magnitude >> 23 ? 0x800000 : 0);
+        const uint32_t half_ulp = 1u << (shift - 1), kept = significand >> shift, rest = significand & (2 * half_ulp - 1);
+        const uint32_t up = rest > half_ulp || (rest == half_ulp && (kept & 1));
+        // `kept` carries the hidden bit, which is one step of the exponent; rounding up carries over by itself.
+        const uint32_t result = (exponent > 0 ? uint32_t(exponent - 1) << fraction_bits : 0) + kept + up;
+        const uint32_t infinity = uint32_t(all_ones) << fraction_bits;
+        return sign | (result < infinity ? result : infinity);
+    }
+
+    static float as_float(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
+    static uint32_t as_bits(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
+};
+
+template <int E, int F>
+struct alignas(4) SmallFloat2 {
+    SmallFloat<E, F> x, y;
+    SmallFloat2() = default;
+    SmallFloat2(SmallFloat<E, F> first, SmallFloat<E, F> second) : x(first), y(second) {}
+};
+
+#define FLOATS template <int E, int F> static inline
+#define ONE SmallFloat<E, F>
+#define TWO SmallFloat2<E, F>
+
+FLOATS ONE __hadd(ONE a, ONE b) { return float(a) + float(b); }
+FLOATS ONE __hsub(ONE a, ONE b) { return float(a) - float(b); }
+FLOATS ONE __hmul(ONE a, ONE b) { return float(a) * float(b); }
+FLOATS ONE __hdiv(ONE a, ONE b) { return float(a) / float(b); }
+FLOATS ONE __hfma(ONE a, ONE b, ONE c) { return fma(double(float(a)), double(float(b)), double(float(c))); }
+FLOATS ONE __hneg(ONE a) { return ONE::from_bits(a.bits ^ 0x8000); }
+FLOATS ONE __habs(ONE a) { return ONE::from_bits(a.bits & 0x7fff); }
+FLOATS ONE __hmax(ONE a, ONE b) { return fmaxf(a, b); }
+FLOATS ONE __hmin(ONE a, ONE b) { return fminf(a, b); }
+FLOATS bool __heq(ONE a, ONE b) { return float(a) == float(b); }
+FLOATS bool __hne(ONE a, ONE b) { return float(a) != float(b); }
+FLOATS bool __hlt(ONE a, ONE b) { return float(a) < float(b); }
+FLOATS bool __hle(ONE a, ONE b) { return float(a) <= float(b); }
+FLOATS bool __hgt(ONE a, ONE b) { return float(a) > float(b); }
+FLOATS bool __hge(ONE a, ONE b) { return float(a) >= float(b); }
+FLOATS bool __hisnan(ONE a) { return float(a) != float(a); }
+
+FLOATS TWO __hadd2(TWO a, TWO b) { return TWO(__hadd(a.x, b.x), __hadd(a.y, b.y)); }
+FLOATS TWO __hsub2(TWO a, TWO b) { return TWO(__hsub(a.x, b.x), __hsub(a.y, b.y)); }
+FLOATS TWO __hmul2(TWO a, TWO b) { return TWO(__hmul(a.x, b.x), __hmul(a.y, b.y)); }
+FLOATS TWO __hfma2(TWO a, TWO b, TWO c) { return TWO(__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)); }
+FLOATS TWO __hmax2(TWO a, TWO b) { return TWO(__hmax(a.x, b.x), __hmax(a.y, b.y)); }
+FLOATS TWO __hmin2(TWO a, TWO b) { return TWO(__hmin(a.x, b.x), __hmin(a.y, b.y)); }
+FLOATS TWO __hneg2(TWO a) { return TWO(__hneg(a.x), __hneg(a.y)); }
+FLOATS TWO __habs2(TWO a) { return TWO(__habs(a.x), __habs(a.y)); }
+
+FLOATS ONE operator+(ONE a, ONE b) { return __hadd(a, b); }
+FLOATS ONE operator-(ONE a, ONE b) { return __hsub(a, b); }
+FLOATS ONE operator*(ONE a, ONE b) { return __hmul(a, b); }
+FLOATS ONE operator/(ONE a, ONE b) { return __hdiv(a, b); }
+FLOATS ONE operator-(ONE a) { return __hneg(a); }
+FLOATS ONE& operator+=(ONE& a, ONE b) { return a = a + b; }
+FLOATS ONE& operator-=(ONE& a, ONE b) { return a = a - b; }
+FLOATS ONE& operator*=(ONE& a, ONE b) { return a = a * b; }
+FLOATS ONE& operator/=(ONE& a, ONE b) { return a = a / b; }
+FLOATS TWO operator+(TWO a, TWO b) { return __hadd2(a, b); }
+FLOATS TWO operator-(TWO a, TWO b) { return __hsub2(a, b); }
+FLOATS TWO operator*(TWO a, TWO b) { return __hmul2(a, b); }
+
+#undef FLOATS
+#undef ONE
+#undef TWO

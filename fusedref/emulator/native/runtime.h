@@ -1,0 +1,133 @@
+// The runtime's own structures, shared by runtime.cpp (runs kernels) and watch.cpp (tells what they did).
+#pragma once
+#include <pthread.h>
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include "../include/emulator_abi.h"
+
+namespace emu {
+
+static const uint32_t MAX_WORKERS = 64;
+static const uint64_t STACK_BYTES = 256 << 10;
+
+enum { ALIGNED = 1, VOLATILE = 2, ATOMIC = 4, ASYNC = 8 };  // what kind of access
+enum { DONE, READY, BARRIER, RENDEZVOUS, CONDITION };       // what a thread of a block does
+enum {                                                      // Error::kind; findings.py has the same numbers
+    OUT_OF_BOUNDS = 1, MISALIGNED, DEADLOCK, BAD_MASK, FAULT, STACK_OVERFLOW, ASSERTION, TRAP, NO_STACKS
+};
+
+struct Allocation {
+    uint64_t offset, bytes, span;
+    uint32_t flags;
+};
+
+struct Error {
+    uint32_t kind, write;
+    uint64_t address, bytes, pc;
+    uint32_t block[3], thread[3], worker;
+    char text[512];
+};
+
+struct Coroutine {
+    Coroutine *next, *all;
+    char* stack;
+    bool entered;
+    jmp_buf registers;
+    ucontext_t context;
+};
+
+struct Thread {
+    Coroutine* coroutine;
+    uint32_t index[3], linear;
+    uint8_t state, yielded;
+    uint32_t spins, mask, barrier;
+    void* payload;
+    WarpAction action;
+    const void* detail;
+    int (*condition)(void*);
+    void* argument;
+    void* pc;
+    uint32_t pending, group, group_done;
+};
+
+struct Warp {
+    uint32_t living, waiting;  // lanes that have not returned; lanes that stand at a rendezvous
+};
+
+struct Barrier {
+    uint32_t arrived, count, expected, result_count, result_and;
+};
+
+struct Pending {               // an asynchronous copy under way; bytes 0: a free slot
+    char* to;
+    const char* from;
+    uint32_t bytes, source_bytes, thread, group;
+    void* pc;
+};
+
+struct Launch;
+
+struct Worker {
+    Launch* launch;
+    pthread_t handle;
+    bool started;
+    uint32_t index;
+    uintptr_t shared;
+    uint32_t block_index[3], thread_count, living, executor;
+    uint64_t block_number, block_serial;
+    Thread *threads, *current;
+    Warp warps[32];
+    Barrier barriers[16];
+    uint64_t* poisoned;        // per shared variable: the block that poisoned it last
+    Coroutine *idle, *owned;
+    Pending* pending;
+    uint32_t pending_room;
+    volatile int in_runtime;   // a signal must not leave the runtime half done
+    jmp_buf scheduler, escape;
+    void* log;                 // of a watched launch
+};
+
+struct Launch {
+    Kernel* kernel;
+    Module* module;
+    char* arguments;
+    uint64_t grid[3];
+    uint32_t block[3];
+    uint64_t dynamic_shared, seed, next_block;
+    void* watch;
+    volatile int cancel;
+    Error error;
+    Worker* workers[MAX_WORKERS];
+    uint32_t worker_count, workers_left;
+    pthread_mutex_t lock;
+    pthread_cond_t done;
+};
+
+extern EMU_TLS Worker* self;
+extern EMU_TLS int watching;
+extern uintptr_t arena_base;
+extern uint64_t arena_size;
+extern uint8_t* shadow;
+
+[[noreturn]] void fail(int kind, uint64_t address, uint64_t bytes, int write, void* pc, const char* text);
+void* reserve_pages(uint64_t bytes);
+Allocation* allocation_of(uint64_t offset);
+void each_allocation(void (*visit)(Allocation*, void*), void* context);
+
+// watch.cpp: called only in watched launches, but for watch_forget.
+void watch_access(Worker* w, uint64_t offset, uint64_t bytes, int write, int flags, void* pc);
+void watch_barrier(Worker* w, int number);
+void watch_arrive(Worker* w, uint32_t number, uint32_t threads, void* pc);
+void watch_meeting(Worker* w, uint32_t warp, uint32_t present);
+void watch_exit(Worker* w, Thread* t);
+void watch_fence(Worker* w, int scope);
+void watch_block_begin(Worker* w);
+void watch_warp_done(Worker* w, uint32_t warp);
+void watch_block_end(Worker* w);
+void watch_worker_begin(Worker* w);
+void watch_worker_end(Worker* w);
+void watch_copy_landed(Worker* w, Pending* p);
+void watch_forget(uint64_t offset, uint64_t bytes);  // memory was freed
+
+}  // namespace emu
