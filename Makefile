@@ -16,7 +16,7 @@ help:
 	@echo "Each of them sets up $(VENV) first, if need be."
 
 ladder: $(VENV)/.ready
-	$(RUN) -m kernels.ladder
+	$(RUN) -m kernels
 
 test: $(VENV)/.ready
 	$(RUN) -m pytest -n auto --maxprocesses 4

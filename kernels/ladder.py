@@ -1,0 +1,195 @@
+"""The ladder: how each rung is launched, what it teaches, and what it must move.
+
+Every rung computes the whole operator, y = BatchNorm(conv(x)) * scaling_factor, and takes over more of torch's three
+calls than the rung before. A rung's ``candidate`` is what ``fusedref.validate`` wants: a function
+``(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps) -> y`` of torch tensors and numbers.
+It takes the device from the tensors: a GPU's, or the CPU's for the emulator.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fusedref import bench, folding, fused_conv_bn_scale
+from fusedref.cuda.compile import source_module
+from fusedref.cuda.tensors import Out, launch
+from fusedref.problem import Problem
+
+KERNELS = Path(__file__).parent
+THREADS = 256  # in a block of one thread per number
+
+
+@dataclasses.dataclass(frozen=True)
+class Rung:
+    """One way to compute the whole operator."""
+
+    number: int
+    name: str
+    how: str  # who computes what
+    idea: str  # what the rung teaches
+    candidate: Callable[..., Tensor]
+    launches: int  # passes over the tensors, ours and the library's
+    round_trips: int  # how often a tensor of y's size is written and read again before y is finished
+    most_threads: int | None = None  # output pixels per image and channel that the launch geometry allows
+
+    @property
+    def title(self) -> str:
+        return f"{self.number:02d} {self.name}"
+
+    def bytes_moved(self, problem: Problem) -> int:
+        """What crosses the memory bus if every launch reads each of its tensors once and writes its result once."""
+        y = problem.dtype.itemsize * math.prod(problem.output_shape)
+        return problem.least_bytes + 2 * y * self.round_trips
+
+    def fits(self, problem: Problem) -> bool:
+        """Whether the rung can be launched on ``problem`` at all."""
+        return self.most_threads is None or problem.out_height * problem.out_width <= self.most_threads
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Rung 01's kernel: a convolution of stride 1 without padding, by a square kernel."""
+    batch, in_channels, height, width = x.shape
+    out_channels, _, kernel_size, _ = weight.shape
+    y = x.new_empty(batch, out_channels, height - kernel_size + 1, width - kernel_size + 1)
+    sizes = map(np.int32, (batch, in_channels, height, width, out_channels, kernel_size))
+    _one_thread_each("01_conv2d", "conv2d", y, x, weight, _or_zeros(bias, weight), Out(y), *sizes)
+    return y
+
+
+def batch_norm(
+    x: Tensor, running_mean: Tensor, running_var: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float
+) -> Tensor:
+    """Rung 02's kernel."""
+    y = torch.empty_like(x)
+    vectors = running_mean, running_var, _or_ones(gamma, running_mean), _or_zeros(beta, running_mean)
+    _one_thread_each("02_batch_norm", "batch_norm", y, x, *vectors, np.float32(eps), Out(y), *_planes(x))
+    return y
+
+
+def scale(x: Tensor, scaling_factor: float) -> Tensor:
+    """Rung 03's kernel."""
+    y = torch.empty_like(x)
+    _one_thread_each("03_scale", "scale", y, x, np.float32(scaling_factor), Out(y), np.int32(x.numel()))
+    return y
+
+
+def bn_scale(
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    scaling_factor: float,
+    eps: float,
+) -> Tensor:
+    """Rung 03's other kernel."""
+    y = torch.empty_like(x)
+    vectors = running_mean, running_var, _or_ones(gamma, running_mean), _or_zeros(beta, running_mean)
+    numbers = np.float32(scaling_factor), np.float32(eps)
+    _one_thread_each("03_scale", "bn_scale", y, x, *vectors, *numbers, Out(y), *_planes(x))
+    return y
+
+
+def fused(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps) -> Tensor:
+    """Rung 04's kernel, one thread per output."""
+    y, arguments = _fused_arguments(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps)
+    _one_thread_each("04_fused", "fused", y, *arguments)
+    return y
+
+
+def fused_block(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps) -> Tensor:
+    """Rung 04's other kernel, one block per image and channel."""
+    y, arguments = _fused_arguments(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps)
+    batch, out_channels, out_height, out_width = y.shape
+    function = source_module(KERNELS / "04_fused.cu", device=x.device).get_function("fused_block")
+    launch(function, *arguments, block=(out_width, out_height, 1), grid=(out_channels, batch, 1))
+    return y
+
+
+def library_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """torch's convolution, in fp32 as it is asked for: torch would let cuDNN round the inputs to tf32."""
+    with bench.arithmetic("fp32"):
+        return F.conv2d(x, weight, bias)
+
+
+def _rung_01(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps):
+    return F.batch_norm(conv2d(x, weight, bias), running_mean, running_var, gamma, beta, eps=eps) * scaling_factor
+
+
+def _rung_02(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps):
+    return batch_norm(conv2d(x, weight, bias), running_mean, running_var, gamma, beta, eps) * scaling_factor
+
+
+def _rung_03(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps):
+    return scale(batch_norm(conv2d(x, weight, bias), running_mean, running_var, gamma, beta, eps), scaling_factor)
+
+
+def _rung_03_bn_scale(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps):
+    convolved = library_convolution(x, weight, bias)
+    return bn_scale(convolved, running_mean, running_var, gamma, beta, scaling_factor, eps)
+
+
+def _rung_05_weights(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps):
+    a, b = folding.affine(bias, running_mean, running_var, gamma, beta, scaling_factor, eps)
+    return library_convolution(x, folding.fold(weight, a), b)
+
+
+LADDER = [
+    Rung(1, "conv2d", "our conv2d, torch's BatchNorm and scale",
+         "one thread per output: a thread's number tells it which output it owns", _rung_01, 3, 2),
+    Rung(2, "batch_norm", "our conv2d and BatchNorm, torch's scale",
+         "a kernel that changes every number a little costs as much as the memory takes to carry them", _rung_02, 3, 2),
+    Rung(3, "scale", "three kernels of ours",
+         "three launches: the intermediate result goes out to memory and comes back, twice", _rung_03, 3, 2),
+    Rung(3, "bn_scale", "library convolution, our BatchNorm and scale in one",
+         "fusing the two cheap operators saves one of the two round trips", _rung_03_bn_scale, 2, 1),
+    Rung(4, "fused", "one kernel, one thread per output",
+         "the sum stays in its register: no kernel can move fewer bytes, and yet fewer bytes are not all", fused, 1, 0),
+    Rung(4, "fused_block", "one kernel, one block per image and channel",
+         "a launch has limits: a block holds 1024 threads, so this serves small planes alone", fused_block, 1, 0,
+         most_threads=1024),
+    Rung(5, "folded", "what `import fusedref` runs",
+         "BatchNorm and scale are one multiply-add per channel, and sizes known to the compiler cost nothing",
+         fused_conv_bn_scale, 1, 0),
+    Rung(5, "folded_weights", "one library convolution",
+         "the multiply-add folds into the weights: any library's convolution computes the operator",
+         _rung_05_weights, 1, 0),
+]  # fmt: skip
+
+
+def _fused_arguments(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps):
+    """y, still empty, and the arguments that both kernels of rung 04 take."""
+    batch, in_channels, height, width = x.shape
+    out_channels, _, kernel_size, _ = weight.shape
+    y = x.new_empty(batch, out_channels, height - kernel_size + 1, width - kernel_size + 1)
+    vectors = _or_zeros(bias, running_mean), running_mean, running_var, _or_ones(gamma, running_mean)
+    sizes = map(np.int32, (batch, in_channels, height, width, out_channels, kernel_size))
+    numbers = np.float32(scaling_factor), np.float32(eps)
+    return y, (x, weight, *vectors, _or_zeros(beta, running_mean), *numbers, Out(y), *sizes)
+
+
+def _one_thread_each(file: str, kernel: str, y: Tensor, *arguments) -> None:
+    """Launches ``kernel`` of ``file`` with a thread for each number of ``y``."""
+    function = source_module(KERNELS / f"{file}.cu", device=y.device).get_function(kernel)
+    launch(function, *arguments, block=(THREADS, 1, 1), grid=(math.ceil(y.numel() / THREADS), 1, 1))
+
+
+def _planes(x: Tensor) -> tuple[np.int32, np.int32, np.int32]:
+    """batch, channels and the size of a plane."""
+    return np.int32(x.shape[0]), np.int32(x.shape[1]), np.int32(x.shape[2] * x.shape[3])
+
+
+def _or_zeros(vector: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_zeros(like.shape[0]) if vector is None else vector
+
+
+def _or_ones(vector: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_ones(like.shape[0]) if vector is None else vector
