@@ -1,0 +1,57 @@
+"""Rung 05: BatchNorm and scale as one multiply-add per channel, in the kernel or in the weights of a convolution."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from whole_numbers import SIZES, inputs
+
+from fusedref import KERNELBENCH_73, fused, fused_conv_bn_scale, validate
+from fusedref.cuda.compile import source_module
+from fusedref.cuda.tensors import Out, launch
+from fusedref.problem import SMALL_73
+from fusedref.reference import oracle
+from fusedref.validator import draw
+from kernels import ladder
+
+FOLDED, FOLDED_WEIGHTS = ladder.LADDER[6], ladder.LADDER[7]
+BOTH = pytest.mark.parametrize("rung", [FOLDED, FOLDED_WEIGHTS], ids=lambda rung: rung.name)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1, 1), (3, 2, 3, 11, 7, 3), (2, 3, 2, 33, 18, 2)])
+@BOTH
+def test_is_the_operator(device, rung, sizes):
+    arguments = inputs(*sizes, device=device)
+    assert rung.candidate(*arguments).equal(oracle(*arguments).float())
+
+
+@given(SIZES)
+@settings(max_examples=20, deadline=None)
+def test_the_folded_weights_are_the_operator(device, sizes):
+    arguments = inputs(*sizes, device=device)
+    assert FOLDED_WEIGHTS.candidate(*arguments).equal(oracle(*arguments).float())
+
+
+@BOTH
+def test_the_rung_validates(device, rung):
+    report = validate(rung.candidate, SMALL_73, device=device)
+    assert report.ok, str(report)
+
+
+def test_the_rung_is_the_kernel_of_the_package(device):
+    given = draw(SMALL_73, seed=1, device=device)
+    plan = fused.plan(SMALL_73)
+    options = tuple(f"-D{name}={value}" for name, value in plan.macros)
+    function = source_module(ladder.KERNELS / "05_folded.cu", options, device).get_function(plan.kernel)
+    y = torch.empty(SMALL_73.output_shape, device=device)
+    numbers = np.float32(given.scaling_factor), np.float32(given.eps)
+    launch(function, *given[:7], *numbers, Out(y), np.int64(SMALL_73.batch), grid=plan.grid, block=plan.block)
+    assert y.equal(fused_conv_bn_scale(*given))
+
+
+@pytest.mark.gpu
+def test_every_rung_that_fits_validates_at_problem_73(device):
+    for rung in ladder.LADDER:
+        if rung.fits(KERNELBENCH_73):
+            report = validate(rung.candidate, KERNELBENCH_73, device=device)
+            assert report.ok and report.relative_l2 <= 2e-7, f"{rung.title}: {report}"
