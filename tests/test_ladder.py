@@ -1,0 +1,145 @@
+"""The ladder: its ledger, its table and picture, and that a broken rung is told from a whole one."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from rich.console import Console
+
+from fusedref import KERNELBENCH_73, bench
+from fusedref.problem import SMALL_73
+from kernels import __main__ as command
+from kernels import ladder
+
+CONV2D, FUSED, FUSED_BLOCK, FOLDED = (ladder.LADDER[index] for index in (0, 4, 5, 6))
+X, Y = 4 * 128 * 8 * 128 * 128, 4 * 128 * 64 * 126 * 126
+PARAMETERS = 4 * (64 * 8 * 3 * 3 + 5 * 64)
+
+
+@pytest.fixture
+def rungs(monkeypatch, tmp_path):
+    """rungs(rung, ...): the command climbs these alone and finds no committed times. Returns its exit status."""
+
+    def run(*rungs, options=()):
+        monkeypatch.setattr(command, "LADDER", list(rungs))
+        monkeypatch.setattr(command, "MEASURED", command.ROOT / "lessons" / "measured" / "none.json")
+        monkeypatch.setattr(command, "measure", lambda: [])
+        return command.main(["--plot", str(tmp_path / "plots" / "ladder.png"), *options])
+
+    return run
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """A file of made-up times of a made-up card, in the place of the committed one."""
+    times = {bench.FLOOR: 100.0, "eager PyTorch": 900.0, "torch.compile": 700.0, "folded cuDNN": 500.0}
+    times |= {rung.title: 3000.0 - 100 * index for index, rung in enumerate(ladder.LADDER) if rung is not FUSED_BLOCK}
+    shape = bench.describe(KERNELBENCH_73)
+    rows = [bench.Row(name, "eval", "fp32", "NCHW", shape, us, 1.0, 5e-8, 100.0) for name, us in times.items()]
+    path = tmp_path / "lessons" / "measured" / "card.json"
+    path.parent.mkdir(parents=True)
+    content = {"card": "Test Card", "versions": {}, "rows": [dataclasses.asdict(row) for row in rows]}
+    path.write_text(json.dumps(content))
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    monkeypatch.setattr(command, "MEASURED", path)
+    monkeypatch.setattr(command, "README", tmp_path / "README.md")
+    monkeypatch.setattr(command, "README_PICTURE", path.with_name("ladder.png"))
+    return path
+
+
+def test_bytes_moved_at_problem_73():
+    least = X + PARAMETERS + Y
+    assert KERNELBENCH_73.least_bytes == least
+    moved = {rung.title: rung.bytes_moved(KERNELBENCH_73) for rung in ladder.LADDER}
+    assert moved == {
+        "01 conv2d": least + 4 * Y,
+        "02 batch_norm": least + 4 * Y,
+        "03 scale": least + 4 * Y,
+        "03 bn_scale": least + 2 * Y,
+        "04 fused": least,
+        "04 fused_block": least,
+        "05 folded": least,
+        "05 folded_weights": least,
+    }
+
+
+def test_every_kernel_file_has_a_rung_of_its_number_and_the_other_way_round():
+    numbers = [f"{rung.number:02d}" for rung in ladder.LADDER]
+    assert numbers == sorted(numbers)
+    assert sorted(set(numbers)) == sorted(path.name[:2] for path in ladder.KERNELS.glob("*.cu"))
+
+
+def test_whole_rungs_validate(rungs, capsys, tmp_path):
+    assert rungs(FUSED, FUSED_BLOCK) == 0
+    printed = capsys.readouterr().out
+    assert "04 fused" in printed and "04 fused_block does not launch on the 126x126 planes" in printed
+    assert (tmp_path / "plots" / "ladder.png").stat().st_size > 1000
+
+
+def test_a_broken_rung_is_told(rungs, plant, capsys):
+    plant("04_fused.cu", "+ beta[channel]", "")
+    assert rungs(FUSED) == 1
+    printed = capsys.readouterr().out
+    assert "04 fused is not validated" in printed and "beta" in printed
+
+
+def test_a_rung_that_does_not_compile_is_told(rungs, plant, capsys):
+    plant("01_conv2d.cu", "float sum = bias[channel];", "float sum = bias[channel]")
+    assert rungs(CONV2D) == 1
+    assert "01 conv2d is not validated" in capsys.readouterr().out
+
+
+def test_a_rung_that_should_not_launch_and_does_is_told(rungs, capsys):
+    fits_all = dataclasses.replace(FUSED, most_threads=1024)
+    assert rungs(fits_all) == 1
+    assert "04 fused launches where it should not" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what is said where there is no GPU")
+def test_without_a_gpu_nothing_is_called_measured(rungs, capsys, tmp_path):
+    assert rungs(FUSED, options=["--json", str(tmp_path / "card.json")]) == 2
+    assert "on a GPU alone" in capsys.readouterr().out and not (tmp_path / "card.json").exists()
+    assert rungs(FUSED) == 0
+    printed = capsys.readouterr().out
+    assert "No times" in printed and "us" not in printed.split()
+
+
+def test_the_table_holds_the_committed_times(measured):
+    card, rows = bench.load(measured)
+    rows = command.ladder_rows(rows)
+    report = dataclasses.make_dataclass("Report", ["ok", "relative_l2"])(True, 1e-7)
+    steps = [command.Step(rung, report, "too many threads") for rung in ladder.LADDER]
+    console = Console(width=200, record=True)
+    console.print(command.table(steps, rows, card, torch.device("cpu")))
+    printed = console.export_text()
+    assert "from an Test Card" in printed
+    lines = [line.split() for line in printed.splitlines()]
+    moved = f"{FOLDED.bytes_moved(SMALL_73) / 1e6:.2f}"
+    assert ["05", "folded", "yes", "1.0e-07", "1", moved, "1.00", "2400", "0.38", "4%"] in lines
+    assert ["04", "fused_block", "yes", "1.0e-07", "1", moved, "1.00", "none"] in lines
+    assert ["folded", "cuDNN", "5.0e-08", "500", "1.80", "20%"] in lines
+
+
+def test_the_readme_is_written_from_the_measured_file(measured):
+    command.README.write_text(f"before\n{command.BEGIN}\nstale\n{command.END}\nafter\n")
+    assert command.main(["--readme"]) == 0
+    text = command.README.read_text(encoding="utf-8")
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text
+    assert "Test Card" in text and "| 05 folded |" in text and "| 2400 | 0.38 | 4% | 5.0e-08 |" in text
+    assert command.README_PICTURE.stat().st_size > 1000
+    command.write_readme()
+    assert command.README.read_text(encoding="utf-8") == text
+
+
+def test_the_readme_holds_what_the_committed_times_give():
+    text = command.README.read_text(encoding="utf-8")
+    assert text.split(command.BEGIN)[1].split(command.END)[0].strip() == command.markdown().strip()
+
+
+@pytest.mark.gpu
+def test_the_rungs_and_the_peers_are_timed_in_one_run():
+    rows = command.measure()
+    timed = [rung.title for rung in ladder.LADDER if rung is not FUSED_BLOCK]
+    assert [row.name for row in rows] == [bench.FLOOR, *[peer.name for peer in command.PEERS], *timed]
+    assert all(row.us > 0 for row in rows) and all(row.relative_l2 <= 2e-7 for row in rows[1:])
