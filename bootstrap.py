@@ -62,7 +62,7 @@ def toolkit():
 
 def has_compiler():
     """Whether a C++ compiler is on PATH."""
-    return any(shutil.which(name) for name in ("c++", "g++", "clang++"))
+    return any(shutil.which(name) for name in ("g++", "clang++"))
 
 
 def has_headers():
