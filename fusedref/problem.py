@@ -46,6 +46,7 @@ class Problem:
                 raise ValueError(f"{name} must be a multiple of groups ({self.groups}), got {getattr(self, name)}")
         if not isinstance(self.dtype, torch.dtype) or not self.dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating torch.dtype, got {self.dtype!r}")
+        _ = self.strides, self.dilations  # each checks itself
         (top, bottom), (left, right) = self.pads
         padded = self.height + top + bottom, self.width + left + right
         if self.span[0] > padded[0] or self.span[1] > padded[1]:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -160,7 +160,7 @@ def validate(
         if y is None:
             cases.append(Case(name, shape, math.nan, None, None, tuple(reasons)))
         else:
-            cases.append(_compare(name, shape, inputs, y, reasons))
+            cases.append(compare(name, shape, inputs, y, reasons))
             if y.numel() <= 2**20:
                 earlier = y, y.clone()
     return Report(problem, precision, str(device), seed, tuple(cases))
@@ -267,8 +267,12 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
-def _compare(name: str, problem: Problem, inputs: Inputs, y: Tensor, reasons: list[str]) -> Case:
-    """The case for ``y``: how far from float64 it is, where it is too far, and why, as far as can be seen."""
+def compare(name: str, problem: Problem, inputs: Inputs, y: Tensor, reasons: Sequence[str] = ()) -> Case:
+    """The case for ``y``: how far from float64 it is, where it is too far, and why, as far as can be seen.
+
+    ``reasons`` are those already found; those found here join them in the case.
+    """
+    reasons = list(reasons)
     errors = Errors(problem)
     worst = None
     squares = torch.zeros(3, dtype=torch.float64)  # of the error, of the result, of m

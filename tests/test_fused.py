@@ -1,0 +1,390 @@
+"""fused_conv_bn_scale: the kernel (``device`` is a GPU, or the CPU for the emulator), the CPU path, what is refused."""
+
+import math
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from hypothesis import given
+
+from fusedref import Problem, fused_conv_bn_scale, plan, validate
+from fusedref.reference import conv_bn_scale, oracle
+from fusedref.validator import compare, draw
+from tests.strategies import compiling, fast, options, problems
+
+PROBLEM = Problem(2, 6, 8, 9, 11, 3, stride=2, padding=1, groups=2)
+
+
+@pytest.fixture
+def torch_on_the_cpu(monkeypatch):
+    """CPU tensors go to torch's folded convolution, as they do for a user without FUSEDREF_DEVICE."""
+    monkeypatch.delenv("FUSEDREF_DEVICE", raising=False)
+
+
+def case_of(problem, device, seed=0):
+    inputs = draw(problem, seed, device)
+    return compare("", problem, inputs, fused_conv_bn_scale(*inputs, **options(problem)))
+
+
+class TestKernel:
+    @compiling
+    @given(problems())
+    def test_any_problem(self, device, problem):
+        case = case_of(problem, device)
+        assert case.ok, case.reasons
+
+    @pytest.mark.parametrize(
+        "problem",
+        [
+            Problem(1, 3, 4, 40, 37, 7, stride=2, padding=3),
+            Problem(2, 4, 8, 9, 9, 1),
+            Problem(2, 6, 6, 9, 8, 3, padding=1, groups=6),
+            Problem(1, 2, 2, 12, 13, (2, 4), padding="same", dilation=(2, 1)),
+            Problem(1, 1, 2, 13, 33, (12, 31)),  # too many taps to unroll
+            Problem(1, 1, 1, 4, 4, 3, padding=9),  # windows that lie in the padding altogether
+            Problem(1, 2, 300, 3, 3, 3),  # one pixel
+        ],
+        ids=["7x7 stride 2", "1x1", "depthwise", "even, same", "large filter", "far padding", "one pixel"],
+    )
+    def test_kinds_of_problem(self, device, problem):
+        case = case_of(problem, device)
+        assert case.ok, case.reasons
+
+    def test_the_validator_agrees(self, device):
+        report = validate(lambda *inputs: fused_conv_bn_scale(*inputs, **options(PROBLEM)), PROBLEM, device=device)
+        assert report.ok, str(report)
+
+    @pytest.mark.parametrize("missing", ["bias", "gamma", "beta"])
+    def test_vectors_left_out(self, device, missing):
+        inputs = draw(PROBLEM, 0, device)._replace(**{missing: None})
+        neutral = torch.ones if missing == "gamma" else torch.zeros
+        filled = inputs._replace(**{missing: neutral(PROBLEM.out_channels, device=device)})
+        y = fused_conv_bn_scale(*inputs, **options(PROBLEM))
+        assert torch.equal(y, fused_conv_bn_scale(*filled, **options(PROBLEM)))
+
+    def test_another_batch_is_the_same_kernel(self, device):
+        inputs = draw(PROBLEM, 0, device)
+        whole = fused_conv_bn_scale(*inputs, **options(PROBLEM))
+        single = fused_conv_bn_scale(*inputs._replace(x=inputs.x[1:]), **options(PROBLEM))
+        assert torch.equal(whole[1:], single)
+        one, many = (plan(Problem(batch, 6, 8, 9, 11, 3)) for batch in (1, 100))
+        assert one.macros == many.macros and many.grid[0] == 100 * one.grid[0]
+
+    def test_non_contiguous_inputs(self, device):
+        inputs = draw(PROBLEM, 0, device)
+        y = fused_conv_bn_scale(*inputs, **options(PROBLEM))
+        strided = inputs._replace(
+            x=inputs.x.transpose(2, 3).contiguous().transpose(2, 3),
+            weight=inputs.weight.contiguous(memory_format=torch.channels_last),
+            gamma=torch.stack([inputs.gamma, inputs.beta], 1)[:, 0],
+        )
+        assert not strided.x.is_contiguous() and not strided.gamma.is_contiguous()
+        assert torch.equal(y, fused_conv_bn_scale(*strided, **options(PROBLEM)))
+        channels_last = inputs._replace(x=inputs.x.contiguous(memory_format=torch.channels_last))
+        assert torch.equal(y, fused_conv_bn_scale(*channels_last, **options(PROBLEM)))
+
+    def test_inputs_and_their_neighbours_stay(self, device):
+        inputs = draw(PROBLEM, 0, device)
+        before = [value.clone() for value in inputs[:7]]
+        fused_conv_bn_scale(*inputs, **options(PROBLEM))
+        assert all(torch.equal(*pair) for pair in zip(inputs[:7], before))
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    @pytest.mark.parametrize("name", ["x", "weight", "bias", "running_mean", "running_var", "gamma", "beta"])
+    def test_nan_and_infinity_come_out_where_the_formula_puts_them(self, device, name, value):
+        problem = Problem(1, 2, 3, 6, 7, 3, padding=1)
+        inputs = draw(problem, 0, device)
+        getattr(inputs, name).view(-1)[1] = value
+        y = fused_conv_bn_scale(*inputs, **options(problem)).double()
+        torch.testing.assert_close(y, oracle(*inputs, **options(problem)), rtol=1e-5, atol=1e-5, equal_nan=True)
+
+    def test_negative_variance_is_nan_in_its_channel_alone(self, device):
+        inputs = draw(PROBLEM, 0, device)
+        inputs.running_var[3] = -1.0
+        y = fused_conv_bn_scale(*inputs, **options(PROBLEM))
+        assert y[:, 3].isnan().all() and not y[:, [0, 1, 2, 4, 5, 6, 7]].isnan().any()
+
+    @pytest.mark.parametrize("factor", [0, 0.0, -2, 1e-30, 1e30, math.nan, math.inf, -math.inf, 1e300])
+    def test_any_scaling_factor(self, device, factor):
+        inputs = draw(PROBLEM, 0, device)._replace(scaling_factor=factor)
+        expected = conv_bn_scale(*inputs, **options(PROBLEM))
+        y = fused_conv_bn_scale(*inputs, **options(PROBLEM))
+        tolerance = 1e-5 * abs(factor) if math.isfinite(factor) else 0.0
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=tolerance, equal_nan=True)
+
+
+class TestTorchOnTheCpu:
+    pytestmark = pytest.mark.usefixtures("torch_on_the_cpu")
+
+    @fast
+    @given(problems())
+    def test_any_problem(self, problem):
+        case = case_of(problem, "cpu")
+        assert case.ok, case.reasons
+
+    def test_no_compiler_and_no_device_are_asked_for(self, monkeypatch):
+        monkeypatch.setattr("fusedref.fused.source_module", None)
+        monkeypatch.setattr("fusedref.fused.launch", None)
+        assert case_of(PROBLEM, "cpu").ok
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0])
+    @pytest.mark.parametrize("name", ["x", "weight", "bias", "running_mean", "running_var", "gamma", "beta"])
+    def test_nan_infinity_and_negative_variance_give_what_torch_gives(self, name, value):
+        problem = Problem(1, 2, 3, 6, 7, 3, padding=1)
+        inputs = draw(problem, 0)
+        getattr(inputs, name).view(-1)[1] = value
+        y, expected = (f(*inputs, **options(problem)) for f in (fused_conv_bn_scale, conv_bn_scale))
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+    def test_import_and_run_without_a_driver_or_a_compiler(self):
+        """In a process of its own, whose PATH holds no compiler: nothing of CUDA is imported on the way."""
+        script = (
+            "import sys, torch, fusedref\n"
+            "v = torch.ones(2)\n"
+            "y = fusedref.fused_conv_bn_scale(torch.ones(1, 1, 3, 3), torch.ones(2, 1, 3, 3), v, v, v, v, v, 2.0)\n"
+            "assert y.shape == (1, 2, 1, 1)\n"
+            "assert not {'pycuda', 'pycuda.driver', 'fusedref.emulator'} & set(sys.modules)\n"
+        )
+        environment = {name: value for name, value in os.environ.items() if name != "FUSEDREF_DEVICE"} | {"PATH": ""}
+        subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+
+
+class TestGradient:
+    @pytest.mark.parametrize("name", ["x", "weight", "bias", "gamma", "beta"])
+    def test_gradients_are_those_of_torch(self, device, name):
+        gradients = []
+        for function in (fused_conv_bn_scale, conv_bn_scale):
+            inputs = draw(PROBLEM, 0, device)
+            tensor = getattr(inputs, name).requires_grad_()
+            function(*inputs, **options(PROBLEM)).square().sum().backward()
+            gradients.append(tensor.grad)
+        assert torch.equal(*gradients)
+
+    def test_none_is_recorded_where_none_is_needed(self, device):
+        inputs = draw(PROBLEM, 0, device)
+        inputs.weight.requires_grad_()
+        with torch.no_grad():
+            assert not fused_conv_bn_scale(*inputs, **options(PROBLEM)).requires_grad
+        with torch.inference_mode():
+            assert fused_conv_bn_scale(*inputs, **options(PROBLEM)).is_inference()
+
+
+@pytest.mark.parametrize("emulated", [False, True], ids=["torch", "kernel"])
+def test_an_empty_batch_gives_an_empty_result(device, monkeypatch, emulated):
+    if not emulated:
+        monkeypatch.delenv("FUSEDREF_DEVICE", raising=False)
+    inputs = draw(PROBLEM, 0, device)
+    y = fused_conv_bn_scale(*inputs._replace(x=inputs.x[:0]), **options(PROBLEM))
+    assert y.shape == (0, *PROBLEM.output_shape[1:]) and y.device.type == device.type
+
+
+X, W, V = torch.zeros(2, 6, 9, 11), torch.zeros(8, 3, 3, 3), torch.ones(8)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"x": [1.0]}, TypeError, "x must be a torch.Tensor, got list"),
+        ({"x": None}, TypeError, "x must be a torch.Tensor, got NoneType"),
+        ({"running_var": None}, TypeError, "running_var must be a torch.Tensor, got NoneType"),
+        ({"beta": 0.0}, TypeError, "beta must be a torch.Tensor or None, got float"),
+        ({"x": X[0]}, ValueError, r"x must be \[batch, in_channels, height, width\], got shape \(6, 9, 11\)"),
+        ({"weight": W[0]}, ValueError, r"weight must be \[out_channels, .*, got shape \(3, 3, 3\)"),
+        (
+            {"groups": 1},
+            ValueError,
+            r"weight must be \(8, 6, 3, 3\) for x with 6 channels and groups=1, .*\(8, 3, 3, 3\)",
+        ),
+        ({"groups": 4}, ValueError, r"in_channels must be a multiple of groups \(4\), got 6"),
+        ({"groups": 0}, ValueError, "groups must be at least 1, got 0"),
+        ({"x": X.half()}, TypeError, "x must be float32, the only dtype supported, got torch.float16"),
+        ({"x": X.double()}, TypeError, "x must be float32, the only dtype supported, got torch.float64"),
+        ({"gamma": V.long()}, TypeError, "gamma must be float32, the only dtype supported, got torch.int64"),
+        ({"bias": V.to("meta")}, ValueError, "bias must be on the device of x, .*, got meta"),
+        ({"bias": V[:7]}, ValueError, r"bias must be \[out_channels\] = \(8,\), got shape \(7,\)"),
+        ({"running_mean": V[None]}, ValueError, r"running_mean must be \[out_channels\] = \(8,\), got shape \(1, 8\)"),
+        ({"running_var": V[:1]}, ValueError, r"running_var must be \[out_channels\] = \(8,\), got shape \(1,\)"),
+        ({"gamma": V.repeat(2)}, ValueError, r"gamma must be \[out_channels\] = \(8,\), got shape \(16,\)"),
+        (
+            {"x": X[:, :, :2]},
+            ValueError,
+            "the kernel must fit into the padded input: .* 3 x 3, the padded input is 2 x 11",
+        ),
+        ({"stride": 0}, ValueError, "stride must be at least 1, got 0"),
+        ({"padding": "same", "stride": 2}, ValueError, "padding='same' needs stride 1, got stride=2"),
+        ({"scaling_factor": torch.ones(())}, TypeError, "scaling_factor must be a number, got Tensor"),
+        ({"scaling_factor": "2"}, TypeError, "scaling_factor must be a number, got str"),
+        ({"eps": None}, TypeError, "eps must be a number, got NoneType"),
+    ],
+)
+def test_wrong_arguments_are_named(device, change, error, words):
+    arguments = {
+        "x": X, "weight": W, "bias": V, "running_mean": V, "running_var": V, "gamma": V, "beta": V,
+        "scaling_factor": 2.0, "groups": 2,
+    }  # fmt: skip
+    arguments = {
+        name: value.to(device) if isinstance(value, torch.Tensor) and value.device.type != "meta" else value
+        for name, value in {**arguments, **change}.items()
+    }
+    for _ in range(2):  # what is remembered of the first call does not make the second one pass
+        with pytest.raises(error, match=words):
+            fused_conv_bn_scale(**arguments)
+
+
+def test_the_plan_says_how():
+    chosen = plan(PROBLEM)
+    assert (chosen.kernel, chosen.block, chosen.grid) == ("folded", (256, 1, 1), (2 * 8 * 1, 1, 1))
+    assert dict(chosen.macros)["PAD_TOP"] == 1 and dict(chosen.macros)["OUT_WIDTH"] == 6
+    with pytest.raises(ValueError, match=r"must be below 2\*\*31"):
+        plan(Problem(1, 1, 1, 2**31, 1, 1))
+
+
+@pytest.mark.gpu
+class TestGpu:
+    """What only a card can show. Each compares with float64 on the card."""
+
+    def test_a_side_stream(self):
+        inputs = draw(PROBLEM, 0, "cuda")
+        expected = fused_conv_bn_scale(*inputs, **options(PROBLEM))
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            late = torch.zeros_like(inputs.x)
+            torch.cuda._sleep(50_000_000)  # the kernel must wait for what the stream was given before it
+            late += inputs.x
+            y = fused_conv_bn_scale(*inputs._replace(x=late), **options(PROBLEM))
+            twice = y * 2  # and what the stream is given after it must wait for the kernel
+        torch.cuda.current_stream().wait_stream(stream)
+        assert torch.equal(twice, expected * 2)
+
+    def test_a_captured_graph_replays(self):
+        inputs = draw(PROBLEM, 0, "cuda")
+        fused_conv_bn_scale(*inputs, **options(PROBLEM))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = fused_conv_bn_scale(*inputs, **options(PROBLEM))
+        for seed in (1, 2):
+            fresh = draw(PROBLEM, seed, "cuda")
+            for tensor, value in zip(inputs[:7], fresh[:7]):
+                tensor.copy_(value)
+            y.fill_(torch.nan)
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                graph.replay()
+            torch.cuda.current_stream().wait_stream(side)
+            kept = fresh._replace(scaling_factor=inputs.scaling_factor, eps=inputs.eps)
+            case = compare("", PROBLEM, kept, y)
+            assert case.ok, case.reasons
+
+    def test_other_streams_work_while_one_is_captured(self):
+        inputs = draw(PROBLEM, 0, "cuda")
+        expected = fused_conv_bn_scale(*inputs, **options(PROBLEM))
+        others = [torch.cuda.Stream() for _ in range(2)]
+        for stream in others:
+            with torch.cuda.stream(stream):
+                fused_conv_bn_scale(*inputs, **options(PROBLEM))
+        torch.cuda.synchronize()
+        graph, found = torch.cuda.CUDAGraph(), []
+
+        def run(stream):
+            with torch.cuda.stream(stream):
+                found.append(fused_conv_bn_scale(*inputs, **options(PROBLEM)))
+
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            y = fused_conv_bn_scale(*inputs, **options(PROBLEM))
+            threads = [threading.Thread(target=run, args=(stream,)) for stream in others]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        graph.replay()
+        torch.cuda.synchronize()
+        assert len(found) == 2 and all(torch.equal(result, expected) for result in [y, *found])
+
+    def test_fresh_threads(self):
+        """Many at once, in streams of their own; none may leave a context pushed, which would abort the process."""
+        inputs = draw(PROBLEM, 0, "cuda")
+        expected = fused_conv_bn_scale(*inputs, **options(PROBLEM))
+        torch.cuda.synchronize()
+        results = []
+
+        def run(stream):
+            with torch.cuda.stream(stream):
+                for _ in range(20):
+                    results.append(fused_conv_bn_scale(*inputs, **options(PROBLEM)))
+                stream.synchronize()
+
+        streams = [torch.cuda.default_stream(), *[torch.cuda.Stream() for _ in range(3)]]
+        threads = [threading.Thread(target=run, args=(stream,)) for stream in streams * 2]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(results) == 160 and all(torch.equal(result, expected) for result in results)
+
+    def test_a_thread_of_autograd(self):
+        class Doubled(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                return x * 2
+
+            @staticmethod
+            def backward(ctx, gradient):
+                found.append(fused_conv_bn_scale(*inputs, **options(PROBLEM)))
+                return gradient
+
+        found, inputs = [], draw(PROBLEM, 0, "cuda")
+        Doubled.apply(torch.ones(3, device="cuda", requires_grad=True)).sum().backward()
+        assert torch.equal(found[0], fused_conv_bn_scale(*inputs, **options(PROBLEM)))
+
+    def test_a_process_that_ends_in_a_thread(self):
+        script = (
+            "import threading, torch, fusedref\n"
+            "from fusedref.validator import draw\n"
+            "inputs = draw(fusedref.Problem(1, 2, 2, 5, 5, 3), 0, 'cuda')\n"
+            "thread = threading.Thread(target=lambda: fusedref.fused_conv_bn_scale(*inputs))\n"
+            "thread.start(); thread.join(); torch.cuda.synchronize(); print('end')\n"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+
+    def test_the_second_card(self):
+        if torch.cuda.device_count() < 2:
+            pytest.skip("needs two GPUs")
+        case = case_of(PROBLEM, "cuda:1")
+        assert case.ok, case.reasons
+        assert torch.cuda.current_device() == 0
+
+    def test_more_than_2_to_the_31_elements(self):
+        """x of 2**31 + 2**25 elements: the last images lie beyond 32-bit indices, in x and in y."""
+        problem = Problem(65, 1, 1, 2**12, 2**13, 1)
+        if torch.cuda.get_device_properties(0).total_memory < 30 * 2**30:
+            pytest.skip("needs 30 GiB of GPU memory")
+        inputs = draw(problem, 0, "cuda")
+        y = fused_conv_bn_scale(*inputs)
+        assert y.numel() > 2**31
+        case = compare("", problem, inputs, y)
+        assert case.ok, case.reasons
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0])
+    @pytest.mark.parametrize("name", ["x", "weight", "bias", "running_mean", "running_var", "gamma", "beta"])
+    def test_nan_infinity_and_negative_variance_give_what_torch_gives(self, name, value):
+        problem = Problem(1, 2, 3, 6, 7, 3)
+        inputs = draw(problem, 0, "cuda")
+        getattr(inputs, name).view(-1)[1] = value
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            expected = conv_bn_scale(*inputs)
+        y = fused_conv_bn_scale(*inputs)
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+    def test_tf32_of_the_library_is_refused(self):
+        """torch's own convolution takes tf32 unless told not to: the validator sees the difference."""
+        problem = Problem(8, 32, 64, 32, 32, 3)
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            assert validate(conv_bn_scale, problem).ok
+        with torch.backends.cudnn.flags(allow_tf32=True):
+            assert not validate(conv_bn_scale, problem).ok

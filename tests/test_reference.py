@@ -1,0 +1,35 @@
+import torch
+from hypothesis import given
+
+from fusedref import ConvBnScale
+from fusedref.reference import conv_bn_scale, oracle
+from fusedref.validator import compare, draw
+from tests.strategies import fast, options, problems
+
+
+@fast
+@given(problems())
+def test_three_operators_are_the_oracle_to_float32_rounding(problem):
+    inputs = draw(problem, seed=1)
+    case = compare("", problem, inputs, conv_bn_scale(*inputs, **options(problem)))
+    assert case.ok, case.reasons
+
+
+@fast
+@given(problems())
+def test_in_float64_they_are_the_oracle(problem):
+    """The oracle writes BatchNorm out; torch's own float64 operators are a second opinion."""
+    inputs = [value.double() if isinstance(value, torch.Tensor) else value for value in draw(problem, seed=2)]
+    expected = oracle(*inputs, **options(problem))
+    assert expected.dtype == torch.float64
+    torch.testing.assert_close(conv_bn_scale(*inputs, **options(problem)), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_model_is_conv_then_bn_then_scale():
+    torch.manual_seed(0)
+    model = ConvBnScale(3, 4, 3, 1.5, padding=1, eps=0.1).eval()
+    torch.manual_seed(0)
+    conv, bn = torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.BatchNorm2d(4, eps=0.1)
+    x = torch.randn(2, 3, 5, 6)
+    assert torch.equal(model(x), bn.eval()(conv(x)) * 1.5)
+    assert "scaling_factor=1.5" in repr(model)
