@@ -1,0 +1,117 @@
+"""Exercises of lesson 02: a kernel that is all traffic."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+
+from lessons.exercises import Exercise, Wrong
+from lessons.exercises.kernels import code, compare, compiled, run
+
+
+def seconds_answer(batch, channels, height, width, bandwidth):
+    return 2 * 4 * batch * channels * height * width / bandwidth
+
+
+def _judge_seconds(answer) -> str:
+    for case in ((128, 64, 126, 126, 3e12), (2, 3, 5, 7, 1e9), (1, 1, 1, 1, 1.0)):
+        value, right = answer(*case), seconds_answer(*case)
+        if not isinstance(value, (int, float)) or not math.isclose(value, right, rel_tol=1e-9):
+            ratio = f" Yours is {value / right:.3g} times that." if isinstance(value, (int, float)) else ""
+            raise Wrong(f"A tensor {list(case[:4])} at {case[4]:.3g} bytes/s takes {right:.4g} s.{ratio}")
+    return "No kernel that does this and nothing else can be faster, however it is written."
+
+
+seconds = Exercise(
+    _judge_seconds,
+    [
+        "How many bytes cross the memory bus for one number? It arrives, and it leaves.",
+        "Bytes, divided by bytes per second.",
+    ],
+    seconds_answer,
+)
+
+
+def _vectors(channels: int, seed: int) -> list[np.ndarray]:
+    """running_mean, running_var, gamma, beta, far from a fresh BatchNorm's; some variances as small as eps."""
+    random = np.random.default_rng(seed)
+    var = random.uniform(0.5, 2, channels).astype(np.float32)
+    var[::2] = 1e-5
+    return [
+        random.standard_normal(channels, dtype=np.float32),
+        var,
+        random.uniform(-2, 2, channels).astype(np.float32),
+        random.standard_normal(channels, dtype=np.float32),
+    ]
+
+
+def batch_norm64(x: np.ndarray, vectors: list[np.ndarray], eps: float, axis: int) -> np.ndarray:
+    """BatchNorm of x in float64 with the channels along `axis`."""
+    shape = [-1 if place == axis else 1 for place in range(x.ndim)]
+    mean, var, gamma, beta = (vector.astype(np.float64).reshape(shape) for vector in vectors)
+    return (x.astype(np.float64) - mean) / np.sqrt(var + eps) * gamma + beta
+
+
+_KERNEL = """
+__global__ void batch_norm(const float* x, const float* running_mean, const float* running_var,
+                           const float* gamma, const float* beta, float eps, float* y,
+                           int batch, int channels, int plane)
+{{
+    const int index = blockIdx.x * blockDim.x + threadIdx.x;
+    if (index >= batch * channels * plane) return;
+    const int channel = {channel};
+    y[index] = {value};
+}}
+"""
+_ORDINARY = "(x[index] - running_mean[channel]) / sqrtf(running_var[channel] + eps) * gamma[channel] + beta[channel]"
+
+
+def _judge_batch_norm(source, channels_last: bool) -> None:
+    kernel = compiled(source, "batch_norm")
+    for seed, (batch, channels, plane) in enumerate(((3, 5, 7), (2, 7, 70), (1, 3, 11), (5, 1, 13))):
+        shape = (batch, plane, channels) if channels_last else (batch, channels, plane)
+        x = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+        vectors = _vectors(channels, 10 + seed)
+        eps = np.float32(1e-5)
+        axes = ("image", "pixel", "channel") if channels_last else ("image", "channel", "pixel")
+        y = run(kernel, [x, *vectors, eps], shape, [batch, channels, plane])
+        compare(y, batch_norm64(x, vectors, float(eps), axes.index("channel")), axes)
+
+
+def _judge_channels_last(source) -> str:
+    _judge_batch_norm(source, True)
+    return "The bytes are the same, but now the 32 lanes of a warp are in 32 channels, not in one."
+
+
+channels_last = Exercise(
+    _judge_channels_last,
+    [
+        "In which order do the numbers lie now? Write down the channel of the numbers 0, 1, 2, ... for three channels.",
+        "The channel is now the digit that changes fastest.",
+    ],
+    _KERNEL.format(channel="index % channels", value=_ORDINARY),
+)
+
+
+def _judge_rsqrt(source) -> str:
+    if re.search(r"(?<!r)sqrtf?\s*\(", code(source)):
+        raise Wrong("There is still a square root in it besides the reciprocal one.")
+    if not re.search(r"\brsqrtf\s*\(", code(source)):
+        raise Wrong("There is no call of `rsqrtf` in it.")
+    _judge_batch_norm(source, False)
+    return "Now look at the clock before you are glad: what limits this kernel?"
+
+
+rsqrt = Exercise(
+    _judge_rsqrt,
+    [
+        "rsqrtf(v) is 1 / sqrtf(v). What takes the place of the division?",
+        "eps keeps a channel whose variance is zero from dividing by zero. It belongs inside.",
+    ],
+    _KERNEL.format(
+        channel="index / plane % channels",
+        value=_ORDINARY.replace("/ sqrtf", "* rsqrtf"),
+    ),
+)

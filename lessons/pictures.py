@@ -1,0 +1,365 @@
+"""The lessons' pictures. Every function returns one finished picture with its alternative text, for a cell to show.
+
+Colours are Okabe and Ito's, which people with every kind of colour vision can tell apart, and no picture says
+anything by colour alone.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from IPython.display import Image, Markdown
+from matplotlib import cbook
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#6b6b6b",
+)
+PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
+PALE = ("#cfe3f1", "#fbe6bd", "#c4e8dc", "#f7d3bd", "#f0d9e6", "#d9effa")  # the palette, under black figures
+
+STYLE = {
+    "font.size": 12,
+    "axes.titlesize": 13,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+
+
+def draw(size: tuple[float, float], paint: Callable[[Figure], None], alt: str, kind: str = "png") -> Image:
+    """Let `paint` fill a figure of `size` inches and return it as a picture with the alternative text `alt`.
+
+    kind: "png", or "jpeg" for photographs, which it keeps small.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        paint(figure)
+        file = io.BytesIO()
+        figure.savefig(file, format=kind, dpi=120)
+    return Image(file.getvalue(), format=kind, alt=alt, width=int(size[0] * 90))
+
+
+def listing(source: str) -> Markdown:
+    """The source of a kernel, for reading."""
+    return Markdown(f"```c++\n{source.strip()}\n```")
+
+
+def photo(height: int) -> np.ndarray:
+    """Matplotlib's sample photograph (Grace Hopper, who wrote the first compiler): [3, height, width], 0 to 1."""
+    from PIL import Image as Photograph
+
+    with Photograph.open(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)) as picture:
+        width = round(picture.width * height / picture.height)
+        pixels = np.asarray(picture.convert("RGB").resize((width, height)), dtype=np.float32)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)) / 255
+
+
+def images(planes: Mapping[str, np.ndarray], alt: str) -> Image:
+    """Images side by side under their titles: [3, height, width], or [height, width] in grey.
+
+    Where a grey one has negative numbers, zero is the middle grey.
+    """
+
+    def paint(figure: Figure) -> None:
+        for axes, (title, plane) in zip(figure.subplots(1, len(planes), squeeze=False)[0], planes.items()):
+            if plane.ndim == 3:
+                axes.imshow(plane.transpose(1, 2, 0).clip(0, 1))
+            else:
+                low, high = np.percentile(plane, [1, 99])
+                if low < 0:
+                    low, high = -max(-low, high), max(-low, high)
+                axes.imshow(plane, cmap="gray", vmin=low, vmax=high)
+            axes.set_title(title, loc="center")
+            axes.set_axis_off()
+
+    return draw((2.5 * len(planes), 3.2), paint, alt, kind="jpeg")
+
+
+def index_map(
+    numbers: np.ndarray,
+    owners: np.ndarray,
+    alt: str,
+    *,
+    title: str = "",
+    owner: str = "block",
+    rows: str = "row",
+    columns: str = "column",
+) -> Image:
+    """A grid of cells: the figure in each is `numbers`, its colour and the legend say which of the `owners` has it."""
+    height, width = numbers.shape
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        present = [int(value) for value in np.unique(owners)]
+        for (row, column), value in np.ndenumerate(numbers):
+            place = present.index(int(owners[row, column])) % len(PALE)
+            axes.add_patch(
+                matplotlib.patches.Rectangle(
+                    (column - 0.5, row - 0.5), 1, 1, facecolor=PALE[place], edgecolor="white", linewidth=2
+                )
+            )
+            axes.text(column, row, f"{value}", ha="center", va="center", fontsize=10)
+        axes.set(
+            xlim=(-0.5, width - 0.5),
+            ylim=(height - 0.5, -0.5),
+            aspect="equal",
+            xlabel=columns,
+            ylabel=rows,
+            xticks=range(width),
+            yticks=range(height),
+        )
+        axes.set_title(title)
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        handles = [
+            matplotlib.patches.Patch(facecolor=PALE[place % len(PALE)], edgecolor=GREY, label=f"{owner} {value}")
+            for place, value in enumerate(present)
+        ]
+        axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+    return draw((max(5.0, 0.52 * width + 2.2), max(2.2, 0.46 * height + 1.1)), paint, alt)
+
+
+def counts(array: np.ndarray, alt: str, *, title: str = "", label: str = "") -> Image:
+    """A small matrix of whole numbers, each written in its cell, darker where it is larger."""
+    height, width = array.shape
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        shown = axes.imshow(array, cmap="Blues", vmin=0, vmax=array.max() * 1.25)
+        for (row, column), value in np.ndenumerate(array):
+            dark = value > 0.8 * array.max()
+            axes.text(
+                column, row, f"{value}", ha="center", va="center", fontsize=10, color="white" if dark else "black"
+            )
+        axes.set(xlabel="column", ylabel="row", xticks=range(width), yticks=range(height))
+        axes.set_title(title)
+        figure.colorbar(shown, ax=axes, label=label, shrink=0.8)
+
+    return draw((max(5.0, 0.5 * width + 2), max(3.0, 0.5 * height + 1)), paint, alt)
+
+
+def window(height: int, width: int, kernel_size: int, row: int, column: int, alt: str) -> Image:
+    """What one output reads: its window in the input on the left, the one cell that it becomes on the right."""
+
+    def paint(figure: Figure) -> None:
+        sides = figure.subplots(1, 2, width_ratios=(width, width - kernel_size + 1))
+        marks = (
+            ("the input: reads these", height, width, kernel_size, BLUE),
+            ("the output: writes this", height - kernel_size + 1, width - kernel_size + 1, 1, RED),
+        )
+        for axes, (title, rows, columns, side, colour) in zip(sides, marks):
+            for i in range(rows):
+                for j in range(columns):
+                    inside = row <= i < row + side and column <= j < column + side
+                    axes.add_patch(
+                        matplotlib.patches.Rectangle(
+                            (j, i),
+                            1,
+                            1,
+                            facecolor=colour if inside else "#f2f2f2",
+                            edgecolor="white",
+                            linewidth=2,
+                            hatch="//" if inside else None,
+                        )
+                    )
+            axes.set(xlim=(0, columns), ylim=(rows, 0), aspect="equal", xticks=[], yticks=[], title=title)
+            for spine in axes.spines.values():
+                spine.set_visible(False)
+        sides[1].annotate(
+            "",
+            xy=(column, row + 0.5),
+            xycoords=sides[1].transData,
+            xytext=(column + kernel_size, row + kernel_size / 2),
+            textcoords=sides[0].transData,
+            arrowprops={"arrowstyle": "->", "linewidth": 2, "color": "black"},
+        )
+
+    return draw((8, 3.4), paint, alt)
+
+
+def ledger(rows: Mapping[str, tuple[float, float]], alt: str, *, title: str = "") -> Image:
+    """The bytes that each kernel reads and writes, one bar a kernel. rows: name -> (bytes read, bytes written)."""
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        names = list(rows)
+        read = np.array([rows[name][0] for name in names]) / 1e6
+        written = np.array([rows[name][1] for name in names]) / 1e6
+        axes.barh(names, read, color=SKY, edgecolor="white", label="reads")
+        axes.barh(names, written, left=read, color=BLUE, edgecolor="white", hatch="//", label="writes")
+        for place, total in enumerate(read + written):
+            axes.text(total, place, f"  {megabytes(total)}", va="center")
+        axes.invert_yaxis()
+        axes.set(xlabel="megabytes", xlim=(0, 1.18 * (read + written).max()), title=title)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+
+    return draw((9, 0.55 * len(rows) + 1.5), paint, alt)
+
+
+def megabytes(value: float) -> str:
+    return f"{value:,.0f} MB" if value >= 10 else f"{value:.2g} MB"
+
+
+def bars(
+    values: Mapping[str, float],
+    alt: str,
+    *,
+    unit: str,
+    title: str = "",
+    mark: tuple[str, float] | None = None,
+    highlight: Sequence[str] = (),
+) -> Image:
+    """One horizontal bar a value; a dashed line for `mark`; the names in `highlight` stand out. NaN: not measured."""
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        names, lengths = list(values), np.array(list(values.values()), dtype=float)
+        longest = max([value for value in [*lengths, mark[1] if mark else np.nan] if np.isfinite(value)], default=1.0)
+        colours = [RED if name in highlight else BLUE for name in names]
+        axes.barh(names, np.nan_to_num(lengths), color=colours, edgecolor="white")
+        for place, value in enumerate(lengths):
+            said = f"  {value:,.3g}" if value < 100 else f"  {value:,.0f}"
+            axes.text(np.nan_to_num(value), place, said if np.isfinite(value) else "  not measured", va="center")
+        if mark:
+            axes.axvline(mark[1], color="black", linestyle="--", linewidth=1.5)
+            axes.text(mark[1], -0.62, f" {mark[0]}", va="bottom")
+        axes.invert_yaxis()
+        axes.set(xlabel=unit, xlim=(0, 1.15 * longest))
+        if not np.isfinite(lengths).any():
+            axes.set_xticks([])
+        axes.set_title(title, pad=24 if mark else None)
+
+    return draw((9, 0.5 * len(values) + (1.9 if mark else 1.4)), paint, alt)
+
+
+def curve(
+    points: Mapping[str, Sequence[tuple[float, float]]],
+    alt: str,
+    *,
+    x: str,
+    y: str,
+    title: str = "",
+    logarithmic: str = "",
+    mark: tuple[str, float] | None = None,
+    from_zero: bool = True,
+    colours: Sequence[str] = PALETTE,
+) -> Image:
+    """Lines through points. logarithmic: "", "x", "y" or "xy"; a dashed upright line for `mark`."""
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        for (name, line), colour, symbol in zip(points.items(), colours, "osD^vP"):
+            axes.plot(*zip(*line), color=colour, marker=symbol, label=name, linewidth=2, clip_on=False)
+        if "x" in logarithmic:
+            axes.set_xscale("log", base=2)
+        if "y" in logarithmic:
+            axes.set_yscale("log")
+        elif from_zero:
+            axes.set_ylim(bottom=0)
+        if mark:
+            axes.axvline(mark[1], color=GREY, linestyle="--")
+            axes.text(mark[1], 0.97, f" {mark[0]}", transform=axes.get_xaxis_transform(), va="top")
+        axes.set(xlabel=x, ylabel=y, title=title)
+        axes.grid(alpha=0.3)
+        if len(points) > 1:
+            axes.legend()
+
+    return draw((9, 4), paint, alt)
+
+
+def roofline(
+    points: Mapping[str, tuple[float, float | None]], roofs: Mapping[str, float], bandwidth: float, alt: str
+) -> Image:
+    """The roofline. points: name -> (FLOP per byte, FLOP/s reached or None for a mark under the roof);
+    roofs: name -> FLOP/s; bandwidth: bytes/s."""
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        highest = max(roofs.values()) / bandwidth
+        axes.plot([0.05, highest], [0.05 * bandwidth, highest * bandwidth], color=GREY, linewidth=2)
+        for (name, peak), colour, dash in zip(roofs.items(), (RED, PURPLE, GREEN), ("-", "--", "-.")):
+            axes.plot([peak / bandwidth, 2000], [peak, peak], color=colour, linestyle=dash, linewidth=2)
+            axes.text(1900, peak * 1.15, name, ha="right")
+        lowest = min(roofs.values())
+        axes.text(
+            0.06,
+            0.06 * bandwidth * 2.2,
+            f"the memory: {bandwidth / 1e12:.1f} TB/s",
+            rotation=28,
+            rotation_mode="anchor",
+        )
+        for place, (name, (x, reached)) in enumerate(points.items()):
+            y = min(lowest, bandwidth * x) if reached is None else reached
+            axes.plot(
+                x,
+                y,
+                marker="osD^vP"[place % 6],
+                color=BLUE,
+                markersize=10,
+                markeredgecolor="white",
+                zorder=3,
+                fillstyle="full",
+            )
+            axes.annotate(name, (x, y), textcoords="offset points", xytext=(12, -14), fontsize=11)
+        axes.set(
+            xscale="log",
+            yscale="log",
+            xlabel="arithmetic intensity: operations per byte moved",
+            ylabel="operations per second",
+            xlim=(0.05, 2000),
+            ylim=(bandwidth * 0.03, max(roofs.values()) * 2.5),
+        )
+        axes.grid(alpha=0.3)
+
+    return draw((9, 5), paint, alt)
+
+
+def sectors(addresses: Sequence[int], alt: str, *, title: str = "") -> Image:
+    """Memory as a strip of 32-byte sectors: the words that the lanes of one warp ask for. addresses: in bytes."""
+    addresses = np.asarray(addresses)
+    first = addresses.min() // 32
+    touched = np.unique(addresses // 32)
+    total = int(addresses.max() // 32 - first + 1)
+    per_line = 4 if total > 1 else 1
+    lines = -(-total // per_line)
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        for sector in range(total):
+            line, place = divmod(sector, per_line)
+            for word in range(8):
+                address = (first + sector) * 32 + word * 4
+                lanes = np.flatnonzero(addresses == address)
+                axes.add_patch(
+                    matplotlib.patches.Rectangle(
+                        (place * 8.4 + word, line),
+                        1,
+                        0.8,
+                        edgecolor="white",
+                        facecolor=BLUE if len(lanes) else (PALE[0] if first + sector in touched else "#efefef"),
+                    )
+                )
+                if len(lanes):
+                    text = f"{lanes[0]}" if len(lanes) == 1 else f"×{len(lanes)}"
+                    axes.text(
+                        place * 8.4 + word + 0.5, line + 0.42, text, ha="center", va="center", color="white", fontsize=9
+                    )
+        axes.set(xlim=(0, per_line * 8.4), ylim=(lines, 0), aspect="equal", title=title)
+        axes.set_axis_off()
+
+    return draw((max(4.5, 0.29 * per_line * 8.4), 0.36 * lines + 0.6), paint, alt)

@@ -1,0 +1,426 @@
+"""The lessons run, their outputs belong to their code, and their exercises tell right from wrong."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from nbclient.exceptions import CellExecutionError
+from torch import nn
+
+from lessons import execute, pictures
+from lessons.exercises import BLANK, Exercise, Wrong, e00, e01, e02, e03, e04, e05, kernels
+
+LESSONS = execute.notebooks()
+EXERCISES = {
+    f"{module.__name__[-3:]}.{name}": value
+    for module in (e00, e01, e02, e03, e04, e05)
+    for name, value in vars(module).items()
+    if isinstance(value, Exercise)
+}
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def code(notebook: nbformat.NotebookNode) -> list:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def words(cell) -> list[str]:
+    """What a cell says, without its figures: the same on every machine."""
+    said = []
+    for output in cell.outputs:
+        text = output["text"] if "text" in output else output["data"].get("text/markdown", "")
+        said += re.sub(r"-?(\d[\d,.]*(e[-+]?\d+)?|nan)", "#", text).split()
+    return said
+
+
+# --- the notebooks ---
+
+
+def test_every_rung_has_its_lesson():
+    rungs = {path.stem for path in Path("kernels").glob("[0-9][0-9]_*.cu")}
+    assert rungs | {"00_the_problem"} == {path.stem for path in LESSONS}
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_runs_from_top_to_bottom(path):
+    committed = read(path)
+    notebook = execute.execute(read(path), timeout=300)
+    for cell, before in zip(code(notebook)[1:], code(committed)[1:]):
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr", f"a warning in a lesson: {output.text}"
+        assert words(cell) == words(before), (
+            "the committed output is of another state of the repository: execute it again"
+        )
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_committed_outputs(path):
+    assert path.stat().st_size < 1_000_000
+    notebook = read(path)
+    nbformat.validate(notebook)
+    claims = notebook.metadata["fusedref"]
+    assert claims["code"] == execute.digest(notebook), (
+        f"{path.name} was edited: python -m lessons.execute --only {path.name[:2]}"
+    )
+    assert claims["device"].startswith("NVIDIA"), f"{path.name} was last executed on: {claims['device']}"
+    assert f"The kernels run on: {claims['device']}." in code(notebook)[0].outputs[0].text
+    assert [cell.execution_count for cell in code(notebook)] == list(range(1, len(code(notebook)) + 1))
+    for cell in code(notebook):
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            for kind in ("image/png", "image/jpeg"):
+                if kind in output.get("data", {}):
+                    assert output.metadata[kind]["alt"], "a picture without alternative text"
+            assert not re.search(r"\bnan (us|times|TB|TFLOP|billion)", output.get("text", "")), "a time is missing"
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_speaks_of_nothing_but_itself(path):
+    text = path.read_text()
+    assert not re.search(r"/root/|/work/|/home/|/tmp/", text)
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_links_lead_somewhere(path):
+    for cell in read(path).cells:
+        for target in re.findall(r"\]\(([^)#]+)\)", cell.source if cell.cell_type == "markdown" else ""):
+            assert (path.parent / target).exists(), target
+
+
+def test_every_exercise_is_asked_in_its_lesson():
+    for name in EXERCISES:
+        (path,) = [path for path in LESSONS if path.name[:2] == name[1:3]]
+        source = path.read_text()
+        for part in ("check", "hint", "solution"):
+            assert f"{name}.{part}(" in source, f"{name}.{part} is not in {path.name}"
+
+
+def test_edited_code_is_found_out():
+    notebook = read(LESSONS[0])
+    before = execute.digest(notebook)
+    code(notebook)[-1].source += "\n1 + 1"
+    assert execute.digest(notebook) != before
+
+
+def test_a_failing_cell_fails_the_run():
+    broken = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
+        execute.execute(broken)
+
+
+# --- the exercises: right answers ---
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_the_solution_is_accepted_and_shown(name):
+    exercise = EXERCISES[name]
+    verdict = exercise.check(exercise.answer)
+    assert verdict.ok, verdict.text
+    shown = exercise.solution().text
+    assert "def " in shown or "__global__" in shown or re.search(r"\d", shown)
+    assert "1 of" in exercise.hint().text
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_the_notebook_starts_unanswered(name):
+    """Every exercise cell of a lesson says that it is not answered yet: nobody's answer was committed."""
+    (path,) = [path for path in LESSONS if path.name[:2] == name[1:3]]
+    (cell,) = [cell for cell in code(read(path)) if f"{name}.check(" in cell.source]
+    said = "".join(output["data"].get("text/plain", "") for output in cell.outputs if "data" in output)
+    assert "Not answered yet" in said
+
+
+def test_hints_come_one_at_a_time_and_stop_at_the_last():
+    exercise = Exercise(lambda answer: "", ["first", "second"], 1)
+    assert [exercise.hint().text[-6:].strip() for _ in range(3)] == ["first", "second", "second"]
+
+
+def test_an_error_in_an_answer_is_a_verdict():
+    verdict = e00.limit.check(lambda *_: 1 / 0)
+    assert not verdict.ok and "ZeroDivisionError" in verdict.text
+
+
+# --- the exercises: wrong answers, each with a word of what the learner must be told ---
+
+
+def wrong_tensor_bytes():
+    def tensor_bytes(x_rows=0, height_for_width=False, no_edges=False, size=4):
+        def answer(batch, in_channels, out_channels, height, width, kernel_size):
+            less = 0 if no_edges else kernel_size - 1
+            columns = height if height_for_width else width
+            return (
+                size * batch * in_channels * height * width,
+                size * batch * out_channels * (height - less) * (columns - less),
+            )
+
+        return answer
+
+    yield tensor_bytes(no_edges=True), "y has"
+    yield tensor_bytes(height_for_width=True), "y has"
+    yield tensor_bytes(size=1), "x has"
+    yield lambda *sizes: e00.tensor_bytes_answer(*sizes)[::-1], "x has"
+    yield lambda *sizes: 7, "two numbers"
+
+
+def changed(source: str, *replacements: tuple[str, str]) -> str:
+    """The right answer with a bug planted in it. Fails if the place for the bug is not there."""
+    for old, new in replacements:
+        assert old in source, old
+        source = source.replace(old, new)
+    return source
+
+
+DIGITS, GUARD, STRIDE = e01.digits.answer, e01.guard.answer, e01.stride.answer
+LAST, RSQRT, BN_SCALE, FUSED = e02.channels_last.answer, e02.rsqrt.answer, e03.bn_scale.answer, e04.fused.answer
+
+
+A, B = "s * gamma / sqrt(var + eps)", "s * beta + a * (bias - mean)"
+
+
+def fold_as(a: str = A, b: str = B):
+    """An answer to e05.fold that computes these two."""
+
+    def fold(bias, running_mean, running_var, gamma, beta, scaling_factor, eps):
+        names = {
+            "bias": bias,
+            "mean": running_mean,
+            "var": running_var,
+            "gamma": gamma,
+            "beta": beta,
+            "s": scaling_factor,
+            "eps": eps,
+            "sqrt": torch.sqrt,
+        }
+        names["a"] = eval(a, names)
+        return names["a"], eval(b, names)
+
+    return fold
+
+
+def folded_wrongly(conv, bn, scaling_factor, *, along=(-1, 1, 1, 1), copy=True, bias="right", keep_options=True):
+    a = scaling_factor * bn.weight / torch.sqrt(bn.running_var + bn.eps)
+    old_bias = torch.zeros_like(a) if conv.bias is None else conv.bias
+    if copy:
+        options = {"stride": conv.stride, "padding": conv.padding, "groups": conv.groups} if keep_options else {}
+        folded = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, dtype=conv.weight.dtype, **options)
+    else:
+        folded = conv
+    folded.weight = nn.Parameter(conv.weight * a.reshape(along))
+    folded.bias = nn.Parameter(
+        scaling_factor * bn.bias + (a * (old_bias - bn.running_mean) if bias == "right" else old_bias)
+    )
+    return folded
+
+
+WRONG = [
+    *[("e00.tensor_bytes", answer, word) for answer, word in wrong_tensor_bytes()],
+    ("e00.moved", lambda x, y: (x + 3 * y, x + y), "three operators"),
+    ("e00.moved", lambda x, y: (x + 5 * y, 2 * x + y), "one fused"),
+    ("e00.moved", lambda x, y: (x + 5 * y, y), "one fused"),
+    ("e00.moved", lambda x, y: x + 5 * y, "two numbers"),
+    ("e00.limit", lambda f, b, p, w: f / p + b / w, "the answer is"),
+    ("e00.limit", lambda f, b, p, w: min(f / p, b / w), "the answer is"),
+    ("e00.limit", lambda f, b, p, w: b / w, "the answer is"),
+    ("e00.limit", lambda f, b, p, w: max(p / f, w / b), "the answer is"),
+    # Rows and columns swapped: unseen on square planes.
+    ("e01.digits", changed(DIGITS, ("output / out_width % out_height", "output / out_height % out_width")), "row"),
+    ("e01.digits", changed(DIGITS, ("output % out_width", "output % out_height")), "column"),
+    (
+        "e01.digits",
+        changed(DIGITS, ("output / (out_width * out_height) % out_channels", "output / (out_width * out_height)")),
+        "channel",
+    ),
+    (
+        "e01.digits",
+        changed(DIGITS, ("output / (out_width * out_height * out_channels)", "output / (out_width * out_height)")),
+        "image",
+    ),
+    ("e01.digits", changed(DIGITS, ("y[output] = ", "if (row) y[output] = ")), "never written"),
+    ("e01.digits", "int digits;", "__global__"),
+    ("e01.digits", changed(DIGITS, ("const int image", "const imt image")), "compile"),
+    ("e01.digits", 3, "source text"),
+    ("e01.guard", e01.UNGUARDED, "past its end"),
+    ("e01.guard", changed(GUARD, (">= batch", "> batch")), "past its end"),
+    (
+        "e01.guard",
+        changed(GUARD, (">= batch * out_channels * out_height", ">= batch * out_channels * height")),
+        "past its end",
+    ),
+    ("e01.guard", changed(GUARD, ("output >= batch * out_channels", "output >= out_channels")), "image 1"),
+    ("e01.guard", changed(GUARD, ("return;", "")), "past its end"),
+    (
+        "e01.guard",
+        changed(GUARD, ("* kernel_size + i) * kernel_size + j]", "* kernel_size + j) * kernel_size + i]")),
+        "wrong",
+    ),
+    ("e01.guard", changed(GUARD, ("float sum = bias[channel]", "float sum = 0")), "wrong"),
+    ("e01.stride", changed(STRIDE, ("row * stride + i", "row + i")), "stride 2"),
+    ("e01.stride", changed(STRIDE, ("column * stride + j", "column + j")), "stride 2"),
+    ("e01.stride", changed(STRIDE, ("column * stride + j", "(column + j) * stride")), "stride 2"),
+    (
+        "e01.stride",
+        changed(STRIDE, ("(height - kernel_size) / stride + 1", "height / stride - kernel_size + 1")),
+        "stride 2",
+    ),
+    (
+        "e01.stride",
+        changed(STRIDE, ("(height - kernel_size) / stride + 1", "(height - kernel_size + 1) / stride")),
+        "stride 2",
+    ),
+    ("e02.seconds", lambda b, c, h, w, bandwidth: 4 * b * c * h * w / bandwidth, "0.5 times"),
+    ("e02.seconds", lambda b, c, h, w, bandwidth: 2 * b * c * h * w / bandwidth, "0.25 times"),
+    ("e02.seconds", lambda b, c, h, w, bandwidth: bandwidth / (8 * b * c * h * w), "takes"),
+    ("e02.channels_last", changed(LAST, ("index % channels", "index / plane % channels")), "wrong"),
+    ("e02.channels_last", changed(LAST, ("index % channels", "index / channels % channels")), "wrong"),
+    ("e02.channels_last", changed(LAST, ("index % channels", "threadIdx.x % channels")), "wrong"),
+    ("e02.channels_last", changed(LAST, ("if (index >= batch * channels * plane) return;", "")), "past its end"),
+    ("e02.rsqrt", changed(RSQRT, ("rsqrtf(running_var[channel] + eps)", "rsqrtf(running_var[channel])")), "wrong"),
+    (
+        "e02.rsqrt",
+        changed(RSQRT, ("rsqrtf(running_var[channel] + eps)", "(rsqrtf(running_var[channel]) + eps)")),
+        "wrong",
+    ),
+    ("e02.rsqrt", changed(RSQRT, ("* rsqrtf", "/ rsqrtf")), "wrong"),
+    (
+        "e02.rsqrt",
+        changed(RSQRT, ("* rsqrtf(running_var[channel] + eps)", "/ sqrtf(running_var[channel] + eps)")),
+        "square root",
+    ),
+    ("e02.rsqrt", changed(RSQRT, ("* rsqrtf(", "/ sqrtf( /* rsqrtf( */ ")), "square root"),
+    (
+        "e02.rsqrt",
+        changed(RSQRT, ("rsqrtf(running_var[channel] + eps)", "powf(running_var[channel] + eps, -0.5f)")),
+        "no call",
+    ),
+    ("e02.rsqrt", changed(RSQRT, ("(index >=", "(index >")), "past its end"),
+    (
+        "e03.bn_scale",
+        changed(
+            BN_SCALE,
+            (
+                "(normalised * gamma[channel] + beta[channel]) * scaling_factor",
+                "normalised * gamma[channel] * scaling_factor + beta[channel]",
+            ),
+        ),
+        "wrong",
+    ),
+    ("e03.bn_scale", changed(BN_SCALE, (" * scaling_factor;", ";")), "wrong"),
+    ("e03.bn_scale", changed(BN_SCALE, ("index / plane % channels", "index / plane")), "wrong"),
+    (
+        "e03.bn_scale",
+        changed(BN_SCALE, ("sqrtf(running_var[channel] + eps)", "(sqrtf(running_var[channel]) + eps)")),
+        "wrong",
+    ),
+    ("e03.bn_scale", changed(BN_SCALE, (" + eps)", ")")), "wrong"),
+    ("e03.bn_scale", changed(BN_SCALE, ("if (index >= batch * channels * plane) return;", "")), "past its end"),
+    ("e03.bytes_moved", lambda numbers, groups: 8 * numbers * len(groups), "should move"),
+    ("e03.bytes_moved", lambda numbers, groups: 8 * numbers * sum(map(len, groups)), "should move"),
+    ("e03.bytes_moved", lambda numbers, groups: 4 * numbers * sum(2 + ("add" in g) for g in groups), "should move"),
+    ("e04.fused", changed(FUSED, ("float sum = bias[channel]", "float sum = 0")), "bias"),
+    (
+        "e04.fused",
+        changed(
+            FUSED,
+            (
+                "gamma[channel] + beta[channel])\n              * scaling_factor",
+                "gamma[channel] * scaling_factor + beta[channel])",
+            ),
+        ),
+        "beta is added after the scale",
+    ),
+    ("e04.fused", changed(FUSED, ("sqrtf(running_var[channel] + eps)", "(sqrtf(running_var[channel]) + eps)")), "eps"),
+    (
+        "e04.fused",
+        changed(FUSED, ("if (output >= batch * out_channels * out_height * out_width) return;", "")),
+        "guard",
+    ),
+    ("e04.fused", changed(FUSED, ("* width + column + j]", "* height + column + j]")), "wrong"),
+    ("e04.limits", (126, 32), "126 x 126"),
+    ("e04.limits", (126 * 126, 1024), "1024 threads"),
+    ("e04.limits", (126 * 126, 31), "1024 threads"),
+    ("e04.grid", lambda b, c, h, w: (w // 32, -(-h // 8), min(b * c, 65535)), "cover"),
+    ("e04.grid", lambda b, c, h, w: (w // 32 + 1, h // 8 + 1, min(b * c, 65535)), "no pixel"),
+    ("e04.grid", lambda b, c, h, w: (-(-w // 32), -(-h // 8), b * c), "65535"),
+    ("e04.grid", lambda b, c, h, w: (-(-h // 8), -(-w // 32), min(b * c, 65535)), "x"),
+    ("e04.grid", lambda b, c, h, w: (-(-w // 32), -(-h // 8), b), "planes"),
+    ("e04.grid", lambda b, c, h, w: (-(-w // 32), -(-h // 8), 65535), "planes"),
+    ("e04.grid", lambda b, c, h, w: (w / 32, h / 8, b * c), "whole numbers"),
+    ("e05.fold", fold_as(a="s * gamma / (sqrt(var) + eps)"), "a is"),
+    ("e05.fold", fold_as(a="s * gamma / sqrt(var)"), "a is"),
+    ("e05.fold", fold_as(a="gamma / sqrt(var + eps)"), "a is"),
+    ("e05.fold", fold_as(a="abs(s * gamma) / sqrt(var + eps)"), "a is"),
+    ("e05.fold", fold_as(b="beta + a * (bias - mean)"), "b is"),
+    ("e05.fold", fold_as(b="s * beta - a * mean"), "b is"),
+    ("e05.fold", fold_as(b="s * beta + a * bias - mean"), "b is"),
+    ("e05.fold", lambda **_: 1, "two tensors"),
+    ("e05.fold_into_convolution", lambda conv, bn, s: conv, "largest error"),
+    # The weights are [out, in, kernel, kernel]: along another axis it is wrong without an error where sizes agree.
+    ("e05.fold_into_convolution", lambda conv, bn, s: folded_wrongly(conv, bn, s, along=(1, -1, 1, 1)), ""),
+    ("e05.fold_into_convolution", lambda conv, bn, s: folded_wrongly(conv, bn, s, along=(-1,)), ""),
+    ("e05.fold_into_convolution", lambda conv, bn, s: folded_wrongly(conv, bn, s, copy=False), "changed"),
+    ("e05.fold_into_convolution", lambda conv, bn, s: folded_wrongly(conv, bn, s, bias="raw"), "largest error"),
+    ("e05.fold_into_convolution", lambda conv, bn, s: folded_wrongly(conv, bn, s, keep_options=False), "stride 2"),
+    ("e05.commutes", lambda s: True, "relu"),
+    ("e05.commutes", lambda s: False, "relu"),
+    ("e05.commutes", lambda s: s > -0.01, "relu"),
+]
+
+
+@pytest.mark.parametrize("name, answer, word", WRONG, ids=[f"{name}-{n}" for n, (name, _, _) in enumerate(WRONG)])
+def test_a_wrong_answer_is_refused(name, answer, word):
+    verdict = EXERCISES[name].check(answer)
+    assert not verdict.ok
+    assert word in verdict.text, verdict.text
+
+
+def test_every_exercise_has_wrong_answers():
+    assert set(EXERCISES) == {name for name, _, _ in WRONG}
+
+
+@pytest.mark.parametrize("name", [name for name, exercise in EXERCISES.items() if isinstance(exercise.answer, str)])
+def test_a_blank_is_not_an_answer(name):
+    assert "Not answered yet" in EXERCISES[name].check(f"int x = {BLANK};").text
+
+
+def test_a_solution_does_not_hide_in_a_weak_comparison():
+    expected = np.arange(12.0).reshape(1, 2, 2, 3) + 1
+    kernels.compare(expected.astype(np.float32), expected, e01.AXES)
+    last_column = expected.copy()
+    last_column[..., -1] += 0.01
+    with pytest.raises(Wrong, match=r"Only column 2 \(of 3\)"):
+        kernels.compare(last_column, expected, e01.AXES)
+    with pytest.raises(Wrong, match="12 of 12"):
+        kernels.compare(np.full_like(expected, np.nan), expected, e01.AXES)
+
+
+# --- the pictures ---
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        lambda alt: pictures.images({"a": pictures.photo(40), "b": pictures.photo(40)[0] - 0.5}, alt),
+        lambda alt: pictures.index_map(np.arange(6).reshape(2, 3), np.arange(6).reshape(2, 3) // 4, alt),
+        lambda alt: pictures.counts(np.arange(6).reshape(2, 3), alt),
+        lambda alt: pictures.window(5, 6, 3, 1, 2, alt),
+        lambda alt: pictures.ledger({"a": (1e6, 2e6), "b": (0, 3e6)}, alt),
+        lambda alt: pictures.bars({"a": 1.0, "b": float("nan")}, alt, unit="us", mark=("floor", 0.5)),
+        lambda alt: pictures.bars({"a": float("nan")}, alt, unit="us", mark=("floor", float("nan"))),
+        lambda alt: pictures.curve({"a": [(1, 2), (2, 3)]}, alt, x="x", y="y", logarithmic="xy", mark=("here", 1.5)),
+        lambda alt: pictures.roofline({"a": (0.5, None), "b": (3, 1e12)}, {"roof": 1e13}, 1e12, alt),
+        lambda alt: pictures.sectors(4 * np.arange(32) + 12, alt),
+    ],
+)
+def test_a_picture_has_pixels_and_words(picture):
+    drawn = picture("what is to be seen")
+    data, metadata = drawn._repr_mimebundle_()
+    (kind,) = data
+    assert kind in ("image/png", "image/jpeg") and len(drawn.data) > 2000
+    assert metadata[kind]["alt"] == "what is to be seen"
