@@ -19,14 +19,19 @@ PARAMETERS = 4 * (64 * 8 * 3 * 3 + 5 * 64)
 
 @pytest.fixture
 def rungs(monkeypatch, tmp_path):
-    """rungs(rung, ...): the command climbs these alone and finds no committed times. Returns its exit status."""
+    """rungs(rung, ...): the command climbs these alone and finds no committed times. Returns its exit status.
+
+    ``rungs.timed`` is empty as long as nothing has been timed.
+    """
+    timed = []
 
     def run(*rungs, options=()):
         monkeypatch.setattr(command, "LADDER", list(rungs))
         monkeypatch.setattr(command, "MEASURED", command.ROOT / "lessons" / "measured" / "none.json")
-        monkeypatch.setattr(command, "measure", lambda: [])
+        monkeypatch.setattr(command, "measure", lambda: timed.append(True) or [])
         return command.main(["--plot", str(tmp_path / "plots" / "ladder.png"), *options])
 
+    run.timed = timed
     return run
 
 
@@ -73,7 +78,8 @@ def test_every_kernel_file_has_a_rung_of_its_number_and_the_other_way_round():
 def test_whole_rungs_validate(rungs, capsys, tmp_path):
     assert rungs(FUSED, FUSED_BLOCK) == 0
     printed = capsys.readouterr().out
-    assert "04 fused" in printed and "04 fused_block does not launch on the 126x126 planes" in printed
+    assert "04 fused" in printed
+    assert "04 fused_block does not launch on the 126x126 planes of problem 73: cu" in printed
     assert (tmp_path / "plots" / "ladder.png").stat().st_size > 1000
 
 
@@ -82,12 +88,14 @@ def test_a_broken_rung_is_told(rungs, plant, capsys):
     assert rungs(FUSED) == 1
     printed = capsys.readouterr().out
     assert "04 fused is not validated" in printed and "beta" in printed
+    assert not rungs.timed  # not even on a GPU: the time of a wrong kernel means nothing
 
 
 def test_a_rung_that_does_not_compile_is_told(rungs, plant, capsys):
     plant("01_conv2d.cu", "float sum = bias[channel];", "float sum = bias[channel]")
     assert rungs(CONV2D) == 1
-    assert "01 conv2d is not validated" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "01 conv2d is not validated" in printed and "expected" in printed  # the compiler's own words
 
 
 def test_a_rung_that_should_not_launch_and_does_is_told(rungs, capsys):
