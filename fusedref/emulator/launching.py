@@ -12,7 +12,7 @@ from .findings import Finding
 if TYPE_CHECKING:
     from .driver import Function
 
-OUT_OF_BOUNDS, MISALIGNED, DEADLOCK, BAD_MASK, FAULT, STACK_OVERFLOW, ASSERTION, TRAP, NO_STACKS = range(1, 10)
+OUT_OF_BOUNDS, MISALIGNED, DEADLOCK, MISUSE, FAULT, STACK_OVERFLOW, ASSERTION, TRAP, NO_STACKS = range(1, 10)
 SIGNALS = {4: "an illegal instruction", 5: "a trap", 7: "a bad address", 8: "an integer division by zero",
            10: "a bad address", 11: "a bad address"}
 NOT_SHARED = 2**64 - 1
@@ -48,7 +48,7 @@ def explain(function: Function, arguments: bytes, error: native.Error, shared: i
     if error.kind == DEADLOCK:
         return driver.DeadlockError(f"kernel {function.name}{at}: block {block} waits for ever: {text}. "
                                     "A card would hang here.")
-    if error.kind == BAD_MASK:
+    if error.kind == MISUSE:
         return driver.LaunchError(f"kernel {function.name}{at}: {text}, in {who}")
     if error.kind == STACK_OVERFLOW:
         return driver.LaunchError(f"kernel {function.name}{at}: the stack overflowed in {who}: too deep a recursion, "
@@ -129,6 +129,6 @@ def access_finding(function: Function, arguments: bytes, error: native.Error, sh
         what = f"{name}[{found.element}], but {name} is no live memory of the device (null, freed, or the host's)"
     else:
         what = f"{name}[{found.element}], but {name} has {found.count} elements"
-        file, line = place or (None, None)
+    file, line = place or (None, None)
     kind = "misaligned" if error.kind == MISALIGNED else "out-of-bounds"
     return Finding(kind, function.name, name, found.element, thread, block, line, file, subject + what)

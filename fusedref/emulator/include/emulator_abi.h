@@ -99,7 +99,14 @@ EMU_EXPORT uint16_t emu_atomic_cas16(uint16_t* address, uint16_t compare, uint16
 EMU_EXPORT uint32_t emu_atomic_cas32(uint32_t* address, uint32_t compare, uint32_t value);
 EMU_EXPORT uint64_t emu_atomic_cas64(uint64_t* address, uint64_t compare, uint64_t value);
 
-// Asynchronous copies take effect only when they are waited for.
+// Asynchronous copies take effect only when they are waited for (copies.cpp).
 EMU_EXPORT void emu_async_copy(void* shared, const void* global, uint32_t bytes, uint32_t source_bytes);
 EMU_EXPORT void emu_async_commit(void);
 EMU_EXPORT void emu_async_wait(uint32_t groups_left);             // cp.async.wait_group n
+EMU_EXPORT void emu_bulk_load(void* shared, const void* global, uint32_t bytes, void* mbarrier);
+EMU_EXPORT void emu_bulk_store(void* global, const void* shared, uint32_t bytes);
+EMU_EXPORT void emu_bulk_commit(void);
+EMU_EXPORT void emu_bulk_wait(uint32_t groups_left);              // cp.async.bulk.wait_group.read n
+EMU_EXPORT void emu_mbarrier_init(void* mbarrier, uint32_t arrivals);
+EMU_EXPORT void emu_mbarrier_arrive(void* mbarrier, uint32_t bytes);  // expects these bytes of bulk loads too
+EMU_EXPORT void emu_mbarrier_wait(void* mbarrier, uint32_t parity);

@@ -272,7 +272,7 @@ static void where(Error* e) {
 // ----------------------------------------------------------------------------------------------------------- hooks
 
 // All that the fast check does not settle: local memory, variables of the module, misaligned and bad accesses.
-__attribute__((noinline)) static void slow_access(uintptr_t address, uint64_t bytes, int write, int flags, void* pc) {
+__attribute__((noinline)) void slow_access(uintptr_t address, uint64_t bytes, int write, int flags, void* pc) {
     Worker* w = self;
     if (!w || !w->current) return;  // the module's own initialisation
     if (w->launch->cancel) escape();
@@ -628,8 +628,8 @@ static void run_block(Worker* w, uint64_t number) {
         Thread* t = &w->threads[i];
         t->state = READY;
         t->spins = 0;
-        t->pending = 0;
     }
+    copies_block_begin(w);
     uint16_t warp_order[32], lane_order[32];
     for (int i = 0; i < 32; i++) warp_order[i] = lane_order[i] = i;
     uint64_t state = launch->seed * 0x9E3779B97F4A7C15ull + number;
@@ -668,6 +668,7 @@ static void run_block(Worker* w, uint64_t number) {
             if (yielded) sched_yield();  // they wait for another block
         }
     }
+    copies_block_end(w);
     if (watching) watch_block_end(w);
 }
 
@@ -896,7 +897,7 @@ static void meet(uint32_t mask, void* payload, WarpAction action, const void* de
         char text[160];
         snprintf(text, sizeof text, "lane %u calls a warp operation whose mask 0x%08x leaves it out",
                  t->linear % 32, mask);
-        fail(BAD_MASK, 0, 0, 0, pc, text);
+        fail(MISUSE, 0, 0, 0, pc, text);
     }
     t->mask = mask;
     t->payload = payload;
@@ -1065,45 +1066,3 @@ ATOMIC(emu_atomic_f64, double, combine)
 COMPARE_AND_SWAP(emu_atomic_cas16, uint16_t)
 COMPARE_AND_SWAP(emu_atomic_cas32, uint32_t)
 COMPARE_AND_SWAP(emu_atomic_cas64, uint64_t)
-
-// ---------------------------------------------------------------------------------------------- asynchronous copies
-
-// A copy that is under way; it lands when its thread waits for its group. Kept in order of issue, per thread.
-static void land(Worker* w, Pending* p) {
-    if (p->source_bytes) memcpy(p->to, p->from, p->source_bytes);
-    memset(p->to + p->source_bytes, 0, p->bytes - p->source_bytes);
-    if (watching) watch_copy_landed(w, p);
-    p->bytes = 0;
-}
-
-void emu_async_copy(void* to, const void* from, uint32_t bytes, uint32_t source_bytes) {
-    Worker* w = self;
-    Thread* t = w->current;
-    void* pc = __builtin_return_address(0);
-    if (source_bytes) slow_access((uintptr_t)from, source_bytes, 0, 0, pc);
-    slow_access((uintptr_t)to, bytes, 1, ALIGNED | ASYNC, pc);
-    if (t->pending == 0) t->group = t->group_done = 0;
-    uint32_t slot = 0;
-    while (slot < w->pending_room && w->pending[slot].bytes) slot++;
-    if (slot == w->pending_room) {
-        w->pending_room = w->pending_room ? 2 * w->pending_room : 256;
-        w->pending = (Pending*)realloc(w->pending, w->pending_room * sizeof(Pending));
-        memset(w->pending + slot, 0, (w->pending_room - slot) * sizeof(Pending));
-    }
-    w->pending[slot] = Pending{(char*)to, (const char*)from, bytes, source_bytes, t->linear, t->group, pc};
-    t->pending++;
-}
-
-void emu_async_commit(void) { self->current->group++; }
-
-void emu_async_wait(uint32_t groups_left) {
-    Worker* w = self;
-    Thread* t = w->current;
-    for (uint32_t i = 0; i < w->pending_room && t->pending; i++) {
-        Pending* p = &w->pending[i];
-        if (p->bytes && p->thread == t->linear && p->group + groups_left < t->group) {
-            land(w, p);
-            t->pending--;
-        }
-    }
-}

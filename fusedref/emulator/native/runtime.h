@@ -12,9 +12,10 @@ static const uint32_t MAX_WORKERS = 64;
 static const uint64_t STACK_BYTES = 256 << 10;
 
 enum { ALIGNED = 1, VOLATILE = 2, ATOMIC = 4, ASYNC = 8 };  // what kind of access
+enum { CP_ASYNC, BULK_STORE, BULK_LOAD };                    // Pending::kind
 enum { DONE, READY, BARRIER, RENDEZVOUS, CONDITION };       // what a thread of a block does
 enum {                                                      // Error::kind; findings.py has the same numbers
-    OUT_OF_BOUNDS = 1, MISALIGNED, DEADLOCK, BAD_MASK, FAULT, STACK_OVERFLOW, ASSERTION, TRAP, NO_STACKS
+    OUT_OF_BOUNDS = 1, MISALIGNED, DEADLOCK, MISUSE, FAULT, STACK_OVERFLOW, ASSERTION, TRAP, NO_STACKS
 };
 
 struct Allocation {
@@ -48,7 +49,7 @@ struct Thread {
     int (*condition)(void*);
     void* argument;
     void* pc;
-    uint32_t pending, group, group_done;
+    uint32_t open[2], group[2];  // asynchronous copies under way, and the group that takes new ones: CP_ASYNC, BULK_STORE
 };
 
 struct Warp {
@@ -64,6 +65,8 @@ struct Pending {               // an asynchronous copy under way; bytes 0: a fre
     const char* from;
     uint32_t bytes, source_bytes, thread, group;
     void* pc;
+    int kind;
+    void* barrier;             // the mbarrier that a bulk load reports to
 };
 
 struct Launch;
@@ -111,9 +114,14 @@ extern uint64_t arena_size;
 extern uint8_t* shadow;
 
 [[noreturn]] void fail(int kind, uint64_t address, uint64_t bytes, int write, void* pc, const char* text);
+void slow_access(uintptr_t address, uint64_t bytes, int write, int flags, void* pc);
 void* reserve_pages(uint64_t bytes);
 Allocation* allocation_of(uint64_t offset);
 void each_allocation(void (*visit)(Allocation*, void*), void* context);
+
+// copies.cpp
+void copies_block_begin(Worker* w);
+void copies_block_end(Worker* w);
 
 // watch.cpp: called only in watched launches, but for watch_forget.
 void watch_access(Worker* w, uint64_t offset, uint64_t bytes, int write, int flags, void* pc);
@@ -122,6 +130,8 @@ void watch_arrive(Worker* w, uint32_t number, uint32_t threads, void* pc);
 void watch_meeting(Worker* w, uint32_t warp, uint32_t present);
 void watch_exit(Worker* w, Thread* t);
 void watch_fence(Worker* w, int scope);
+void watch_release(Worker* w, void* mbarrier);  // an arrival: what this thread did before is seen by those who wait
+void watch_acquire(Worker* w, void* mbarrier);  // a wait that is over
 void watch_block_begin(Worker* w);
 void watch_warp_done(Worker* w, uint32_t warp);
 void watch_block_end(Worker* w);

@@ -6,6 +6,8 @@ void watch_arrive(Worker*, uint32_t, uint32_t, void*) {}
 void watch_meeting(Worker*, uint32_t, uint32_t) {}
 void watch_exit(Worker*, Thread*) {}
 void watch_fence(Worker*, int) {}
+void watch_release(Worker*, void*) {}
+void watch_acquire(Worker*, void*) {}
 void watch_block_begin(Worker*) {}
 void watch_warp_done(Worker*, uint32_t) {}
 void watch_block_end(Worker*) {}

@@ -1,0 +1,150 @@
+// Copies that run beside the threads: cp.async, bulk copies both ways, and the mbarriers that bulk loads report to.
+//
+// A copy lands only when somebody waits for it, as late as a card may finish it: an access that comes before the wait
+// meets old data. A bulk store reads its shared memory as late, so that a buffer that is filled again too early shows.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "runtime.h"
+
+namespace emu {
+
+static void land(Worker* w, Pending* p) {
+    memcpy(p->to, p->from, p->source_bytes);
+    memset(p->to + p->source_bytes, 0, p->bytes - p->source_bytes);
+    if (watching) watch_copy_landed(w, p);
+    if (p->kind != BULK_LOAD) w->threads[p->thread].open[p->kind]--;
+    p->bytes = 0;
+}
+
+static void issue(int kind, void* to, const void* from, uint32_t bytes, uint32_t source_bytes, void* barrier, void* pc) {
+    Worker* w = self;
+    Thread* t = w->current;
+    const uint32_t alignment = kind == CP_ASYNC ? bytes : 16;
+    if ((uintptr_t)to % alignment) fail(MISALIGNED, (uint64_t)to, alignment, 1, pc, 0);
+    if ((uintptr_t)from % alignment) fail(MISALIGNED, (uint64_t)from, alignment, 0, pc, 0);
+    if (kind != CP_ASYNC && bytes % 16) fail(MISUSE, 0, 0, 0, pc, "a bulk copy's length is not a multiple of 16 bytes");
+    if (!bytes) return;
+    if (source_bytes) slow_access((uintptr_t)from, source_bytes, 0, ASYNC, pc);
+    slow_access((uintptr_t)to, bytes, 1, ASYNC, pc);
+
+    uint32_t slot = 0;
+    while (slot < w->pending_room && w->pending[slot].bytes) slot++;
+    if (slot == w->pending_room) {
+        w->pending_room = w->pending_room ? 2 * w->pending_room : 256;
+        w->pending = (Pending*)realloc(w->pending, w->pending_room * sizeof(Pending));
+        memset(w->pending + slot, 0, (w->pending_room - slot) * sizeof(Pending));
+    }
+    const uint32_t group = kind == BULK_LOAD ? 0 : t->group[kind];
+    w->pending[slot] = Pending{(char*)to, (const char*)from, bytes, source_bytes, t->linear, group, pc, kind, barrier};
+    if (kind != BULK_LOAD) t->open[kind]++;
+}
+
+// Lands this thread's copies of one kind, all but its latest `groups_left` groups.
+static void wait_groups(int kind, uint32_t groups_left) {
+    Worker* w = self;
+    Thread* t = w->current;
+    for (uint32_t i = 0; i < w->pending_room && t->open[kind]; i++) {
+        Pending* p = &w->pending[i];
+        if (p->bytes && p->kind == kind && p->thread == t->linear && p->group + groups_left < t->group[kind]) land(w, p);
+    }
+}
+
+void copies_block_begin(Worker* w) {
+    for (uint32_t i = 0; i < w->pending_room; i++) w->pending[i].bytes = 0;
+    for (uint32_t i = 0; i < w->thread_count; i++)
+        for (int kind = 0; kind < 2; kind++) w->threads[i].open[kind] = w->threads[i].group[kind] = 0;
+}
+
+// Stores that nobody waited for are complete when the kernel ends; loads have nobody left to see them.
+void copies_block_end(Worker* w) {
+    for (uint32_t i = 0; i < w->pending_room; i++)
+        if (w->pending[i].bytes && w->pending[i].kind == BULK_STORE) land(w, &w->pending[i]);
+}
+
+// The 64 bits of an mbarrier. Fresh shared memory is all ones, and so never passes for one.
+struct Mbarrier {
+    uint64_t parity : 1;      // of the phase that is under way
+    uint64_t expected : 20;   // arrivals that end a phase
+    uint64_t missing : 20;    // of this phase
+    int64_t bytes : 22;       // expected of bulk loads and not yet there
+    uint64_t never : 1;       // 0
+};
+static_assert(sizeof(Mbarrier) == 8, "an mbarrier has 64 bits");
+
+static Mbarrier* opened(void* address, void* pc) {
+    if ((uintptr_t)address % 8) fail(MISALIGNED, (uint64_t)address, 8, 1, pc, 0);
+    slow_access((uintptr_t)address, 8, 0, ATOMIC, pc);
+    Mbarrier* b = (Mbarrier*)address;
+    if (b->never || !b->expected) fail(MISUSE, 0, 0, 0, pc, "an mbarrier is used that mbarrier_init has not prepared");
+    return b;
+}
+
+static void end_phase_if_complete(Mbarrier* b) {
+    if (b->missing || b->bytes) return;
+    b->parity ^= 1;
+    b->missing = b->expected;
+}
+
+struct Wait {
+    Mbarrier* barrier;
+    uint32_t parity;
+};
+
+static int phase_over(void* argument) {
+    Wait* wait = (Wait*)argument;
+    Worker* w = self;
+    for (uint32_t i = 0; i < w->pending_room; i++) {
+        Pending* p = &w->pending[i];
+        if (!p->bytes || p->barrier != wait->barrier) continue;
+        const uint32_t bytes = p->bytes;
+        land(w, p);
+        wait->barrier->bytes -= bytes;
+        end_phase_if_complete(wait->barrier);
+    }
+    return wait->barrier->parity != wait->parity;
+}
+
+}  // namespace emu
+
+using namespace emu;
+
+void emu_async_copy(void* to, const void* from, uint32_t bytes, uint32_t source_bytes) {
+    issue(CP_ASYNC, to, from, bytes, source_bytes, 0, __builtin_return_address(0));
+}
+void emu_async_commit(void) { self->current->group[CP_ASYNC]++; }
+void emu_async_wait(uint32_t groups_left) { wait_groups(CP_ASYNC, groups_left); }
+
+void emu_bulk_load(void* to, const void* from, uint32_t bytes, void* barrier) {
+    void* pc = __builtin_return_address(0);
+    issue(BULK_LOAD, to, from, bytes, bytes, opened(barrier, pc), pc);
+}
+void emu_bulk_store(void* to, const void* from, uint32_t bytes) {
+    issue(BULK_STORE, to, from, bytes, bytes, 0, __builtin_return_address(0));
+}
+void emu_bulk_commit(void) { self->current->group[BULK_STORE]++; }
+void emu_bulk_wait(uint32_t groups_left) { wait_groups(BULK_STORE, groups_left); }
+
+void emu_mbarrier_init(void* barrier, uint32_t arrivals) {
+    void* pc = __builtin_return_address(0);
+    if ((uintptr_t)barrier % 8) fail(MISALIGNED, (uint64_t)barrier, 8, 1, pc, 0);
+    slow_access((uintptr_t)barrier, 8, 1, 0, pc);
+    if (!arrivals || arrivals >= 1u << 20) fail(MISUSE, 0, 0, 0, pc, "an mbarrier takes 1 to 1048575 arrivals");
+    *(Mbarrier*)barrier = Mbarrier{0, arrivals, arrivals, 0, 0};
+}
+
+void emu_mbarrier_arrive(void* barrier, uint32_t bytes) {
+    void* pc = __builtin_return_address(0);
+    Mbarrier* b = opened(barrier, pc);
+    if (watching) watch_release(self, barrier);
+    b->bytes += bytes;
+    b->missing--;
+    end_phase_if_complete(b);
+}
+
+void emu_mbarrier_wait(void* barrier, uint32_t parity) {
+    Wait wait = {opened(barrier, __builtin_return_address(0)), parity & 1};
+    emu_wait_until(phase_over, &wait);
+    if (watching) watch_acquire(self, barrier);
+}
