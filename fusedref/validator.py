@@ -93,12 +93,12 @@ def draw(problem: Problem, seed: int, device: torch.device | str = "cpu") -> Inp
 
 def shapes_around(problem: Problem) -> list[tuple[str, Problem]]:
     """The problem, and smaller ones with its channels, kernel, stride, padding, dilation and groups."""
-    least = [max(1, span - sum(pads)) for span, pads in zip(problem.span, problem.pads)]  # gives one output
 
     def resized(batch: int, out_height: int, out_width: int, rest: int = 0) -> Problem:
+        """With so many outputs, and ``rest`` more rows and columns of input than they need, if the stride allows."""
         height, width = (
-            low + (out - 1) * stride + min(rest, stride - 1)
-            for low, out, stride in zip(least, (out_height, out_width), problem.strides)
+            max(1, span - sum(pads) + (out - 1) * stride + min(rest, stride - 1))
+            for span, pads, out, stride in zip(problem.span, problem.pads, (out_height, out_width), problem.strides)
         )
         return dataclasses.replace(problem, batch=batch, height=height, width=width)
 

@@ -142,7 +142,7 @@ EVERYWHERE = {
 @pytest.mark.parametrize("name", EVERYWHERE)
 def test_wrong_arithmetic(name):
     candidate, words = EVERYWHERE[name]
-    report = validate(candidate, PLAIN)
+    report = validate(candidate, PLAIN, device="cpu")
     assert not report.ok
     assert any(words in reason for reason in report.reasons), str(report)
 
@@ -187,7 +187,7 @@ IN_PLACES = {
 @pytest.mark.parametrize("name", IN_PLACES)
 def test_wrong_places(name):
     candidate, words = IN_PLACES[name]
-    report = validate(candidate, PLAIN)
+    report = validate(candidate, PLAIN, device="cpu")
     assert not report.ok
     assert any(words in reason for reason in report.reasons), str(report)
 
@@ -202,14 +202,16 @@ def test_what_a_square_image_hides():
     def transposed(*inputs):
         return right(*inputs).transpose(2, 3)
 
-    assert not validate(swapped, PLAIN).ok
-    report = validate(transposed, PLAIN)
+    assert not validate(swapped, PLAIN, device="cpu").ok
+    report = validate(transposed, PLAIN, device="cpu")
     assert any("height and width are swapped" in reason for reason in report.reasons), str(report)
 
 
 def test_what_a_multiple_of_the_block_hides():
     """Right wherever the outputs fill the blocks, as at (2, 64, 8, 8)."""
-    report = validate(unwritten(lambda y: y.view(-1)[: y.numel() // 256 * 256]), Problem(2, 4, 64, 10, 10, 3))
+    report = validate(
+        unwritten(lambda y: y.view(-1)[: y.numel() // 256 * 256]), Problem(2, 4, 64, 10, 10, 3), device="cpu"
+    )
     assert report.cases[0].ok and not report.ok
 
 
@@ -260,8 +262,8 @@ def padded_as(mode):
     ],
 )  # fmt: skip
 def test_wrong_geometry(candidate, words):
-    assert validate(functools.partial(conv_bn_scale, **OPTIONS), PADDED).ok
-    report = validate(candidate, PADDED)
+    assert validate(functools.partial(conv_bn_scale, **OPTIONS), PADDED, device="cpu").ok
+    report = validate(candidate, PADDED, device="cpu")
     assert not report.ok
     assert any(words in reason for reason in report.reasons), str(report)
 
@@ -333,12 +335,13 @@ def raises(*inputs):
         (raises, "every case: raised IndexError: out of range"),
     ],
     ids=[
-        "stale", "memory used again", "not written twice", "modifies its input", "returns its input", "float64", "float16",
-        "wrong shape", "NumPy", "wrong device", "raises",
+        "stale", "memory used again", "not written twice", "modifies its input", "returns its input", "float64",
+        "float16", "wrong shape", "NumPy", "wrong device", "raises",
     ],
 )  # fmt: skip
 def test_wrong_manners(candidate, words):
-    report = validate(candidate, Problem(2, 8, 6, 9, 9, 3) if candidate is returns_input else PLAIN)
+    problem = Problem(2, 8, 6, 9, 9, 3) if candidate is returns_input else PLAIN  # x must have room for y
+    report = validate(candidate, problem, device="cpu")
     assert not report.ok
     assert any(words in reason for reason in report.reasons), str(report)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from fusedref import cuda
-from fusedref.cuda.context import pushed
+from fusedref.cuda.context import kept, pushed
 
 HEADERS = Path(__file__).parents[1] / "kernels"  # what every kernel may #include
 NVCC_OPTIONS = ("-O3", "-std=c++17", "-lineinfo")
@@ -45,8 +45,11 @@ def source_module(source: str | Path, options: tuple[str, ...] = (), device: tor
 
     Raises CompileError (the emulator: its own) where the source does not compile.
     """
-    text, folder = (source.read_text(), source.parent) if isinstance(source, Path) else (source, None)
-    include_dirs = [HEADERS] if folder in (None, HEADERS) else [folder, HEADERS]
+    text, include_dirs = source, [HEADERS]
+    if isinstance(source, Path):
+        text = f'#line 1 "{source.name}"\n{source.read_text()}'  # the name that errors tell
+        if source.parent != HEADERS:
+            include_dirs = [source.parent, HEADERS]
     if (cuda.device() == "emulator") if device is None else (device.type == "cpu"):
         from fusedref.emulator import SourceModule
 
@@ -67,7 +70,7 @@ def source_module(source: str | Path, options: tuple[str, ...] = (), device: tor
 
             image = cubin(text, options, arch, include_dirs)
             with pushed(index):
-                _modules[key] = drv.module_from_buffer(image)
+                _modules[key] = kept(drv.module_from_buffer(image))
         return _modules[key]
 
 

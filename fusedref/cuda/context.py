@@ -5,6 +5,7 @@ Nothing is left pushed, so any thread may call, those of autograd included, and 
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,7 +17,16 @@ def primary(index: int):
     import pycuda.driver as drv
 
     drv.init()
-    return drv.Device(index).retain_primary_context()
+    return kept(drv.Device(index).retain_primary_context())
+
+
+def kept(thing):
+    """``thing``, a context of PyCUDA's or what belongs to one, never to be freed.
+
+    PyCUDA frees it only in the thread that made the context, and at the end of the process, in another, it would warn.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+    return thing
 
 
 @contextmanager

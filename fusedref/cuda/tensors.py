@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusedref.cuda.context import primary
+from fusedref.cuda.context import kept, primary
 
 
 class Out:
@@ -109,7 +109,7 @@ class _Twin:
         import pycuda.driver as drv
 
         non_blocking = 1  # as torch's streams are: not ordered with the default stream
-        self.stream = drv.Stream(non_blocking)
+        self.stream = kept(drv.Stream(non_blocking))
         self.as_torch = torch.cuda.ExternalStream(self.stream.handle, device=index)
         self.forked, self.joined = torch.cuda.Event(), torch.cuda.Event()
         self.lock = threading.Lock()  # the two events serve one launch at a time
@@ -141,8 +141,7 @@ def _launch_on_emulator(function, types: str, values: list, grid: tuple, block: 
             continue
         values[place] = memory = driver.mem_alloc(tensor.nbytes)
         if type(value) is Out:
-            driver.memset_d8(memory, 0xFF, tensor.nbytes)  # every float is NaN until the kernel writes it
-            results.append((tensor, memory))
+            results.append((tensor, memory))  # every float in new memory of the emulator is NaN
         else:
             driver.memcpy_htod(memory, _bytes(tensor))
     _start(function, types, values, grid, block, shared, None)

@@ -1,0 +1,188 @@
+"""The cubin cache, with a compiler that only counts; and the real one, where there is an nvcc."""
+
+import multiprocessing
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fusedref import KERNELBENCH_73, cuda, plan
+from fusedref.cuda import compile as compile_module
+from fusedref.cuda.compile import CompileError, cubin
+from fusedref.fused import KERNELS
+
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc on PATH")
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """An empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    compile_module._cache_folder.cache_clear()
+    yield tmp_path / "home" / "fusedref"
+    compile_module._cache_folder.cache_clear()
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Every call that reaches the compiler, which here gives back what it was given."""
+    calls = []
+
+    def compile_(source, options, arch, include_dirs):
+        calls.append(source)
+        return f"{source}|{options}|{arch}".encode()
+
+    monkeypatch.setattr(compile_module, "_compile", compile_)
+    monkeypatch.setattr(compile_module, "nvcc", lambda: "nvcc")
+    monkeypatch.setattr(compile_module, "_nvcc_version", lambda path: "13.0")
+    return calls
+
+
+def test_the_second_call_reads_the_first_one_s_file(cache, compiled):
+    first = cubin("text", ("-DA=1",), "sm_90")
+    assert cubin("text", ("-DA=1",), "sm_90") == first == b"text|('-DA=1',)|sm_90"
+    assert len(compiled) == 1 and len(list(cache.iterdir())) == 1
+
+
+def test_whatever_the_machine_code_depends_on_is_in_its_name(cache, compiled, monkeypatch, tmp_path):
+    header, inner = tmp_path / "header.cuh", tmp_path / "inner.cuh"
+    inner.write_text("// inner")
+    header.write_text('#include "inner.cuh"')
+    source = '  #include "header.cuh"\ntext'
+
+    def call(source=source, options=(), arch="sm_90"):
+        return cubin(source, options, arch, [tmp_path])
+
+    call()
+    call(source + " ")
+    call(options=("-DA=1",))
+    call(options=("-DA=2",))
+    call(arch="sm_80")
+    header.write_text('#include "inner.cuh"\n// changed')
+    call()
+    inner.write_text("// changed")
+    call()
+    monkeypatch.setattr(compile_module, "_nvcc_version", lambda path: "13.1")
+    call()
+    monkeypatch.setattr(compile_module, "NVCC_OPTIONS", ("-O0",))
+    call()
+    assert len(compiled) == 9
+    call()
+    assert len(compiled) == 9
+
+
+@pytest.mark.parametrize("length", [0, 1, 31, 32, 40, -1], ids=lambda length: f"cut to {length}")
+def test_a_truncated_file_is_built_again(cache, compiled, length):
+    whole = cubin("text", (), "sm_90")
+    (path,) = cache.iterdir()
+    path.write_bytes(path.read_bytes()[:length])
+    assert cubin("text", (), "sm_90") == whole
+    assert len(compiled) == 2
+    assert cubin("text", (), "sm_90") == whole
+    assert len(compiled) == 2
+
+
+def test_a_damaged_file_is_built_again(cache, compiled):
+    whole = cubin("text", (), "sm_90")
+    (path,) = cache.iterdir()
+    content = bytearray(path.read_bytes())
+    content[3] ^= 1
+    path.write_bytes(content)
+    assert cubin("text", (), "sm_90") == whole and len(compiled) == 2
+
+
+def test_a_home_that_cannot_be_written(monkeypatch, compiled, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    compile_module._cache_folder.cache_clear()
+    try:
+        assert cubin("text", (), "sm_90") == cubin("text", (), "sm_90")
+        assert len(compiled) == 1
+        assert compile_module._cache_folder().stat().st_mode & 0o777 == 0o700  # nobody else's machine code
+    finally:
+        compile_module._cache_folder.cache_clear()
+
+
+def test_no_home_at_all(monkeypatch, compiled):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    compile_module._cache_folder.cache_clear()
+    try:
+        assert cubin("text", (), "sm_90") == b"text|()|sm_90"
+    finally:
+        compile_module._cache_folder.cache_clear()
+
+
+def test_a_folder_that_goes_away(cache, compiled):
+    cubin("text", (), "sm_90")
+    shutil.rmtree(cache)
+    assert cubin("text", (), "sm_90") == b"text|()|sm_90"
+
+
+def write_and_read(path: str, letter: bytes, seen) -> None:
+    for _ in range(300):
+        compile_module._write(Path(path), letter * 200_000)
+        image = compile_module._read(Path(path))
+        seen.put(None if image is None else (len(image), image[:1] * len(image) == image))
+
+
+def test_two_processes_at_once(tmp_path):
+    """Each writes the same file again and again; every read gives all of one or all of the other."""
+    spawn = multiprocessing.get_context("spawn")
+    seen = spawn.Queue()
+    arguments = [(str(tmp_path / "one.cubin"), letter, seen) for letter in (b"a", b"b")]
+    processes = [spawn.Process(target=write_and_read, args=given) for given in arguments]
+    for process in processes:
+        process.start()
+    results = [seen.get(timeout=120) for _ in range(600)]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert set(results) == {(200_000, True)}
+    assert os.listdir(tmp_path) == ["one.cubin"]
+
+
+@needs_nvcc
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_finished_kernel_compiles(cache, arch):
+    options = tuple(f"-D{name}={value}" for name, value in plan(KERNELBENCH_73).macros)
+    assert cubin((KERNELS / "folded.cu").read_text(), options, arch)[:4] == b"\x7fELF"
+
+
+@needs_nvcc
+def test_what_nvcc_refuses_is_told(cache):
+    with pytest.raises(CompileError, match="identifier .*nonsense.* is undefined"):
+        cubin('extern "C" __global__ void f(float* y) { *y = nonsense; }', (), "sm_90")
+    assert list(cache.iterdir()) == []
+
+
+def test_without_nvcc(monkeypatch, tmp_path):
+    monkeypatch.setattr(cuda, "_find_nvcc", lambda: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"no nvcc on PATH: .* pip install fusedref\[gpu\]"):
+        cubin("text", (), "sm_90")
+
+
+def test_tensors_on_a_card_without_pycuda(monkeypatch):
+    import torch
+
+    monkeypatch.setenv("FUSEDREF_DEVICE", "emulator")
+    with pytest.raises(RuntimeError, match=r"needs PyCUDA \(pip install fusedref\[gpu\]\)"):
+        compile_module.source_module("text", (), torch.device("cuda:0"))
+
+
+@pytest.mark.gpu
+def test_one_module_for_each_device_and_source():
+    import torch
+
+    text = 'extern "C" __global__ void f(float* y) { *y = VALUE; }'
+    device = torch.device("cuda:0")
+    one = compile_module.source_module(text, ("-DVALUE=1",), device)
+    assert compile_module.source_module(text, ("-DVALUE=1",), device) is one
+    assert compile_module.source_module(text, ("-DVALUE=2",), device) is not one

@@ -1,0 +1,210 @@
+import copy
+import io
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fusedref import ConvBnScale, FusedConvBnScale
+from fusedref.module import fused_conv_bn_scale
+
+ARGUMENTS = {
+    "stride": 2, "padding": 1, "dilation": 2, "groups": 2, "bias": False, "eps": 0.1, "momentum": 0.3, "affine": False,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def library_in_float32():
+    """On a card the library would otherwise take tf32, or sum gradients in another order each time."""
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        yield
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The calls that reach the fused function."""
+    made = []
+
+    def counted(*arguments, **options):
+        made.append(options)
+        return fused_conv_bn_scale(*arguments, **options)
+
+    monkeypatch.setattr("fusedref.module.fused_conv_bn_scale", counted)
+    return made
+
+
+def pair(device, **arguments):
+    """The reference and the fused module from one seed, with statistics that are not those of a fresh BatchNorm."""
+    models = []
+    for model in (ConvBnScale, FusedConvBnScale):
+        torch.manual_seed(0)
+        models.append(model(4, 6, 3, 1.7, **arguments).to(device))
+    reference, fused = models
+    reference.bn.running_mean.uniform_(-1, 1)
+    reference.bn.running_var.uniform_(0.5, 2)
+    if reference.bn.affine:
+        nn.init.uniform_(reference.bn.weight, -2, 2)
+        nn.init.uniform_(reference.bn.bias)
+    fused.load_state_dict(reference.state_dict())
+    return reference.eval(), fused.eval()
+
+
+def x_on(device):
+    return torch.randn(2, 4, 9, 8, generator=torch.Generator().manual_seed(1)).to(device)
+
+
+@pytest.mark.parametrize("arguments", [{}, ARGUMENTS, {"padding": "same"}], ids=["default", "all", "same"])
+def test_it_stands_for_the_reference(device, calls, arguments):
+    reference, fused = pair(device, **arguments)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x_on(device)), reference(x_on(device)), rtol=1e-5, atol=1e-5)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("arguments", [{}, ARGUMENTS], ids=["default", "all"])
+def test_seeds_and_state_dicts_carry_over_both_ways(arguments):
+    states = []
+    for model in (ConvBnScale, FusedConvBnScale):
+        torch.manual_seed(3)
+        states.append(model(4, 6, 3, 1.7, **arguments).state_dict())
+    first, second = states
+    assert list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
+    assert all(name.startswith(("conv.", "bn.")) for name in first)
+    ConvBnScale(4, 6, 3, 1.7, **arguments).load_state_dict(second)
+    FusedConvBnScale(4, 6, 3, 1.7, **arguments).load_state_dict(first)
+
+
+def test_every_argument_reaches_its_layer():
+    fused = FusedConvBnScale(4, 6, (3, 1), 1.7, **ARGUMENTS)
+    assert (fused.conv.kernel_size, fused.conv.stride, fused.conv.padding) == ((3, 1), (2, 2), (1, 1))
+    assert (fused.conv.dilation, fused.conv.groups, fused.conv.bias) == ((2, 2), 2, None)
+    assert (fused.bn.eps, fused.bn.momentum, fused.bn.weight, fused.bn.bias) == (0.1, 0.3, None, None)
+    assert "scaling_factor=1.7" in repr(fused)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_training_is_torch_s(device, calls, momentum):
+    reference, fused = pair(device, momentum=momentum)
+    for model in (reference, fused):
+        model.train()
+        for _ in range(2):
+            model(x_on(device)).square().mean().backward()
+    assert not calls
+    for ours, theirs in zip(fused.state_dict().values(), reference.state_dict().values()):
+        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(fused.parameters(), reference.parameters()):
+        assert torch.equal(ours.grad, theirs.grad)
+    assert int(fused.bn.num_batches_tracked) == 2
+
+
+def test_gradients_in_evaluation_mode(device):
+    reference, fused = pair(device)
+    for model in (reference, fused):
+        model(x_on(device)).square().mean().backward()
+    for ours, theirs in zip(fused.parameters(), reference.parameters()):
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_frozen_layers_in_a_training_module_are_fused(device, calls):
+    _, fused = pair(device)
+    fused.requires_grad_(False).train()
+    fused.bn.eval()
+    before = copy.deepcopy(fused.state_dict())
+    fused(x_on(device))
+    assert len(calls) == 1
+    assert all(torch.equal(value, before[name]) for name, value in fused.state_dict().items())
+
+
+def test_without_running_statistics_the_batch_s_are_used(device, calls):
+    bn = nn.BatchNorm2d(6, track_running_stats=False).to(device).eval()
+    conv = nn.Conv2d(4, 6, 3).to(device)
+    fused = FusedConvBnScale.from_modules(conv, bn, 2.0)
+    with torch.no_grad():
+        assert torch.equal(fused(x_on(device)), bn(conv(x_on(device))) * 2.0)
+    assert not calls
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_other_padding_modes_are_torch_s(device, calls, mode):
+    conv, bn = nn.Conv2d(4, 6, 3, padding=1, padding_mode=mode).to(device), nn.BatchNorm2d(6).to(device).eval()
+    fused = FusedConvBnScale.from_modules(conv, bn, 2.0)
+    with torch.no_grad():
+        assert torch.equal(fused(x_on(device)), bn(conv(x_on(device))) * 2.0)
+    assert not calls
+
+
+def test_hooks_and_parametrizations_run(device, calls):
+    seen = []
+    _, fused = pair(device)
+    expected = fused(x_on(device)).detach()
+    handle = fused.conv.register_forward_hook(lambda *arguments: seen.append("conv"))
+    fused(x_on(device))
+    handle.remove()
+    fused.bn.register_forward_pre_hook(lambda *arguments: seen.append("bn"))
+    fused(x_on(device))
+    assert seen == ["conv", "bn"] and len(calls) == 1
+    _, fused = pair(device)
+    nn.utils.parametrizations.weight_norm(fused.conv)
+    torch.testing.assert_close(fused(x_on(device)).detach(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_autocast_is_torch_s(calls):
+    reference, fused = pair("cpu")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fused(x_on("cpu")), reference(x_on("cpu")))
+        assert fused(x_on("cpu").bfloat16()).dtype == reference(x_on("cpu").bfloat16()).dtype
+    assert not calls
+
+
+def test_from_modules_shares_the_layers(device):
+    conv, bn = nn.Conv2d(4, 6, 3).to(device), nn.BatchNorm2d(6).to(device)
+    training = FusedConvBnScale.from_modules(conv, bn, 0.5)
+    assert training.training and training.conv is conv and training.bn is bn
+    fused = FusedConvBnScale.from_modules(conv, bn.eval(), 0.5)
+    assert not fused.training
+    with torch.no_grad():
+        before = fused(x_on(device))
+        conv.weight *= 2  # nothing was packed away
+        torch.testing.assert_close(fused(x_on(device)), bn(conv(x_on(device))) * 0.5, rtol=1e-5, atol=1e-5)
+        assert not torch.equal(fused(x_on(device)), before)
+    assert set(fused.state_dict()) == set(FusedConvBnScale(4, 6, 3, 0.5).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("conv", "bn", "error", "words"),
+    [
+        (nn.Conv1d(4, 6, 3), nn.BatchNorm2d(6), TypeError, "conv must be a torch.nn.Conv2d, got Conv1d"),
+        (nn.Conv2d(4, 6, 3), nn.BatchNorm1d(6), TypeError, "bn must be a torch.nn.BatchNorm2d, got BatchNorm1d"),
+        (nn.Conv2d(4, 6, 3), nn.BatchNorm2d(5), ValueError, "out_channels of conv, 6, as num_features, got 5"),
+    ],
+)
+def test_from_modules_names_what_is_wrong(conv, bn, error, words):
+    with pytest.raises(error, match=words):
+        FusedConvBnScale.from_modules(conv, bn, 2.0)
+
+
+def test_wrong_inputs_are_named(device):
+    _, fused = pair(device)
+    for wrong, error, words in (
+        (torch.ones(2, 4, 9), ValueError, "x must be"),
+        (torch.ones(2, 3, 9, 9), ValueError, "weight must be"),
+        (torch.ones(2, 4, 9, 9).double(), TypeError, "x must be float32"),
+    ):
+        with torch.no_grad(), pytest.raises(error, match=words):
+            fused(wrong.to(device))
+    with pytest.raises(TypeError, match="x must be a torch.Tensor, got list"):
+        fused([1.0])
+
+
+def test_it_can_be_saved_copied_and_scaled_by_nan(device):
+    _, fused = pair(device)
+    file = io.BytesIO()
+    torch.save(fused, file)
+    file.seek(0)
+    with torch.no_grad():
+        expected = fused(x_on(device))
+        for twin in (copy.deepcopy(fused), torch.load(file, weights_only=False)):
+            assert torch.equal(twin(x_on(device)), expected)
+        fused.scaling_factor = math.nan
+        assert fused(x_on(device)).isnan().all()

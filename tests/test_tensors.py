@@ -1,0 +1,98 @@
+"""launch: torch tensors as a kernel's arguments, on the emulator or the card."""
+
+import numpy as np
+import pytest
+import torch
+
+from fusedref.cuda.compile import source_module
+from fusedref.cuda.tensors import Out, launch
+
+SOURCE = """
+extern "C" __global__ void add(const float* x, const float* or_null, float number, long long offset, float* y, int size)
+{
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < size) y[i] = x[i] + (or_null ? or_null[i] : 0.0f) + number + offset;
+}
+
+extern "C" __global__ void half_of(const float* x, float* y, int size)
+{
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < size / 2) y[i] = x[i];
+}
+
+extern "C" __global__ void reversed(const int* x, int* y)
+{
+    extern __shared__ int tile[];
+    tile[threadIdx.x] = x[threadIdx.x];
+    __syncthreads();
+    y[threadIdx.x] = tile[blockDim.x - 1 - threadIdx.x];
+}
+"""
+
+
+@pytest.fixture
+def module(device):
+    return source_module(SOURCE, device=device)
+
+
+def test_tensors_null_and_typed_numbers(device, module):
+    x, y = torch.arange(300.0, device=device), torch.empty(300, device=device)
+    grid = {"grid": (2, 1, 1), "block": (256, 1, 1)}
+    numbers = np.float32(0.5), np.int64(1000)
+    launch(module.get_function("add"), x, None, *numbers, Out(y), np.int32(300), **grid)
+    assert torch.equal(y, x + 1000.5)
+    launch(module.get_function("add"), x, x, *numbers, Out(y), np.int32(300), **grid)
+    assert torch.equal(y, 2 * x + 1000.5)
+
+
+def test_dynamic_shared_memory_and_other_dtypes(device, module):
+    x, y = (torch.arange(64, dtype=torch.int32, device=device) for _ in range(2))
+    launch(module.get_function("reversed"), x, Out(y), grid=(1, 1, 1), block=(64, 1, 1), shared=64 * 4)
+    assert torch.equal(y, x.flip(0))
+
+
+def test_on_the_emulator_what_is_not_written_is_nan(device, module):
+    if device.type == "cuda":
+        pytest.skip("a card's memory keeps what it held")
+    x, y = torch.ones(10), torch.zeros(10)
+    launch(module.get_function("half_of"), x, Out(y), np.int32(10), grid=(1, 1, 1), block=(32, 1, 1))
+    assert (y[:5] == 1).all() and y[5:].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ((torch.ones(4), 3), TypeError, "tensors, None and NumPy scalars, got 3"),
+        ((torch.ones(4), 0.5), TypeError, "tensors, None and NumPy scalars, got 0.5"),
+        ((torch.ones(4, 4).T[:2],), ValueError, r"must be contiguous, got strides \(1, 4\)"),
+        ((Out(torch.ones(4, 4)[:, 0]),), ValueError, r"must be contiguous, got strides \(4,\)"),
+        ((torch.ones(4), torch.ones(4, device="meta")), ValueError, "on one device, got cpu and meta"),
+        ((torch.ones(4, device="meta"),), ValueError, "on a CPU or CUDA device, got meta"),
+        ((np.int32(3), None), ValueError, "at least one tensor"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, error, words):
+    with pytest.raises(error, match=words):
+        launch(None, *arguments, grid=(1, 1, 1), block=(1, 1, 1))
+
+
+def test_a_block_too_large_is_the_device_s_own_error(device, module):
+    x, y = torch.ones(8, device=device), torch.ones(8, device=device)
+    with pytest.raises(Exception, match="invalid|too large|1024|2048"):
+        launch(module.get_function("half_of"), x, Out(y), np.int32(8), grid=(1, 1, 1), block=(2048, 1, 1))
+
+
+@pytest.mark.gpu
+def test_on_a_card_the_same_through_pycuda_s_public_call(module, monkeypatch):
+    """The fall-back for a PyCUDA without the private entry."""
+
+    class Public:
+        def __init__(self, function):
+            self.prepare = function.prepare
+            self.prepared_async_call = function.prepared_async_call
+
+    x, y = torch.arange(300.0, device="cuda"), torch.empty(300, device="cuda")
+    add = Public(module.get_function("add"))
+    arguments = (x, None, np.float32(0.5), np.int64(1), Out(y), np.int32(300))
+    launch(add, *arguments, grid=(2, 1, 1), block=(256, 1, 1))
+    assert torch.equal(y, x + 1.5)

@@ -1,0 +1,210 @@
+"""The validator's report and its manners; what it must refuse is in test_planted_bugs.py."""
+
+import base64
+import dataclasses
+import io
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from PIL import Image
+
+import fusedref
+from fusedref import KERNELBENCH_73, Problem, validate
+from fusedref.problem import SMALL_73
+from fusedref.reference import conv_bn_scale
+from fusedref.validator import candidate_from_kernel, compare, draw, shapes_around
+from tests.strategies import fast, options, problems
+
+SMALL = Problem(2, 3, 4, 8, 7, 3)
+
+
+def wrong_in_the_last_column(*inputs):
+    y = conv_bn_scale(*inputs)
+    y[..., -1] = torch.nan
+    return y
+
+
+def test_a_right_candidate():
+    report = validate(conv_bn_scale, SMALL, device="cpu", seed=5)
+    assert report.ok and report and report.reasons == ()
+    assert 0 < report.relative_l2 < 2e-7 and report.relative_l2 == report.cases[0].relative_l2
+    assert 0 < report.worst.bounds < 1
+    assert report.worst.bounds == max(case.worst.bounds for case in report.cases)
+    assert str(report).startswith("right to float32 rounding (fp32, cpu, seed 5)")
+    assert "<img" not in report._repr_html_()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        report.seed = 1
+
+
+def test_a_wrong_candidate_and_where():
+    report = validate(wrong_in_the_last_column, SMALL, device="cpu")
+    assert not report.ok and not report
+    assert "the problem: the last column (4) is wrong (48 of 240 elements)" in report.reasons
+    assert report.worst.index[3] == report.cases[0].problem.out_width - 1 and report.worst.bounds == float("inf")
+    text = str(report)
+    assert text.startswith("REFUSED (fp32, cpu, seed 0)")
+    assert re.search(r"column  \.\.\.\.#$", text, re.MULTILINE)
+    assert re.search(r"row     \+\+\+\+\+\+$", text, re.MULTILINE)
+
+
+def test_the_picture_shows_where():
+    page = validate(wrong_in_the_last_column, SMALL, device="cpu")._repr_html_()
+    assert "the last column (4) is wrong" in page
+    picture = Image.open(io.BytesIO(base64.b64decode(re.search(r"base64,([^']+)'", page)[1]))).convert("RGB")
+    red = [
+        (x, y)
+        for x in range(picture.width)
+        for y in range(picture.height)
+        for r, g, b in [picture.getpixel((x, y))]
+        if r < 120 and g < 40 and b < 40 and r > 2 * g
+    ]
+    assert red  # the column, and every image and channel have some red, but only the column is wholly wrong
+    left = [x for x, _ in red if x < picture.width / 2]
+    assert left and max(left) - min(left) < picture.width / 8
+
+
+def test_words_of_the_candidate_do_not_become_html():
+    def raises(*inputs):
+        raise ValueError("<script>")
+
+    page = validate(raises, SMALL, device="cpu")._repr_html_()
+    assert "<script>" not in page and "&lt;script&gt;" in page
+
+
+@fast
+@given(problems())
+def test_the_shapes_around_any_problem(problem):
+    cases = dict(shapes_around(problem))
+    assert cases["the problem"] == problem
+    for shape in cases.values():
+        for name in ("in_channels", "out_channels", "kernel", "stride", "padding", "dilation", "groups", "bias"):
+            assert getattr(shape, name) == getattr(problem, name)
+    height, width = cases["tall, odd sizes"].output_shape[2:]
+    assert height > width and height % 2 and width % 2
+    height, width = cases["wide, one image"].output_shape[2:]
+    assert width > height and cases["wide, one image"].batch == 1
+    smallest = cases["one pixel"]
+    assert smallest.batch == 1
+    # One pixel, unless padding makes even the smallest input give more.
+    assert smallest.output_shape[2:] == (1, 1) or min(smallest.height, smallest.width) == 1
+
+
+@fast
+@given(problems())
+def test_float32_arithmetic_is_accepted_and_tf32_is_not(problem):
+    def to_tf32(tensor):
+        return ((tensor.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+    def right(*inputs):
+        return conv_bn_scale(*inputs, **options(problem))
+
+    def rounded(x, weight, *rest):
+        return right(to_tf32(x), to_tf32(weight), *rest)
+
+    assert validate(right, problem, device="cpu").ok
+    assert not validate(rounded, problem, device="cpu").ok
+
+
+@pytest.mark.parametrize("taps", [1, 72, 512, 4608])
+def test_the_bounds_hold_whatever_the_number_of_taps(taps):
+    """A sequential sum that starts from the folded bias, the worst order there is, keeps well inside both."""
+    problem = Problem(64, taps, 64, 1, 1, 1)
+    inputs = draw(problem, seed=0)
+    a, b = fusedref.folding.affine(*inputs[2:])
+    x, weight = inputs.x.view(64, taps), fusedref.folding.fold(inputs.weight, a).view(64, taps)
+    sums = b.expand(64, 64)
+    for tap in range(taps):
+        sums = torch.addcmul(sums, x[:, tap, None], weight[None, :, tap])
+    case = compare("", problem, inputs, sums.view(problem.output_shape))
+    assert case.ok and case.worst.bounds < 0.5
+    limit = (8 + taps**0.5) * 2**-24
+    assert case.relative_l2 < limit / 2
+
+
+def test_inputs_are_drawn_by_the_seed_and_nothing_is_at_its_default():
+    one, same, other = (draw(SMALL, seed) for seed in (1, 1, 2))
+    for name, value in one._asdict().items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, getattr(same, name)) and not torch.equal(value, getattr(other, name))
+        else:
+            assert value == getattr(same, name) != getattr(other, name)
+    many = draw(Problem(1, 1, 1000, 3, 3, 3), 0)
+    for vector in (many.bias, many.running_mean, many.beta):
+        assert vector.abs().min() >= 0.25 and (vector < 0).any() and (vector > 0).any()
+    assert many.gamma.abs().min() >= 0.5 and (many.gamma < 0).any()
+    assert many.running_var.min() >= 0.25 and many.running_var.max() > 3
+    assert many.eps >= 0.01 and 1.1 <= abs(many.scaling_factor) <= 1.9
+
+
+def test_a_problem_without_bias():
+    def candidate(x, weight, bias, *rest):
+        assert bias is None
+        return conv_bn_scale(x, weight, bias, *rest)
+
+    assert validate(candidate, dataclasses.replace(SMALL, bias=False), device="cpu").ok
+
+
+def test_settings_of_torch_are_as_before():
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_grad_enabled()
+    validate(conv_bn_scale, SMALL, device="cpu")
+    assert before == (torch.are_deterministic_algorithms_enabled(), torch.is_grad_enabled())
+
+
+def test_an_interrupt_passes():
+    def interrupted(*inputs):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        validate(interrupted, SMALL, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"candidate": 3}, TypeError, "candidate must be callable, got int"),
+        ({"problem": 73}, TypeError, "problem must be a Problem, got int"),
+        ({"precision": "tf32"}, ValueError, "precision must be 'fp32', got 'tf32'"),
+        ({"problem": dataclasses.replace(SMALL, batch=0)}, ValueError, "a batch of at least 1"),
+        ({"problem": dataclasses.replace(SMALL, dtype=torch.float16)}, ValueError, "problem must be float32"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, error, words):
+    with pytest.raises(error, match=words):
+        validate(**{"candidate": conv_bn_scale, "problem": SMALL, **arguments})
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        candidate_from_kernel(tmp_path / "missing.cu", "kernel")
+
+
+def test_problem_73_is_the_default_on_a_gpu_and_a_small_one_elsewhere():
+    shape = KERNELBENCH_73 if torch.cuda.is_available() else SMALL_73
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        report = validate(conv_bn_scale, device=None if torch.cuda.is_available() else "cpu")
+    assert report.problem == shape and report.ok, str(report)
+    for name in ("in_channels", "out_channels", "kernel_size", "bias"):
+        assert getattr(SMALL_73, name) == getattr(KERNELBENCH_73, name)
+
+
+@pytest.mark.gpu
+def test_on_a_card_an_address_outside_all_memory_is_a_reason():
+    """In a process of its own, which the fault leaves without its context, but alive."""
+    import subprocess
+    import sys
+
+    script = (
+        "import pathlib, sys, fusedref, tempfile\n"
+        "from fusedref.validator import candidate_from_kernel\n"
+        "rest = 'const float* w, const float* b, const float* m, const float* v, const float* g, const float* e,'\n"
+        "rest += 'float s, float p, float* y, int n, int c, int h, int d, int o, int k'\n"
+        "text = 'extern \"C\" __global__ void f(const float* x, ' + rest + ') { y[1ll << 44] = 1.0f; }'\n"
+        "path = pathlib.Path(tempfile.mkdtemp(), 'f.cu'); path.write_text(text)\n"
+        "report = fusedref.validate(candidate_from_kernel(path, 'f'), fusedref.Problem(1, 1, 1, 5, 5, 3))\n"
+        "print(report); sys.exit(7 if not report.ok and len(report.cases) == 1 else 1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 7, done.stdout + done.stderr
+    assert "the GPU is lost to this process: restart it" in done.stdout
