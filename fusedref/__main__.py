@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         "validate",
         help="say whether a kernel of your own computes convolution + BatchNorm + scale",
         description="Compare a kernel with float64 on random inputs of several shapes. It needs the signature of "
-        "`fused` in kernels/04_fused.cu and is launched as that one is: a thread for each output, in blocks of 256. Without a "
+        "`fused` in kernels/04_fused.cu and is launched like it: a thread for each output, in blocks of 256. Without a "
         "GPU it runs on the emulator. Exit status: 0 validated, 1 refused, 2 not run.",
     )
     command.add_argument("file", type=Path, metavar="FILE.cu", help="CUDA C source")

@@ -236,6 +236,9 @@ def main(arguments: list[str] | None = None) -> int:
         rows = ladder_rows(rows)
 
     console.print(table(steps, rows, card, device))
+    for rung in LADDER:
+        console.print(f"[bold]{rung.title}[/]: {rung.how}; {rung.idea}", highlight=False)
+    console.print()
     for step in steps:
         if step.refusal is not None:
             say(f"{step.rung.title} does not launch on the 126x126 planes of problem 73: {step.refusal}")
@@ -247,9 +250,9 @@ def main(arguments: list[str] | None = None) -> int:
         say("No times: nothing is timed before every rung validates.")
     elif not on_gpu:
         say(
-            f"Times are those of {card}, from {MEASURED.relative_to(ROOT)}: there is no GPU here."
+            f"Times are those of {card}, from {MEASURED.relative_to(ROOT)}: no GPU is in use here."
             if rows
-            else f"No times: there is no GPU here, and {MEASURED.relative_to(ROOT)} is not there yet."
+            else f"No times: no GPU is in use here, and {MEASURED.relative_to(ROOT)} is not there yet."
         )
     if given.json is not None and rows:
         bench.save(given.json, rows)

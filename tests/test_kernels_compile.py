@@ -15,11 +15,11 @@ FILES = sorted([*KERNELS.glob("*.cu"), *fused.KERNELS.glob("*.cu")])
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
 
 
-def compile_for_all(path, folder, *options):
+def compile_for_all(path, folder):
     targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in ARCHITECTURES]
     macros = [f"-D{name}={value}" for name, value in fused.plan(SMALL_73).macros] if "folded" in path.name else []
-    command = ["nvcc", "-fatbin", "-std=c++17", "--Werror=all-warnings", f"-I{fused.KERNELS}", *targets, *macros, *options]
-    command += ["-o", str(folder / "kernel.fatbin"), str(path)]
+    options = ["-fatbin", "-std=c++17", "--Werror=all-warnings", f"-I{fused.KERNELS}", *targets, *macros]
+    command = ["nvcc", *options, "-o", str(folder / "kernel.fatbin"), str(path)]
     return subprocess.run(command, capture_output=True, text=True)
 
 
