@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from fusedref import folding
 from fusedref.cuda.compile import source_module
@@ -26,6 +27,7 @@ MAY_BE_NONE = ("bias", "gamma", "beta")
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
+@torch.compiler.disable  # a launch is nothing that torch.compile could look into
 def fused_conv_bn_scale(
     x: Tensor,
     weight: Tensor,
@@ -151,7 +153,11 @@ def forced_to_emulator() -> bool:
 
 
 def _needs_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
-    return torch.is_grad_enabled() and any([tensor is not None and tensor.requires_grad for tensor in tensors])
+    """Whether autograd is to see this call, backward or forward."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    return (torch.is_grad_enabled() and any([tensor.requires_grad for tensor in given])) or any(
+        [unpack_dual(tensor).tangent is not None for tensor in given]
+    )
 
 
 def _described(tensor: object) -> object:

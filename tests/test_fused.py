@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 from hypothesis import given
+from torch.autograd import forward_ad
 
 from fusedref import Problem, fused_conv_bn_scale, plan, validate
 from fusedref.reference import conv_bn_scale, oracle
@@ -169,6 +170,16 @@ class TestGradient:
             function(*inputs, **options(PROBLEM)).square().sum().backward()
             gradients.append(tensor.grad)
         assert torch.equal(*gradients)
+
+    def test_forward_mode(self, device):
+        inputs = draw(PROBLEM, 0, device)
+        results = []
+        for function in (fused_conv_bn_scale, conv_bn_scale):
+            with forward_ad.dual_level():
+                dual = forward_ad.make_dual(inputs.x, torch.ones_like(inputs.x))
+                y = function(*inputs._replace(x=dual), **options(PROBLEM))
+                results.append(forward_ad.unpack_dual(y).tangent)
+        assert torch.equal(*results)
 
     def test_none_is_recorded_where_none_is_needed(self, device):
         inputs = draw(PROBLEM, 0, device)

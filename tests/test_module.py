@@ -157,6 +157,14 @@ def test_autocast_is_torch_s(calls):
     assert not calls
 
 
+def test_inside_torch_compile(device):
+    """The launch is left out of the compiled graph, and done."""
+    _, fused = pair(device)
+    with torch.no_grad():
+        compiled = torch.compile(fused, backend="eager")
+        assert torch.equal(compiled(x_on(device)), fused(x_on(device)))
+
+
 def test_from_modules_shares_the_layers(device):
     conv, bn = nn.Conv2d(4, 6, 3).to(device), nn.BatchNorm2d(6).to(device)
     training = FusedConvBnScale.from_modules(conv, bn, 0.5)
