@@ -123,6 +123,15 @@ def test_a_toolkit_counts_only_with_all_that_pycuda_needs(tmp_path, monkeypatch)
     assert bootstrap.toolkit() == tmp_path
 
 
+def test_virtualenv_stands_in_for_venv(tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ "$2" = virtualenv ] && exec {sys.executable} -m venv --without-pip "$3"\nexit 1\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(bootstrap.sys, "executable", str(python))
+    made = bootstrap.make_environment(tmp_path / "environment")
+    assert subprocess.run([made, "-c", ""]).returncode == 0
+
+
 def test_a_python_that_can_make_no_environment_is_told_what_to_install(tmp_path, monkeypatch):
     python = tmp_path / "python"  # as on Debian without python3-venv
     python.write_text("#!/bin/sh\nexit 1\n")
