@@ -20,11 +20,17 @@ COMMON = ["-std=c++17", "-O2", "-g1", "-fPIC", "-fwrapv", "-fno-exceptions", "-f
           "-U_FORTIFY_SOURCE", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
 # The accesses of the compiled kernel are to be the source's: nothing merged, nothing turned into memcpy.
 KERNEL = ["-fsanitize=thread", "-w", "-ffp-contract=fast", "-fno-threadsafe-statics", "-fno-stack-protector",
+          "-fstack-clash-protection", "-fno-optimize-sibling-calls",
           "-fno-builtin-memcpy", "-fno-builtin-memset"]
 KERNEL_GCC = ["-fno-tree-vectorize", "-fno-tree-loop-distribute-patterns", "-fno-store-merging",
-              "--param=tsan-instrument-func-entry-exit=0", "--param=tsan-distinguish-volatile=1", "-fno-ipa-icf"]
+              "--param=tsan-instrument-func-entry-exit=0", "--param=tsan-distinguish-volatile=1", "-fno-ipa-icf",
+              # Each access keeps its own line.
+              "-fno-tree-tail-merge", "-fno-crossjumping", "-fno-code-hoisting",
+              "-fno-diagnostics-show-caret"]
 KERNEL_CLANG = ["-fno-vectorize", "-fno-slp-vectorize", "-mllvm", "-tsan-instrument-func-entry-exit=0",
-                "-mllvm", "-tsan-distinguish-volatile=1", "-mllvm", "-tsan-instrument-memintrinsics=0"]
+                "-mllvm", "-tsan-distinguish-volatile=1", "-mllvm", "-tsan-instrument-memintrinsics=0",
+                "-mllvm", "-sink-common-insts=false",
+                "-mllvm", "-enable-tail-merge=false", "-fno-caret-diagnostics"]
 
 
 class NoCompiler(RuntimeError):
@@ -143,8 +149,20 @@ def run(command: list[str], **options: object) -> str:
 
 
 def publish(built: str, target: Path) -> None:
-    """Move a finished file to its place in one step, so that no other process ever sees half of it."""
+    """Move a finished library to its place in one step, with its checksum behind it: nobody ever sees half of it."""
+    with open(built, "rb+") as stream:
+        checksum = hashlib.sha256(stream.read()).digest()
+        stream.write(checksum)
     os.replace(built, target)
+
+
+def whole(library: Path) -> bool:
+    """Whether the library is there and as it was published. (Loading one that was cut short can end the process.)"""
+    try:
+        data = library.read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(data[:-32]).digest() == data[-32:]
 
 
 def runtime() -> Path:
@@ -152,7 +170,7 @@ def runtime() -> Path:
     cxx = compiler()
     name = f"libfusedref_{digest(headers_digest(), cxx.version, ' '.join(cxx.extra))}.so"
     target = cache_directory() / name
-    if not target.exists():
+    if not whole(target):
         build_runtime(cxx, target)
     return target
 

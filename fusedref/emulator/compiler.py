@@ -45,18 +45,20 @@ def _options(options: list[str] | None, arch: str | None, include_dirs: list[str
     return definitions, [*includes, *map(str, include_dirs)], capability * 10
 
 
-def _included(text: str, directories: list[str]) -> dict[str, bytes]:
-    """Every file that the text may include from the given directories, and what these include."""
-    found: dict[str, bytes] = {}
+def _included(text: str, directories: list[str]) -> dict[tuple[str, str], str]:
+    """(directory, name) -> text of every file that the source may include from the user's directories, in turn.
+
+    A header that the emulator supplies is not among them, wherever it is included from: the emulator's own stands in.
+    """
+    found: dict[tuple[str, str], str] = {}
     waiting = [text]
     while waiting:
         for name in INCLUDE.findall(waiting.pop()):
             for directory in directories:
-                path = os.path.normpath(os.path.join(directory, name))
-                if path not in found and os.path.isfile(path):
-                    found[path] = Path(path).read_bytes()
-                    waiting.append(found[path].decode("utf-8", "replace"))
-                    directories = [*directories, os.path.dirname(path)]
+                path = Path(directory, name)
+                if (directory, name) not in found and path.is_file() and not (build.INCLUDE / path.name).exists():
+                    found[directory, name] = path.read_text(errors="replace")
+                    waiting.append(found[directory, name])
     return found
 
 
@@ -81,20 +83,15 @@ class SourceModule:
         lib = native.library()
         cxx = build.compiler()
         definitions, directories, architecture = _options(options, arch, include_dirs or [])
-        text = source if no_extern_c else f'extern "C" {{\n#line 1 "{NAME}"\n{source}\n}}\n'
         flags = [*definitions, f"-D__CUDA_ARCH__={architecture}"]
-        included = _included(source, [os.getcwd(), *directories])
-        parts = [part for path, content in included.items() for part in (path, content)]
-        name = build.digest(build.headers_digest(), cxx.version, " ".join(cxx.command + cxx.extra), text, *flags,
-                            *directories, *parts)
+        included = _included(source, directories)
+        parts = [part for (directory, file), content in included.items() for part in (directory, file, content)]
+        name = build.digest(build.headers_digest(), cxx.version, " ".join(cxx.command + cxx.extra), source,
+                            str(no_extern_c), *flags, *parts)
         target = build.cache_directory(cache_dir) / f"{name}.so"
-        if not target.exists() or keep:
-            self._compile(cxx, text, flags, directories, target, keep)
-        try:
-            self._library = ctypes.CDLL(str(target))
-        except OSError:  # a cache entry that was cut short
-            self._compile(cxx, text, flags, directories, target, False)
-            self._library = ctypes.CDLL(str(target))
+        if keep or not build.whole(target):
+            self._compile(cxx, source, no_extern_c, flags, included, target, keep)
+        self._library = ctypes.CDLL(str(target))
         self._path = str(target)
         self._native = native.Module.from_address(ctypes.addressof(ctypes.c_char.in_dll(self._library, "emu_module")))
         if not self._native.image_begin:  # the same library may be loaded by two modules: one image, registered once
@@ -110,24 +107,25 @@ class SourceModule:
         self._check_shared()
         driver._modules.add(self)
 
-    def _compile(self, cxx: build.Compiler, text: str, flags: list[str], directories: list[str], target: Path,
-                 keep: bool) -> None:
+    def _compile(self, cxx: build.Compiler, text: str, no_extern_c: bool, flags: list[str],
+                 included: dict[tuple[str, str], str], target: Path, keep: bool) -> None:
         scratch = tempfile.mkdtemp(prefix="build-", dir=target.parent)
         try:
             source = os.path.join(scratch, NAME)
             Path(source).write_text(text)
+            include = f'#include "{NAME}"\n'
+            Path(scratch, "module.cpp").write_text(include if no_extern_c else f'extern "C" {{\n{include}}}\n')
             base = [*cxx.command, *build.COMMON, *cxx.extra, *build.KERNEL,
                     *(build.KERNEL_CLANG if cxx.clang else build.KERNEL_GCC)]
-            includes = [f"-I{directory}" for directory in (build.INCLUDE, os.getcwd(), *directories)]
+            includes = [f"-I{build.INCLUDE}", *_copy(included, scratch)]
             first = ["-include", str(build.INCLUDE / "emulator.h")]
-            command = preprocess = [*base, *flags, *includes, *first, "-x", "c++", "-E", NAME]
+            command = preprocess = [*base, *flags, *includes, *first, "-E", "module.cpp"]
             try:
                 expanded = build.run(preprocess, cwd=scratch)
-                known = {NAME, *(os.path.normpath(d) for d in directories)}
-                translated = Frontend(expanded, lambda file: _is_user(file, known)).translate()
+                translated = Frontend(expanded, _is_user).translate()
                 Path(scratch, "kernel.ii").write_text(translated)
                 built = os.path.join(scratch, "kernel.so")
-                command = [*base, "-x", "c++-cpp-output", "-c", "kernel.ii", "-o", "kernel.o"]
+                command = [*base, "-c", "kernel.ii", "-o", "kernel.o"]
                 build.run(command, cwd=scratch)
                 runtime = str(build.runtime())
                 own_symbols = [] if sys.platform == "darwin" else ["-Wl,-Bsymbolic"]
@@ -135,7 +133,7 @@ class SourceModule:
                 build.run(command, cwd=scratch)
             except build.CompilerFailed as error:
                 raise driver.CompileError(f"nvcc compilation of {source} failed", error.command,
-                                          stdout="", stderr=error.stderr) from None
+                                          stdout="", stderr=_readable(error.stderr, text)) from None
             except TranslationError as error:
                 raise driver.CompileError(f"nvcc compilation of {source} failed", command, stdout="",
                                           stderr=str(error)) from None
@@ -191,10 +189,36 @@ class SourceModule:
         return address, size
 
 
-def _is_user(file: str, directories: set[str]) -> bool:
+def _copy(included: dict[tuple[str, str], str], scratch: str) -> list[str]:
+    """Copies of the user's headers, so that none lies beside a header that the emulator supplies; their -I options."""
+    copies: dict[str, str] = {}
+    for (directory, name), text in included.items():
+        root = copies.setdefault(directory, os.path.join(scratch, f"include{len(copies)}"))
+        copy = Path(os.path.normpath(os.path.join(root, name)))
+        if scratch in str(copy.parent):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(f'#line 1 "{name}"\n{text}')
+    return [f"-I{root}" for root in copies.values()]
+
+
+def _readable(stderr: str, text: str) -> str:
+    """The compiler's messages in nvcc's form, each with the line of the source that it is about."""
+    source = text.splitlines()
+    out = []
+    for line in stderr.splitlines():
+        match = re.match(r"([^:\s]+):(\d+):(?:\d+:)? ((?:fatal )?error|warning|note): (.*)", line)
+        if match is None:
+            out.append(line)
+            continue
+        file, number, kind, message = match.group(1), int(match.group(2)), match.group(3), match.group(4)
+        out.append(f"{file}({number}): {kind}: {message}")
+        if file == NAME and 0 < number <= len(source):
+            out.append(f"    {source[number - 1].strip()}")
+    return "\n".join(out)
+
+
+def _is_user(file: str) -> bool:
     """Whether a file's text is CUDA C to translate: the source itself, and what it includes from its own side."""
-    if file == NAME:
-        return True
-    if file.startswith("<") or file.startswith(str(build.INCLUDE)) or not file:
+    if file.startswith(("<", str(build.INCLUDE), "/usr/", "/opt/", "/Library/", "/Applications/")):
         return False
-    return not file.startswith(("/usr/", "/opt/", "/Library/", "/Applications/")) and "ziglang" not in file
+    return bool(file) and "ziglang" not in file

@@ -237,8 +237,8 @@ class Frontend:
             size = "0" if dynamic else f"sizeof({kind})"       # 0: as long as the launch says
             types.append(
                 f'struct {tag} {{ static const char* name() {{ return "{name}"; }} '
-                f'static const char* owner() {{ return "{owner}"; }} static constexpr unsigned long size = {size}, '
-                f"align = alignof({kind}), element = sizeof(std::remove_all_extents_t<{kind}>); }};")
+                f'static const char* owner() {{ return "{owner}"; }} enum : unsigned long {{ size = {size}, '
+                f"align = alignof({kind}), element = sizeof(std::remove_all_extents_t<{kind}>) }}; }};")
             references.append(f"{kind}& {name} = *({kind}*)emu::shared_address<{tag}>();")
         newlines = self.newlines(first, last)
         if not owner:
@@ -263,7 +263,8 @@ class Frontend:
             else:
                 value = f" = {{ {initialiser} }}" if initialiser else "{}"
                 text.append(f"typedef {specifier} {shape.replace('@', kind)}; "
-                            f"static emu::Guarded<{kind}> {home}{value}; static constexpr {kind}& {name} = {home}.value;")
+                            f"static emu::Guarded<{kind}> {home}{value}; "
+                            f"static constexpr {kind}& {name} = {home}.value;")
             text.append(f'static emu::RegisterVariable emu_{name}_registered{{"{name}", {name}}};')
         return first, last, " ".join(text) + newlines
 
@@ -308,6 +309,13 @@ class Frontend:
                 return None
             if text == "(":
                 break
+            if text == "<" and name_at >= 0:                   # template arguments
+                depth = 0
+                while i < len(self.tokens):
+                    depth += (self.text(i) == "<") - (self.text(i) == ">")
+                    if depth == 0:
+                        break
+                    i = self.next(i)
             if self.tokens[i].kind == "name":
                 name_at = i
             i = self.next(i)

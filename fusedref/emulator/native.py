@@ -70,18 +70,13 @@ def library() -> ctypes.CDLL:
 
     Raises:
         build.NoCompiler: there is no C++ compiler.
-        OSError: the library cannot be loaded even after compiling it again.
+        OSError: the library cannot be loaded, or there are no addresses left for the device's memory.
     """
     global _library
     if _library is None:
         with _lock:
             if _library is None:
-                path = build.runtime()
-                try:
-                    loaded = ctypes.CDLL(str(path))
-                except OSError:  # cut short by a full disk, or built for another machine
-                    build.build_runtime(build.compiler(), path)
-                    loaded = ctypes.CDLL(str(path))
+                loaded = ctypes.CDLL(str(build.runtime()))
                 _declare(loaded)
                 if not loaded.emu_init(memory_bytes()):
                     raise OSError("the emulator cannot reserve addresses for its device memory (4 GiB at least)")

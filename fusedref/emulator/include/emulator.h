@@ -1,6 +1,7 @@
 // CUDA C for the emulator: included before a kernel's first line. Everything a kernel may use without an #include.
 // Wrappers are always inlined, so that the debug information leads from an access to the line of the kernel's own source.
 #pragma once
+#define _GLIBCXX_BITS_SPECFUN_H 1  // half of the time to read <math.h> goes to Bessel functions and their like
 #include <assert.h>
 #include <float.h>
 #include <limits.h>
@@ -477,14 +478,14 @@ template <class T> EMU_INLINE T opaque(T v) { asm("" : "+m"(v)); return v; }
 }
 EMU_INLINE float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 EMU_INLINE double __fma_rn(double a, double b, double c) { return fma(a, b, c); }
-EMU_INLINE float __fmul_rn(float a, float b) { return emu::opaque(a * b); }
+EMU_INLINE float __fmul_rn(float a, float b) { return emu::opaque(emu::opaque(a) * b); }
 EMU_INLINE float __fadd_rn(float a, float b) { return emu::opaque(a) + emu::opaque(b); }
 EMU_INLINE float __fsub_rn(float a, float b) { return emu::opaque(a) - emu::opaque(b); }
 EMU_INLINE float __fdiv_rn(float a, float b) { return a / b; }
 EMU_INLINE float __frcp_rn(float a) { return 1.0f / a; }
 EMU_INLINE float __fsqrt_rn(float a) { return sqrtf(a); }
 EMU_INLINE float __frsqrt_rn(float a) { return (float)(1.0 / sqrt((double)a)); }
-EMU_INLINE double __dmul_rn(double a, double b) { return emu::opaque(a * b); }
+EMU_INLINE double __dmul_rn(double a, double b) { return emu::opaque(emu::opaque(a) * b); }
 EMU_INLINE double __dadd_rn(double a, double b) { return emu::opaque(a) + emu::opaque(b); }
 EMU_INLINE double __dsub_rn(double a, double b) { return emu::opaque(a) - emu::opaque(b); }
 EMU_INLINE double __ddiv_rn(double a, double b) { return a / b; }

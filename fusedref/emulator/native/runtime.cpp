@@ -66,9 +66,24 @@ static void* reserve(uint64_t bytes) {
 
 void* reserve_pages(uint64_t bytes) { return reserve(bytes); }
 
+void clear_pages(void* begin, uint64_t bytes) {  // zeros, and the whole pages go back to the system
+    char *p = (char*)begin, *end = p + bytes;
+#if defined(__linux__)
+    char* first = (char*)(((uintptr_t)p + 65535) & ~(uintptr_t)65535);
+    char* last = (char*)((uintptr_t)end & ~(uintptr_t)65535);
+    if (first < last) {
+        memset(p, 0, first - p);
+        madvise(first, last - first, MADV_DONTNEED);
+        p = last;
+    }
+#endif
+    memset(p, 0, end - p);
+}
+
 static void set_shadow(uint64_t offset, uint64_t bytes, bool allocated) {
     uint8_t* s = shadow + offset / 8;
-    memset(s, allocated ? 8 : 0, bytes / 8);
+    if (allocated) memset(s, 8, bytes / 8);
+    else clear_pages(s, bytes / 8);
     if (bytes % 8) s[bytes / 8] = allocated ? bytes % 8 : 0;
 }
 
