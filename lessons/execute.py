@@ -39,6 +39,7 @@ def execute(notebook: nbformat.NotebookNode, *, timeout: int = 600) -> nbformat.
         timeout=timeout,
         kernel_name="python3",
         record_timing=False,
+        coalesce_streams=True,
         resources={"metadata": {"path": str(HERE)}},
         config=Config({"KernelManager": {"transport_encryption": "auto"}}),  # or the kernel warns that there is none
     )

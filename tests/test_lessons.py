@@ -1,5 +1,6 @@
 """The lessons run, their outputs belong to their code, and their exercises tell right from wrong."""
 
+import json
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from nbclient.exceptions import CellExecutionError
 from torch import nn
 
-from lessons import execute, pictures
+from lessons import execute, pictures, workbench
 from lessons.exercises import BLANK, Exercise, Wrong, e00, e01, e02, e03, e04, e05, kernels
 
 LESSONS = execute.notebooks()
@@ -115,6 +116,57 @@ def test_a_failing_cell_fails_the_run():
         execute.execute(broken)
 
 
+# --- times: measured on a GPU, committed elsewhere ---
+
+
+def test_every_time_in_a_lesson_is_committed_and_from_the_card_of_its_outputs():
+    record = json.loads(workbench.COMMITTED.read_text())
+    assert {read(path).metadata["fusedref"]["device"] for path in LESSONS} == {record["card"]}
+    for path in LESSONS:
+        for cell in code(read(path)):
+            for what in re.findall(r'workbench\.us\(\s*f?"([^"]+)"', cell.source):
+                pattern = ".+".join(map(re.escape, re.split(r"\{.*?\}", what)))
+                found = [value for name, value in record["us"].items() if re.fullmatch(pattern, name)]
+                assert found and all(value > 0 for value in found), f"{path.name}: no time for {what}"
+
+
+@pytest.fixture
+def record(tmp_path, monkeypatch):
+    monkeypatch.setattr(workbench, "COMMITTED", tmp_path / "lessons.json")
+    return tmp_path / "lessons.json"
+
+
+def test_without_a_gpu_a_time_is_the_committed_one(record, monkeypatch):
+    monkeypatch.setattr(workbench, "on_gpu", lambda: False)
+    assert np.isnan(workbench.us("x", pytest.fail)) and "not been measured" in workbench.about()
+    record.write_text('{"card": "NVIDIA Test", "us": {"x": 2.5}}')
+    assert workbench.us("x", pytest.fail) == 2.5 and np.isnan(workbench.us("y", pytest.fail))
+    assert "NVIDIA Test" in workbench.about()
+
+
+def test_on_a_gpu_a_time_is_measured_and_recorded_when_lessons_are_executed(record, monkeypatch):
+    monkeypatch.setattr(workbench, "on_gpu", lambda: True)
+    monkeypatch.setattr(workbench.torch.cuda, "get_device_name", lambda: "NVIDIA Test")
+    monkeypatch.setattr(workbench.bench, "microseconds", lambda call: call())
+    record.write_text('{"card": "NVIDIA Other", "us": {"x": 2.5}}')
+    monkeypatch.delenv("FUSEDREF_RECORD", raising=False)
+    assert workbench.us("x", lambda: 12.34) == 12.34 and "Other" in record.read_text()
+    monkeypatch.setenv("FUSEDREF_RECORD", "1")
+    workbench.us("x", lambda: 12.34)
+    workbench.us("y", lambda: 0.5)
+    assert json.loads(record.read_text()) == {"card": "NVIDIA Test", "us": {"x": 12.3, "y": 0.5}}
+
+
+def test_inputs_are_the_validators():
+    problem = workbench.lesson_problem()
+    arrays = workbench.draw(problem, 3)
+    shapes = [problem.input_shape, problem.weight_shape, *[(problem.out_channels,)] * 5]
+    assert [array.shape for array in arrays] == shapes and all(array.dtype == np.float32 for array in arrays)
+    (x, *_) = workbench.tensors(arrays)
+    assert workbench.relative_l2(arrays[0], x) == 0
+    assert workbench.relative_l2(1.001 * arrays[0], x) == pytest.approx(1e-3, rel=1e-3)
+
+
 # --- the exercises: right answers ---
 
 
@@ -178,6 +230,7 @@ def changed(source: str, *replacements: tuple[str, str]) -> str:
 
 
 DIGITS, GUARD, STRIDE = e01.digits.answer, e01.guard.answer, e01.stride.answer
+BY_GRID = e02.by_grid.answer
 LAST, RSQRT, BN_SCALE, FUSED = e02.channels_last.answer, e02.rsqrt.answer, e03.bn_scale.answer, e04.fused.answer
 
 
@@ -254,7 +307,7 @@ WRONG = [
         "past its end",
     ),
     ("e01.guard", changed(GUARD, ("output >= batch * out_channels", "output >= out_channels")), "image 1"),
-    ("e01.guard", changed(GUARD, ("return;", "")), "past its end"),
+    ("e01.guard", changed(GUARD, ("return;", ";")), "past its end"),
     (
         "e01.guard",
         changed(GUARD, ("* kernel_size + i) * kernel_size + j]", "* kernel_size + j) * kernel_size + i]")),
@@ -300,6 +353,12 @@ WRONG = [
         "no call",
     ),
     ("e02.rsqrt", changed(RSQRT, ("(index >=", "(index >")), "past its end"),
+    ("e02.by_grid", LAST, "remainder"),
+    ("e02.by_grid", changed(BY_GRID, ("(pixel >= plane)", "(false)")), "past its end"),
+    ("e02.by_grid", changed(BY_GRID, ("(pixel >= plane)", "(pixel > plane)")), "past its end"),
+    ("e02.by_grid", changed(BY_GRID, ("channel = blockIdx.y", "channel = blockIdx.z")), "wrong"),
+    ("e02.by_grid", changed(BY_GRID, ("blockIdx.z * channels", "blockIdx.z * batch")), "wrong"),
+    ("e02.by_grid", changed(BY_GRID, ("(blockIdx.z * channels + channel) * plane + pixel", "pixel")), "wrong"),
     (
         "e03.bn_scale",
         changed(
@@ -339,7 +398,7 @@ WRONG = [
     (
         "e04.fused",
         changed(FUSED, ("if (output >= batch * out_channels * out_height * out_width) return;", "")),
-        "guard",
+        "raised",
     ),
     ("e04.fused", changed(FUSED, ("* width + column + j]", "* height + column + j]")), "wrong"),
     ("e04.limits", (126, 32), "126 x 126"),

@@ -8,7 +8,7 @@ import re
 import numpy as np
 
 from lessons.exercises import Exercise, Wrong
-from lessons.exercises.kernels import code, compare, compiled, run
+from lessons.exercises.kernels import THREADS, code, compare, compiled, run
 
 
 def seconds_answer(batch, channels, height, width, bandwidth):
@@ -68,15 +68,16 @@ __global__ void batch_norm(const float* x, const float* running_mean, const floa
 _ORDINARY = "(x[index] - running_mean[channel]) / sqrtf(running_var[channel] + eps) * gamma[channel] + beta[channel]"
 
 
-def _judge_batch_norm(source, channels_last: bool) -> None:
+def _judge_batch_norm(source, channels_last: bool, by_grid: bool = False) -> None:
     kernel = compiled(source, "batch_norm")
-    for seed, (batch, channels, plane) in enumerate(((3, 5, 7), (2, 7, 70), (1, 3, 11), (5, 1, 13))):
+    for seed, (batch, channels, plane) in enumerate(((3, 5, 7), (2, 7, 270), (1, 3, 11), (5, 1, 13))):
         shape = (batch, plane, channels) if channels_last else (batch, channels, plane)
         x = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
         vectors = _vectors(channels, 10 + seed)
         eps = np.float32(1e-5)
         axes = ("image", "pixel", "channel") if channels_last else ("image", "channel", "pixel")
-        y = run(kernel, [x, *vectors, eps], shape, [batch, channels, plane])
+        grid = (-(-plane // THREADS), channels, batch) if by_grid else None
+        y = run(kernel, [x, *vectors, eps], shape, [batch, channels, plane], grid=grid)
         compare(y, batch_norm64(x, vectors, float(eps), axes.index("channel")), axes)
 
 
@@ -101,7 +102,7 @@ def _judge_rsqrt(source) -> str:
     if not re.search(r"\brsqrtf\s*\(", code(source)):
         raise Wrong("There is no call of `rsqrtf` in it.")
     _judge_batch_norm(source, False)
-    return "Now look at the clock before you are glad: what limits this kernel?"
+    return "One instruction in the place of two sequences. What it saves, the clock will say."
 
 
 rsqrt = Exercise(
@@ -114,4 +115,33 @@ rsqrt = Exercise(
         channel="index / plane % channels",
         value=_ORDINARY.replace("/ sqrtf", "* rsqrtf"),
     ),
+)
+
+
+def _judge_by_grid(source) -> str:
+    if re.search(r"%|/\s*(plane|channels)\b", code(source)):
+        raise Wrong("There is still an integer division or a remainder in it.")
+    _judge_batch_norm(source, False, by_grid=True)
+    return "A block knows its place without reckoning. What the grid can say, no thread need compute."
+
+
+by_grid = Exercise(
+    _judge_by_grid,
+    [
+        "blockIdx.y and blockIdx.z are the same for every thread of a block. What did the grid put there?",
+        "The planes lie one after the other: (image, channel) is plane number image * channels + channel.",
+        "Compare pixel with the size of a plane, not with that of the tensor.",
+    ],
+    """
+__global__ void batch_norm(const float* x, const float* running_mean, const float* running_var,
+                           const float* gamma, const float* beta, float eps, float* y,
+                           int batch, int channels, int plane)
+{
+    const int pixel = blockIdx.x * blockDim.x + threadIdx.x;
+    if (pixel >= plane) return;
+    const int channel = blockIdx.y;
+    const int index = (blockIdx.z * channels + channel) * plane + pixel;
+    y[index] = (x[index] - running_mean[channel]) / sqrtf(running_var[channel] + eps) * gamma[channel] + beta[channel];
+}
+""",
 )

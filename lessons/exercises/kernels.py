@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 from pathlib import Path
@@ -13,7 +14,9 @@ from fusedref.validator import Candidate, candidate_from_kernel
 from lessons.exercises import Wrong
 
 THREADS = 256
-MARGIN = 8192  # numbers beyond the end of every array: a stray thread reads NaN and writes where it is seen
+MARGIN = 8192  # numbers beyond the end of every array: a stray thread is seen, and does no harm
+
+STRANGE = 1e15  # what stands there in the inputs; not NaN, which could not be told from the unwritten
 
 
 def code(source: str) -> str:
@@ -45,27 +48,31 @@ def candidate(source: str, name: str) -> Candidate:
     return call
 
 
-def run(kernel, before: list, shape: tuple[int, ...], after: list, dtype: type = np.float32) -> np.ndarray:
-    """Launch one thread a number of the output: kernel(*before, y, *after), and return y.
+def run(
+    kernel, before: list, shape: tuple[int, ...], after: list, dtype: type = np.float32, grid: tuple | None = None
+) -> np.ndarray:
+    """Launch kernel(*before, y, *after) in blocks of THREADS, and return y.
 
     before, after: the arguments on either side of y: arrays, NumPy scalars, and ints, which become the C type int.
+    grid: as few blocks as give every number of y a thread, if not given.
     """
 
     def argument(value):
         if isinstance(value, np.ndarray):
-            edge = np.full(MARGIN, np.nan if value.dtype.kind == "f" else -1, dtype=value.dtype)
+            edge = np.full(MARGIN, STRANGE, dtype=value.dtype)
             return gpuarray.to_gpu(np.concatenate([value.ravel(), edge]))
         return np.int32(value) if isinstance(value, int) else value
 
     size = int(np.prod(shape))
     unwritten = dtype(np.nan) if np.dtype(dtype).kind == "f" else dtype(-123456789)
     y = gpuarray.to_gpu(np.full(size + MARGIN, unwritten, dtype=dtype))
-    kernel(*map(argument, before), y, *map(argument, after), block=(THREADS, 1, 1), grid=(-(-size // THREADS), 1))
+    grid = grid or (-(-size // THREADS), 1, 1)
+    kernel(*map(argument, before), y, *map(argument, after), block=(THREADS, 1, 1), grid=grid)
     result = y.get()
     strayed = np.flatnonzero(~same(result[size:], unwritten))
     if len(strayed):
         raise Wrong(
-            f"The output has {size} numbers, the grid has {-(-size // THREADS) * THREADS} threads, and "
+            f"The output has {size} numbers, the grid has {math.prod(grid) * THREADS} threads, and "
             f"{len(strayed)} of the threads too many wrote past its end: into somebody else's memory."
         )
     missing = np.flatnonzero(same(result[:size], unwritten))
