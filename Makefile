@@ -30,7 +30,7 @@ bench: $(VENV)/.ready
 lint: $(VENV)/.ready
 	$(RUN) -m ruff check .
 
-$(VENV)/.ready: bootstrap.py requirements.txt requirements-cpu.txt
+$(VENV)/.ready: .ci/bootstrap.py requirements.txt requirements-cpu.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
 	    echo "Python 3.10 or newer is needed. Install one, or name it: make PYTHON=/path/to/python3"; exit 1; }
-	$(PYTHON) bootstrap.py $(VENV)
+	$(PYTHON) .ci/bootstrap.py $(VENV)

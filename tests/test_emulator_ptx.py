@@ -102,7 +102,7 @@ class TestMma:
 
     @pytest.mark.parametrize("rounding, bits", [("hopper", 25), ("ampere", 24)])
     def test_bits_below_the_largest_exponent_are_cut(self, rounding, bits):
-        """In one step, 1 + 2^-24 + 2^-24 and 2 + 2^-24 + 2^-24 + 2^-23: what is cut cannot add up to a bit that is kept."""
+        """What is cut off before the sum cannot add up to a bit that is kept."""
         a, b, c = np.zeros((1, 32, 4), np.uint32), np.zeros((1, 32, 2), np.uint32), np.zeros((1, 32, 4), np.float32)
         one = 0x3C00
         a[0, 0, 0] = one | one << 16               # row 0, k = 0 and 1

@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location("bootstrap", ROOT / "bootstrap.py")
+spec = importlib.util.spec_from_file_location("bootstrap", ROOT / ".ci" / "bootstrap.py")
 bootstrap = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(bootstrap)
 
@@ -108,7 +108,7 @@ def gpu_seen(folder, environment, driver):
     else:
         (folder / "driver.cpp").write_text(driver)
         subprocess.run(["g++", "-shared", "-fPIC", "-o", library, folder / "driver.cpp"], check=True)
-    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import bootstrap; print(bootstrap.driver())"
+    program = f"import sys; sys.path.insert(0, {str(ROOT / '.ci')!r}); import bootstrap; print(bootstrap.driver())"
     environment = {**os.environ, **environment, "LD_LIBRARY_PATH": str(folder)}
     command = [sys.executable, "-c", program]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout.strip()

@@ -1,4 +1,4 @@
-"""Makes the virtual environment that the Makefile's targets run in: `python bootstrap.py .venv`.
+"""Makes the virtual environment that the Makefile's targets run in: `python .ci/bootstrap.py .venv`.
 
 Standard library only. With an NVIDIA GPU it installs requirements.txt, otherwise requirements-cpu.txt, and lets the
 environment import this checkout. What the machine lacks comes from PyPI: CUDA's compiler where there is a GPU and no
@@ -17,10 +17,9 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 CUDA_TOOLKIT = "cuda-toolkit[nvcc,cudart,cccl,curand,profiler]==13.0.*"  # CUDA 13.0 is what torch 2.13.0 is built with
 ZIGLANG = "ziglang==0.17.1"
-TORCH_CPU_INDEX = ""  # PyPI's torch for Linux brings gigabytes of CUDA libraries
 STAMP = ".ready"
 
 
@@ -94,12 +93,6 @@ def site_packages(python):
     return Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
 
 
-def install_torch_for_cpu(python):
-    """Installs the pinned torch as built without CUDA; PyPI serves where that build cannot be had."""
-    torch = re.search(r"^torch==\S+", (HERE / "requirements-cpu.txt").read_text(), re.MULTILINE)[0]
-    run(python, "-m", "pip", "install", "--no-deps", "--retries", "1", "--extra-index-url", TORCH_CPU_INDEX, torch)
-
-
 def install_for_gpu(python, libcuda):
     """Installs requirements.txt. PyPI has PyCUDA as sources only, so it is built here, and then seen to load."""
     root = toolkit()
@@ -114,7 +107,7 @@ def install_for_gpu(python, libcuda):
         for curand in sorted((root / "lib").glob("libcurand.so.*"))[:1]:
             Path(links, "libcurand.so").symlink_to(curand)
         path = f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        run(python, "-m", "pip", "install", "-r", str(HERE / "requirements.txt"), PATH=path, LIBRARY_PATH=links,
+        run(python, "-m", "pip", "install", "-r", str(ROOT / "requirements.txt"), PATH=path, LIBRARY_PATH=links,
             LDFLAGS="-Wl,-rpath,$ORIGIN/../nvidia/cu13/lib")
     run(python, "-c", "import pycuda.driver")
 
@@ -132,14 +125,12 @@ def main(folder):
         install_for_gpu(python, libcuda)
     else:
         say("No NVIDIA GPU in use: installing requirements-cpu.txt; kernels will run on the emulator")
-        if platform.system() == "Linux":
-            install_torch_for_cpu(python)
-        run(python, "-m", "pip", "install", "-r", str(HERE / "requirements-cpu.txt"))
+        run(python, "-m", "pip", "install", "-r", str(ROOT / "requirements-cpu.txt"))
         if not has_compiler():
             say("No C++ compiler found: taking ziglang from PyPI")
             run(python, "-m", "pip", "install", ZIGLANG)
     # fusedref, kernels and lessons become importable from anywhere, notebooks included.
-    (site_packages(python) / "fusedref-checkout.pth").write_text(f"{HERE}\n")
+    (site_packages(python) / "fusedref-checkout.pth").write_text(f"{ROOT}\n")
     (folder / STAMP).touch()
     say(f"{folder} is ready")
 

@@ -1,0 +1,51 @@
+"""What compute-sanitizer watches: `python tests/sanitized.py rungs`, or a tool's name for the bug that it must find."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+import torch
+
+import fusedref
+from fusedref.cuda import SourceModule, drv
+from fusedref.validator import draw
+from kernels import ladder
+
+PLANTED = {
+    "memcheck": "extern \"C\" __global__ void bug(float* y) { y[threadIdx.x + 1] = 1.0f; }",
+    "racecheck": "extern \"C\" __global__ void bug(float* y)"
+    "{ __shared__ float s[64]; s[threadIdx.x] = y[threadIdx.x]; y[threadIdx.x] = s[63 - threadIdx.x]; }",
+    "initcheck": "extern \"C\" __global__ void bug(float* y) { y[threadIdx.x] += 1.0f; }",
+}
+
+
+def rungs() -> None:
+    """Every kernel of the ladder, on sizes that fill no block evenly."""
+    inputs = draw(fusedref.Problem(2, 3, 5, 19, 23, 3), 0, "cuda")
+    x, weight, bias, mean, var, gamma, beta, factor, eps = inputs
+    convolved = ladder.conv2d(x, weight, bias)
+    normalised = ladder.batch_norm(convolved, mean, var, gamma, beta, eps)
+    ladder.scale(normalised, factor)
+    ladder.bn_scale(convolved, mean, var, gamma, beta, factor, eps)
+    ladder.fused(*inputs)
+    ladder.fused_block(*inputs)
+    fusedref.fused_conv_bn_scale(*inputs)
+    options = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "groups": 2}
+    fusedref.fused_conv_bn_scale(*draw(fusedref.Problem(3, 4, 6, 17, 21, (3, 5), **options), 0, "cuda"), **options)
+
+
+def bug(tool: str) -> None:
+    """One kernel with the kind of error that ``tool`` is there to find."""
+    kernel = SourceModule(PLANTED[tool], no_extern_c=True).get_function("bug")
+    y = drv.mem_alloc(64 * 4)
+    if tool != "initcheck":
+        drv.memcpy_htod(y, np.zeros(64, np.float32))
+    kernel(y, block=(64, 1, 1), grid=(1, 1))
+
+
+if __name__ == "__main__":
+    rungs() if sys.argv[1] == "rungs" else bug(sys.argv[1])
+    torch.cuda.synchronize()
+    drv.Context.synchronize()

@@ -1,0 +1,38 @@
+"""compute-sanitizer finds nothing on any rung, and finds what is planted for it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SANITIZER = shutil.which("compute-sanitizer")
+SCRIPT = Path(__file__).with_name("sanitized.py")
+TOOLS = ["memcheck", "racecheck", "initcheck"]
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(SANITIZER is None, reason="needs compute-sanitizer, a part of the CUDA toolkit"),
+]
+
+
+def sanitize(tool: str, what: str) -> subprocess.CompletedProcess:
+    """Runs SCRIPT under the tool; exit status 9 where it reports an error."""
+    command = [SANITIZER, "--tool", tool, "--error-exitcode", "9", sys.executable, str(SCRIPT), what]
+    # Without the allocator's cache, so that a tensor ends where its memory ends.
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_every_rung_is_clean(tool):
+    done = sanitize(tool, "rungs")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_planted_bug_is_found(tool):
+    done = sanitize(tool, tool)
+    assert done.returncode == 9, done.stdout[-3000:] + done.stderr[-3000:]
