@@ -1,7 +1,7 @@
 // 05 folded: BatchNorm and scale as one multiply-add per channel. This is the kernel that `import fusedref` runs.
 //
-//   y = scale * (gamma * (conv + bias - mean) / sqrt(var + eps) + beta)  =  a * conv + b     with, for each channel,
-//   a = scale * gamma / sqrt(var + eps)      b = scale * beta + a * (bias - mean)
+//   y = scale * (gamma * (conv + bias - mean) / sqrt(var + eps) + beta)  =  a * (conv + shift) + b     with, for each channel,
+//   a = scale * gamma / sqrt(var + eps)      shift = bias - mean      b = scale * beta
 //
 // New since 04: all that follows the sum is one multiply-add, whose a and b are the same for every thread of a block,
 // and every size is a constant of the compilation (-DIN_CHANNELS=8 ...), so that the loops unroll and no index is divided

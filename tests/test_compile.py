@@ -163,7 +163,7 @@ def test_what_nvcc_refuses_is_told(cache):
 
 
 def test_without_nvcc(monkeypatch, tmp_path):
-    monkeypatch.setattr(cuda, "_find_nvcc", lambda: None)
+    monkeypatch.setattr(cuda, "find_nvcc", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"no nvcc on PATH: .* pip install fusedref\[gpu\]"):
         cubin("text", (), "sm_90")

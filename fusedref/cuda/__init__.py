@@ -57,7 +57,7 @@ def device() -> str:
     return "emulator"
 
 
-def _find_nvcc() -> None:
+def find_nvcc() -> None:
     """Put nvcc on PATH, where PyCUDA looks for it, if CUDA_HOME or CUDA's compiler from PyPI has one."""
     if shutil.which("nvcc"):
         return
@@ -110,7 +110,7 @@ def __getattr__(name: str) -> object:
     if name not in ("SourceModule", "drv", "gpuarray"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if device() == "gpu":
-        _find_nvcc()
+        find_nvcc()
         _make_current()
         import pycuda.compiler
         import pycuda.driver

@@ -98,7 +98,7 @@ def _compile(source: str, options: tuple[str, ...], arch: str, include_dirs: lis
 
 def nvcc() -> str:
     """The path of nvcc."""
-    cuda._find_nvcc()
+    cuda.find_nvcc()
     found = shutil.which("nvcc")
     if found is None:
         raise RuntimeError("no nvcc on PATH: install the CUDA toolkit, or pip install fusedref[gpu]")
