@@ -3,5 +3,6 @@
 from . import driver, gpuarray
 from .compiler import SourceModule
 from .findings import Finding
+from .watching import watch
 
-__all__ = ["Finding", "SourceModule", "driver", "gpuarray"]
+__all__ = ["Finding", "SourceModule", "driver", "gpuarray", "watch"]

@@ -71,6 +71,7 @@ class SourceModule:
         no_extern_c: whether the text says ``extern "C"`` itself.
         cache_dir: where to keep the compiled library; the user's cache directory by default.
         include_dirs: where ``#include`` looks, behind the emulator's own headers.
+        watch: watch every launch; findings are raised (``fusedref.emulator.watch``).
         keep: print where the translated text is, and leave it there.
 
     Raises:
@@ -79,7 +80,8 @@ class SourceModule:
 
     def __init__(self, source: str, nvcc: str | None = None, options: list[str] | None = None, keep: bool = False,
                  no_extern_c: bool = False, arch: str | None = None, code: str | None = None,
-                 cache_dir: str | None = None, include_dirs: list[str] | None = None):
+                 cache_dir: str | None = None, include_dirs: list[str] | None = None, watch: bool = False):
+        self.watch = watch
         lib = native.library()
         cxx = build.compiler()
         definitions, directories, architecture = _options(options, arch, include_dirs or [])
@@ -93,6 +95,9 @@ class SourceModule:
             self._compile(cxx, source, no_extern_c, flags, included, target, keep)
         self._library = ctypes.CDLL(str(target))
         self._path = str(target)
+        self._texts = {NAME: source, **{name: content for (_, name), content in included.items()}}
+        if first := re.match(r'#line 1 "([^"]+)"\n', source):
+            self._texts[first.group(1)] = source[first.end():]
         self._native = native.Module.from_address(ctypes.addressof(ctypes.c_char.in_dll(self._library, "emu_module")))
         if not self._native.image_begin:  # the same library may be loaded by two modules: one image, registered once
             lib.emu_module_loaded(self._native)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import native
+from . import native, watching
 from .findings import Finding
 
 if TYPE_CHECKING:
@@ -58,17 +58,20 @@ class CompileError(Error):
         return result
 
 
-class MemoryAccessError(LogicError):
+class FindingError(LogicError):
+    """Something is wrong with a kernel. ``findings`` holds all that was found, ``finding`` the first of it."""
+
+    def __init__(self, findings: list[Finding]):
+        super().__init__("\n".join(finding.message for finding in findings))
+        self.findings = findings
+        self.finding = findings[0]
+
+
+class MemoryAccessError(FindingError):
     """A kernel touched memory that is not its own. ``finding`` holds the details, field by field."""
 
     def __init__(self, finding: Finding):
-        super().__init__(finding.message)
-        self.finding = finding
-
-    def __getattr__(self, name: str) -> object:
-        if name == "finding":
-            raise AttributeError(name)
-        return getattr(self.finding, name)
+        super().__init__([finding])
 
 
 class DeadlockError(LaunchError):
@@ -206,6 +209,7 @@ def get_driver_version() -> int:
 
 
 def _free(address: int) -> None:
+    watching.about_to_leave(address)
     native.library().emu_free(address)
 
 
@@ -294,20 +298,26 @@ def memcpy_htod(dest: object, src: object) -> None:
     """Copy an array, or any buffer, to the device."""
     src = _contiguous(src, False)
     if src.nbytes:
-        ctypes.memmove(_address_of(dest, src.nbytes, "cuMemcpyHtoD"), src.ctypes.data, src.nbytes)
+        address = _address_of(dest, src.nbytes, "cuMemcpyHtoD")
+        ctypes.memmove(address, src.ctypes.data, src.nbytes)
+        watching.host_wrote(address, src.nbytes)
 
 
 def memcpy_dtoh(dest: object, src: object) -> None:
     """Copy from the device into an array, or any writable buffer."""
     dest = _contiguous(dest, True)
     if dest.nbytes:
-        ctypes.memmove(dest.ctypes.data, _address_of(src, dest.nbytes, "cuMemcpyDtoH"), dest.nbytes)
+        address = _address_of(src, dest.nbytes, "cuMemcpyDtoH")
+        ctypes.memmove(dest.ctypes.data, address, dest.nbytes)
+        watching.about_to_leave(address)
 
 
 def memcpy_dtod(dest: object, src: object, size: int) -> None:
     """Copy ``size`` bytes within the device."""
     if size:
-        ctypes.memmove(_address_of(dest, size, "cuMemcpyDtoD"), _address_of(src, size, "cuMemcpyDtoD"), size)
+        address = _address_of(dest, size, "cuMemcpyDtoD")
+        ctypes.memmove(address, _address_of(src, size, "cuMemcpyDtoD"), size)
+        watching.host_wrote(address, size)
 
 
 def memcpy_htod_async(dest: object, src: object, stream: Stream | None = None) -> None:
@@ -324,6 +334,7 @@ def memcpy_dtod_async(dest: object, src: object, size: int, stream: Stream | Non
 
 def _memset(dest: object, value: int, count: int, dtype: type, call: str) -> None:
     address = _address_of(dest, count * np.dtype(dtype).itemsize, call)
+    watching.host_wrote(address, count * np.dtype(dtype).itemsize)
     view = (ctypes.c_char * (count * np.dtype(dtype).itemsize)).from_address(address)
     np.frombuffer(view, dtype)[:] = np.array(int(value) & np.iinfo(dtype).max, dtype)
 

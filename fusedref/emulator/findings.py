@@ -21,6 +21,7 @@ class Finding:
         line: line in the .cu.
         source: the .cu's name, as the compiler knew it.
         message: all of it as a sentence.
+        other_thread, other_block, other_line: of the second of two threads that are in each other's way.
     """
 
     kind: str
@@ -32,6 +33,9 @@ class Finding:
     line: int | None
     source: str | None
     message: str
+    other_thread: tuple[int, int, int] | None = None
+    other_block: tuple[int, int, int] | None = None
+    other_line: int | None = None
 
     def __str__(self) -> str:
         return self.message

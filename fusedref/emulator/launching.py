@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import native
+from . import native, watching
 from .findings import Finding
 
 if TYPE_CHECKING:
@@ -21,10 +21,14 @@ NEAR = 1 << 30          # farther from every array than this, an address is nobo
 
 
 def launch(function: Function, arguments: bytes, grid: tuple, block: tuple, shared: int, workers: int) -> None:
-    """Run the kernel. Raises what ``Function.__call__`` says."""
+    """Run the kernel, watched if somebody wants that. Raises what ``Function.__call__`` says."""
+    if watching.wanted(function):
+        watching.launch(function, arguments, grid, block, shared)
+        return
     blocks = grid[0] * grid[1] * grid[2]
     error = native.launch(function._kernel, function._module._native, arguments, grid, block, shared,
                           min(workers, blocks, 64))
+    watching.unwatched_wrote(function, arguments)
     if error:
         raise explain(function, arguments, error, shared)
 

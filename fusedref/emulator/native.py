@@ -96,6 +96,7 @@ def _declare(lib: ctypes.CDLL) -> None:
     declare("emu_valid", c_int, u64, u64)
     declare("emu_allocation", c_int, u64, POINTER(u64))
     declare("emu_memory_used", u64)
+    declare("emu_allocations", u64, POINTER(u64), u64)
     declare("emu_module_loaded", None, POINTER(Module))
     declare("emu_symbol", c_char_p, c_void_p)
     declare("emu_launch", c_void_p, POINTER(Kernel), POINTER(Module), c_char_p, u64, POINTER(u32), POINTER(u32), u64,
@@ -128,6 +129,15 @@ def allocation(address: int) -> tuple[int, int] | None:
     """(address, bytes) of the allocation that holds ``address``, or else of the last one before it."""
     out = (u64 * 2)()
     return (out[0], out[1]) if library().emu_allocation(address, out) else None
+
+
+def live() -> list[tuple[int, int]]:
+    """(address, bytes) of every allocation."""
+    lib = library()
+    room = 2 * lib.emu_allocations(None, 0)
+    out = (u64 * max(room, 1))()
+    lib.emu_allocations(out, room // 2)
+    return [(out[i], out[i + 1]) for i in range(0, room, 2) if out[i]]
 
 
 def launch(kernel: Kernel, module: Module, arguments: bytes, grid: tuple, block: tuple, shared: int, workers: int,

@@ -47,10 +47,6 @@ static Allocation* allocations;                    // sorted by address
 static uint64_t allocation_count, allocation_room;
 static uint64_t virtual_next;                      // for module variables: addresses that only shadows know
 
-static const uint64_t SHARED_REGION = 16u << 20;   // a worker's shared memory: variables lie far apart in it
-static const uint64_t DYNAMIC_ROOM = 1u << 20;
-static const uint64_t VARIABLE_ROOM = 1ull << 30;  // addresses that stand for __constant__ and __device__ variables
-
 static void* reserve(uint64_t bytes) {
     int flags = MAP_PRIVATE | MAP_ANON;
 #ifdef MAP_NORESERVE
@@ -65,6 +61,7 @@ static void* reserve(uint64_t bytes) {
 }
 
 void* reserve_pages(uint64_t bytes) { return reserve(bytes); }
+void release_pages(void* begin, uint64_t bytes) { munmap(begin, bytes); }
 
 void clear_pages(void* begin, uint64_t bytes) {  // zeros, and the whole pages go back to the system
     char *p = (char*)begin, *end = p + bytes;
@@ -108,8 +105,8 @@ EMU_EXPORT int emu_init(uint64_t memory) {
             shadow = (uint8_t*)s;
             arena_size = size;
         }
-        arena_first = arena_next = MAX_WORKERS * SHARED_REGION + VARIABLE_ROOM;
-        virtual_next = MAX_WORKERS * SHARED_REGION;
+        arena_first = arena_next = VARIABLES_BEGIN + VARIABLE_ROOM;
+        virtual_next = VARIABLES_BEGIN;
         capacity = memory;
     }
     pthread_mutex_unlock(&memory_lock);
@@ -184,11 +181,16 @@ EMU_EXPORT int emu_allocation(uint64_t address, uint64_t* out) {
     return a != 0;
 }
 
-Allocation* allocation_of(uint64_t offset) { return find_allocation(offset); }
-void each_allocation(void (*visit)(Allocation*, void*), void* context) {
+// {address, bytes} of the first `room` allocations; gives back how many there are.
+EMU_EXPORT uint64_t emu_allocations(uint64_t* out, uint64_t room) {
     pthread_mutex_lock(&memory_lock);
-    for (uint64_t i = 0; i < allocation_count; i++) visit(&allocations[i], context);
+    for (uint64_t i = 0; i < allocation_count && i < room; i++) {
+        out[2 * i] = arena_base + allocations[i].offset;
+        out[2 * i + 1] = allocations[i].bytes;
+    }
+    uint64_t count = allocation_count;
     pthread_mutex_unlock(&memory_lock);
+    return count;
 }
 
 static bool in_arena(uint64_t offset, uint64_t bytes) {
@@ -392,6 +394,9 @@ EMU_EXPORT void* __tsan_memmove(void* to, const void* from, size_t n) {
 EMU_EXPORT void* __tsan_memset(void* to, int value, size_t n) {
     range(to, n, 1, __builtin_return_address(0));
     return memset(to, value, n);
+}
+EMU_EXPORT void __sanitizer_cov_trace_pc(void) {
+    if (__builtin_expect(watching && self->current, 0)) watch_block_of_code(self, __builtin_return_address(0));
 }
 EMU_EXPORT void __tsan_init(void) {}
 EMU_EXPORT void __tsan_func_entry(void*) {}
@@ -872,7 +877,7 @@ EMU_EXPORT void emu_release(Launch* launch) {
 // What lies at a shared address: which worker's, and how far in. Python finds the variable.
 EMU_EXPORT uint64_t emu_shared_offset(uint64_t address) {
     uint64_t offset = address - arena_base;
-    return offset < MAX_WORKERS * SHARED_REGION ? offset % SHARED_REGION : ~0ull;
+    return offset < VARIABLES_BEGIN ? offset % SHARED_REGION : ~0ull;
 }
 
 }  // namespace emu
@@ -899,6 +904,7 @@ void* emu_shared_address(const Shared* variable) {
     if (w->poisoned[variable->index] != w->block_serial) {  // the block's first use of it
         w->poisoned[variable->index] = w->block_serial;
         memset(address, 0xFF, variable->size);
+        if (watching) watch_fresh((uintptr_t)address - arena_base, variable->size);
     }
     return address;
 }

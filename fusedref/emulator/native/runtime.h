@@ -9,6 +9,10 @@
 namespace emu {
 
 static const uint32_t MAX_WORKERS = 64;
+static const uint64_t SHARED_REGION = 16u << 20;   // a worker's shared memory: variables lie far apart in it
+static const uint64_t DYNAMIC_ROOM = 1u << 20;     // the dynamic part, at its beginning
+static const uint64_t VARIABLES_BEGIN = MAX_WORKERS * SHARED_REGION;
+static const uint64_t VARIABLE_ROOM = 1ull << 30;  // addresses that stand for __constant__ and __device__ variables
 static const uint64_t STACK_BYTES = 256 << 10;
 
 enum { ALIGNED = 1, VOLATILE = 2, ATOMIC = 4, ASYNC = 8 };  // what kind of access
@@ -116,8 +120,8 @@ extern uint8_t* shadow;
 [[noreturn]] void fail(int kind, uint64_t address, uint64_t bytes, int write, void* pc, const char* text);
 void slow_access(uintptr_t address, uint64_t bytes, int write, int flags, void* pc);
 void* reserve_pages(uint64_t bytes);
-Allocation* allocation_of(uint64_t offset);
-void each_allocation(void (*visit)(Allocation*, void*), void* context);
+void release_pages(void* begin, uint64_t bytes);
+void clear_pages(void* begin, uint64_t bytes);
 
 // copies.cpp
 void copies_block_begin(Worker* w);
@@ -125,7 +129,7 @@ void copies_block_end(Worker* w);
 
 // watch.cpp: called only in watched launches, but for watch_forget.
 void watch_access(Worker* w, uint64_t offset, uint64_t bytes, int write, int flags, void* pc);
-void watch_barrier(Worker* w, int number);
+void watch_barrier(Worker* w, uint32_t number);
 void watch_arrive(Worker* w, uint32_t number, uint32_t threads, void* pc);
 void watch_meeting(Worker* w, uint32_t warp, uint32_t present);
 void watch_exit(Worker* w, Thread* t);
@@ -138,6 +142,8 @@ void watch_block_end(Worker* w);
 void watch_worker_begin(Worker* w);
 void watch_worker_end(Worker* w);
 void watch_copy_landed(Worker* w, Pending* p);
+void watch_fresh(uint64_t offset, uint64_t bytes);   // shared memory of a new block
+void watch_block_of_code(Worker* w, void* pc);
 void watch_forget(uint64_t offset, uint64_t bytes);  // memory was freed
 
 }  // namespace emu

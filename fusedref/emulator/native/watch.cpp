@@ -1,18 +1,663 @@
+// What a watched launch tells: races, reads of what nothing wrote, barriers that diverge, copies read too early; and
+// counts of requests, sectors and bank conflicts, as a profiler on a card counts them.
+//
+// A watched launch runs its blocks one after another, so that what it reports is the same every time.
+#include <stdlib.h>
+#include <string.h>
+
 #include "runtime.h"
+
 namespace emu {
-void watch_access(Worker*, uint64_t, uint64_t, int, int, void*) {}
-void watch_barrier(Worker*, int) {}
-void watch_arrive(Worker*, uint32_t, uint32_t, void*) {}
-void watch_meeting(Worker*, uint32_t, uint32_t) {}
-void watch_exit(Worker*, Thread*) {}
-void watch_fence(Worker*, int) {}
-void watch_release(Worker*, void*) {}
-void watch_acquire(Worker*, void*) {}
-void watch_block_begin(Worker*) {}
-void watch_warp_done(Worker*, uint32_t) {}
-void watch_block_end(Worker*) {}
-void watch_worker_begin(Worker*) {}
-void watch_worker_end(Worker*) {}
-void watch_copy_landed(Worker*, Pending*) {}
-void watch_forget(uint64_t, uint64_t) {}
+
+enum { RACE = 101, UNINITIALISED, DIVERGENT_BARRIER, MISSING_WAIT };
+
+struct Access {                    // who touched a word, and when by the clocks below
+    uint32_t block;                // number + 1; 0: nobody
+    uint32_t warp_time, lane_time;
+    uint16_t thread;
+    uint8_t bytes, flags;          // which of the word's four bytes
+    uint16_t fences, site;
+};
+
+struct Cell {                      // of 4 bytes of memory, in one launch
+    uint32_t launch;
+    uint16_t copying, leaving;     // thread + 1 whose asynchronous copy is on its way here, or still reads here
+    Access writer, reader[2];      // the last writer, the last two readers
+};
+
+struct Report {
+    uint32_t kind, count;
+    uint64_t address, bytes, pc, other_pc;
+    uint32_t block, thread, write, other_block, other_thread, other_write, worker, spare;
+};
+
+struct Site {                      // one load or store in the kernel's code
+    uint64_t pc;
+    uint32_t space, write, atomic, width;             // space: 1 global, 2 shared, 3 constant
+    uint64_t requests, sectors, used, conflicts, accesses;
+};
+
+struct Event { uint64_t pc, offset; uint32_t bytes, flags; };   // bytes 0: a basic block begins
+
+struct Trace { Event* events; uint32_t count, room, at; };
+
+struct Released { uint32_t block, fences; };
+struct Sync {                      // an atomic variable in global memory: what blocks have published through it
+    uint64_t offset;
+    Released* released;
+    uint32_t count, room;
+};
+
+static const uint32_t SITES = 1 << 14, REPORTS = 256, SYNCS = 1 << 14;
+
+struct Mbarrier {                  // what those who wait for it learn of those who arrived
+    uintptr_t address;
+    uint32_t known[32], lanes[32][32];
+};
+
+struct Watch {
+    Site sites[SITES];
+    uint32_t site_order[SITES], site_count;
+    Report reports[REPORTS];
+    uint32_t report_count;
+    uint64_t barriers;
+    // Sample of one global and one shared request per site, for drawing: lane -> offset.
+    uint64_t sample[SITES][32];
+    uint32_t sample_mask[SITES];
+    // The block that runs.
+    Trace traces[1024];
+    uint32_t known[32][32];        // [warp][other]: up to which time of the other's this warp is in step with it
+    uint32_t lane_known[32][32][32];
+    uint32_t barrier_known[16][32];
+    Mbarrier mbarriers[64];
+    uint32_t fences;
+    uint32_t arrived[32];
+    void* barrier_pc;
+    uint16_t barrier_thread;
+    bool barrier_mixed;
+    void* mixed_pc;
+    uint16_t mixed_thread;
+    uint32_t launch;
+    Sync syncs[SYNCS];
+    struct { Sync* sync; uint32_t count; } acquired[64];
+    uint32_t acquired_count;
+    // A write that another thread has written before: a race, unless it is the same value.
+    struct { bool open; uint64_t address; uint32_t bytes; unsigned char before[16]; Report report; } doubt;
+};
+
+static Cell* cells;
+static uint8_t* initialised;       // a bit per byte
+static uint8_t* written;           // a byte per 64 KiB: a watched kernel wrote there
+static uint32_t launch_count;
+
+EMU_EXPORT int emu_watch_init(void) {
+    if (!initialised) {
+        initialised = (uint8_t*)reserve_pages(arena_size / 8);
+        written = (uint8_t*)reserve_pages(arena_size >> 16);
+        cells = (Cell*)reserve_pages(arena_size / 4 * sizeof(Cell));
+    }
+    return initialised && written && cells;
+}
+
+static void set_bits(uint64_t offset, uint64_t bytes, bool value) {
+    uint64_t end = offset + bytes;
+    while (offset < end && offset % 8) {
+        if (value) initialised[offset / 8] |= 1 << offset % 8; else initialised[offset / 8] &= ~(1 << offset % 8);
+        offset++;
+    }
+    uint64_t whole = (end - offset) / 8;
+    if (value) memset(initialised + offset / 8, 0xFF, whole);
+    else clear_pages(initialised + offset / 8, whole);
+    for (offset += 8 * whole; offset < end; offset++) {
+        if (value) initialised[offset / 8] |= 1 << offset % 8; else initialised[offset / 8] &= ~(1 << offset % 8);
+    }
+}
+
+static bool bits_set(uint64_t offset, uint64_t bytes) {
+    if (offset / 8 == (offset + bytes - 1) / 8) {
+        uint8_t mask = ((1u << bytes) - 1) << offset % 8;
+        return (initialised[offset / 8] & mask) == mask;
+    }
+    for (uint64_t i = offset; i < offset + bytes; i++)
+        if (!(initialised[i / 8] >> i % 8 & 1)) return false;
+    return true;
+}
+
+// The host, or a kernel that nobody watched, has written here.
+EMU_EXPORT void emu_mark(uint64_t address, uint64_t bytes) {
+    uint64_t offset = address - arena_base;
+    if (initialised && offset < arena_size) set_bits(offset, bytes, true);
+}
+
+// The first byte in the range that nothing has written, if a watched kernel has written others there; or ~0.
+EMU_EXPORT uint64_t emu_unwritten(uint64_t address, uint64_t bytes, uint64_t* how_many) {
+    uint64_t offset = address - arena_base, first = ~0ull;
+    bool touched = false;
+    if (!initialised || offset >= arena_size || !bytes) return first;
+    for (uint64_t g = offset >> 16; g <= (offset + bytes - 1) >> 16; g++) touched |= written[g];
+    *how_many = 0;
+    for (uint64_t i = offset; touched && i < offset + bytes; i++)
+        if (!(initialised[i / 8] >> i % 8 & 1)) {
+            if (first == ~0ull) first = arena_base + i;
+            ++*how_many;
+        }
+    return first;
+}
+
+void watch_forget(uint64_t offset, uint64_t bytes) {
+    if (!initialised || !bytes) return;
+    set_bits(offset, bytes, false);
+    for (uint64_t g = offset >> 16; g <= (offset + bytes - 1) >> 16; g++) written[g] = 0;
+    clear_pages(cells + offset / 4, (bytes + 3) / 4 * sizeof(Cell));
+}
+
+void watch_fresh(uint64_t offset, uint64_t bytes) {  // a block's new shared memory
+    set_bits(offset, bytes, false);
+    clear_pages(cells + offset / 4, (bytes + 3) / 4 * sizeof(Cell));
+}
+
+EMU_EXPORT Watch* emu_watch_new(void) {
+    Watch* watch = (Watch*)reserve_pages(sizeof(Watch));
+    if (watch) watch->launch = __atomic_add_fetch(&launch_count, 1, __ATOMIC_RELAXED);
+    return watch;
+}
+
+// ----------------------------------------------------------------------------------------------------------- reports
+
+static uint16_t site_of(Watch* watch, void* pc) {
+    uint64_t key = (uint64_t)pc;
+    uint32_t slot = (key * 0x9E3779B97F4A7C15ull) >> 50;
+    while (watch->sites[slot].pc && watch->sites[slot].pc != key) slot = (slot + 1) % SITES;
+    if (!watch->sites[slot].pc) {
+        watch->sites[slot].pc = key;
+        watch->site_order[watch->site_count++] = slot;
+    }
+    return slot;
+}
+
+static void add_report(Watch* watch, const Report& report) {
+    for (uint32_t i = 0; i < watch->report_count; i++) {
+        Report* r = &watch->reports[i];
+        if (r->kind == report.kind && r->pc == report.pc && r->other_pc == report.other_pc) {
+            r->count++;
+            return;
+        }
+        if (r->kind == report.kind && r->pc == report.other_pc && r->other_pc == report.pc) {
+            r->count++;
+            return;
+        }
+    }
+    if (watch->report_count < REPORTS) {
+        watch->reports[watch->report_count] = report;
+        watch->reports[watch->report_count++].count = 1;
+    }
+}
+
+static void settle(Watch* watch) {
+    if (!watch->doubt.open) return;
+    watch->doubt.open = false;
+    if (memcmp((void*)watch->doubt.address, watch->doubt.before, watch->doubt.bytes))
+        add_report(watch, watch->doubt.report);
+}
+
+static Report report_of(Worker* w, uint32_t kind, uint64_t address, uint64_t bytes, int write, void* pc) {
+    Report r = {};
+    r.kind = kind;
+    r.address = address;
+    r.bytes = bytes;
+    r.write = write;
+    r.pc = (uint64_t)pc;
+    r.block = w->block_number;
+    r.thread = w->current ? w->current->linear : 0;
+    r.worker = w->index;
+    return r;
+}
+
+// ------------------------------------------------------------------------------------------------- what came before what
+
+static Sync* sync_at(Watch* watch, uint64_t offset) {
+    uint32_t slot = (offset * 0x9E3779B97F4A7C15ull) >> 50;
+    for (uint32_t i = 0; i < SYNCS; i++, slot = (slot + 1) % SYNCS) {
+        Sync* s = &watch->syncs[slot];
+        if (!s->offset) s->offset = offset;
+        if (s->offset == offset) return s;
+    }
+    return 0;
+}
+
+static void synchronise(Watch* watch, Worker* w, uint64_t offset) {  // an atomic on global memory
+    Sync* s = sync_at(watch, offset);
+    if (!s) return;
+    uint32_t a = 0;
+    while (a < watch->acquired_count && watch->acquired[a].sync != s) a++;
+    if (a < 64) {
+        watch->acquired[a].sync = s;
+        watch->acquired[a].count = s->count;
+        if (a == watch->acquired_count) watch->acquired_count++;
+    }
+    if (!watch->fences) return;    // nothing is published without a fence
+    if (s->count && s->released[s->count - 1].block == w->block_number + 1 &&
+        s->released[s->count - 1].fences == watch->fences) return;
+    if (s->count == s->room) {
+        s->room = s->room ? 2 * s->room : 16;
+        s->released = (Released*)realloc(s->released, s->room * sizeof(Released));
+    }
+    s->released[s->count++] = Released{(uint32_t)w->block_number + 1, watch->fences};
+}
+
+static bool ordered(Watch* watch, Worker* w, const Access& before) {
+    Thread* now = w->current;
+    if (before.block != w->block_number + 1) {
+        for (uint32_t a = 0; a < watch->acquired_count; a++)
+            for (uint32_t i = 0; i < watch->acquired[a].count; i++) {
+                Released* r = &watch->acquired[a].sync->released[i];
+                if (r->block == before.block && r->fences > before.fences) return true;
+            }
+        return false;
+    }
+    if (before.thread == now->linear) return true;
+    uint32_t mine = now->linear / 32, other = before.thread / 32;
+    if (mine != other) return watch->known[mine][other] > before.warp_time;
+    return watch->lane_known[mine][now->linear % 32][before.thread % 32] > before.lane_time;
+}
+
+static void join_lanes(Watch* watch, uint32_t warp, uint32_t present) {
+    uint32_t(*k)[32] = watch->lane_known[warp];
+    uint32_t joined[32] = {};
+    for (int l = 0; l < 32; l++)
+        if (present >> l & 1) {
+            k[l][l]++;
+            for (int m = 0; m < 32; m++)
+                if (k[l][m] > joined[m]) joined[m] = k[l][m];
+        }
+    for (int l = 0; l < 32; l++)
+        if (present >> l & 1) memcpy(k[l], joined, sizeof joined);
+}
+
+// ----------------------------------------------------------------------------------------------------- one access
+
+static void conflict(Watch* watch, Worker* w, const Access& before, bool before_wrote, uint64_t address, uint64_t bytes,
+                     int write, int flags, void* pc, uint8_t mask) {
+    if (!before.block || !(before.bytes & mask)) return;
+    if ((before.flags & ATOMIC) && (flags & ATOMIC)) return;
+    bool elsewhere = before.block != w->block_number + 1;
+    if (elsewhere && (before.flags & (ATOMIC | VOLATILE)) && (flags & (ATOMIC | VOLATILE))) return;
+    if (ordered(watch, w, before)) return;
+    Report r = report_of(w, RACE, address, bytes, write, pc);
+    r.other_pc = watch->sites[before.site].pc;
+    r.other_block = before.block - 1;
+    r.other_thread = before.thread;
+    r.other_write = before_wrote;
+    if (write && before_wrote && !(flags & (ATOMIC | ASYNC)) && !(before.flags & ATOMIC) && bytes <= 16) {
+        if (watch->doubt.open) return;
+        watch->doubt.open = true;   // decided when the value has been written
+        watch->doubt.address = address;
+        watch->doubt.bytes = bytes;
+        memcpy(watch->doubt.before, (void*)address, bytes);
+        watch->doubt.report = r;
+    } else {
+        add_report(watch, r);
+    }
+}
+
+static void record(Worker* w, uint64_t offset, uint32_t bytes, int flags, void* pc) {
+    Watch* watch = (Watch*)w->log;
+    Trace* t = &watch->traces[w->current->linear];
+    if (t->count == t->room) {
+        t->room = t->room ? 2 * t->room : 256;
+        t->events = (Event*)realloc(t->events, t->room * sizeof(Event));
+    }
+    t->events[t->count++] = Event{(uint64_t)pc, offset, bytes, (uint32_t)flags};
+}
+
+void watch_block_of_code(Worker* w, void* pc) { record(w, 0, 0, 0, pc); }
+
+void watch_access(Worker* w, uint64_t offset, uint64_t bytes, int write, int flags, void* pc) {
+    Watch* watch = (Watch*)w->log;
+    settle(watch);
+    record(w, offset, bytes, flags | (write ? 1 << 8 : 0), pc);
+    uint64_t variables = VARIABLES_BEGIN, address = offset + arena_base;
+    bool shared = offset < variables, module = !shared && offset < variables + VARIABLE_ROOM;
+    bool atomic = flags & ATOMIC;
+    if (module) {
+        for (Variable* v = w->launch->module->variables; v; v = v->next)
+            if (offset >= v->shadow && offset < v->shadow + v->size) address = (uintptr_t)v->address + offset - v->shadow;
+    } else if ((!write || atomic) && !bits_set(offset, bytes)) {
+        bool copying = false;
+        for (uint64_t word = offset / 4; word <= (offset + bytes - 1) / 4; word++)
+            copying |= cells[word].launch == watch->launch && cells[word].copying;
+        if (!copying) add_report(watch, report_of(w, UNINITIALISED, address, bytes, write, pc));
+    }
+    uint16_t site = site_of(watch, pc);
+    Thread* t = w->current;
+    uint32_t warp = t->linear / 32, lane = t->linear % 32;
+    for (uint64_t word = offset / 4; word <= (offset + bytes - 1) / 4; word++) {
+        uint64_t begin = word * 4 < offset ? offset - word * 4 : 0;
+        uint64_t end = offset + bytes < word * 4 + 4 ? offset + bytes - word * 4 : 4;
+        uint8_t mask = ((1u << end) - 1) & ~((1u << begin) - 1);
+        Cell* c = &cells[word];
+        if (c->launch != watch->launch) {
+            memset(c, 0, sizeof *c);
+            c->launch = watch->launch;
+        }
+        if (((write && c->leaving) || c->copying) && !(flags & ASYNC)) {
+            Report r = report_of(w, MISSING_WAIT, address, bytes, write, pc);
+            r.other_thread = (c->copying ? c->copying : c->leaving) - 1;
+            r.other_pc = watch->sites[c->copying ? c->writer.site : c->reader[0].site].pc;
+            r.other_block = w->block_number;
+            r.other_write = 1;
+            add_report(watch, r);
+            continue;
+        }
+        Access now = {(uint32_t)w->block_number + 1, watch->known[warp][warp],
+                      watch->lane_known[warp][lane][lane], (uint16_t)t->linear, mask,
+                      (uint8_t)(flags & (ATOMIC | VOLATILE)), (uint16_t)watch->fences, site};
+        conflict(watch, w, c->writer, true, address, bytes, write, flags, pc, mask);
+        if (!write && (flags & ASYNC) && shared) c->leaving = t->linear + 1;  // a bulk store reads its source late
+        if (write) {
+            if (!atomic || !(c->reader[0].flags & ATOMIC))
+                conflict(watch, w, c->reader[0], false, address, bytes, write, flags, pc, mask);
+            conflict(watch, w, c->reader[1], false, address, bytes, write, flags, pc, mask);
+            c->writer = now;
+            if (flags & ASYNC) c->copying = t->linear + 1;
+        } else if (c->reader[0].block == now.block && c->reader[0].thread == now.thread) {
+            now.bytes |= c->reader[0].bytes;
+            c->reader[0] = now;
+        } else {
+            c->reader[1] = c->reader[0];
+            c->reader[0] = now;
+        }
+    }
+    if (write && !(flags & ASYNC) && !module) {
+        set_bits(offset, bytes, true);
+        written[offset >> 16] = 1;
+    }
+    if (!shared && (flags & (ATOMIC | VOLATILE))) synchronise(watch, w, offset);
+}
+
+static Mbarrier* mbarrier_at(Watch* watch, void* address) {
+    for (int i = 0; i < 64; i++) {
+        Mbarrier* m = &watch->mbarriers[i];
+        if (!m->address) m->address = (uintptr_t)address;
+        if (m->address == (uintptr_t)address) return m;
+    }
+    return &watch->mbarriers[63];
+}
+
+static void arrive_at(Watch* watch, Mbarrier* m, uint32_t thread) {
+    uint32_t warp = thread / 32, lane = thread % 32;
+    watch->known[warp][warp]++;
+    watch->lane_known[warp][lane][lane]++;
+    for (int v = 0; v < 32; v++) {
+        if (watch->known[warp][v] > m->known[v]) m->known[v] = watch->known[warp][v];
+        if (watch->lane_known[warp][lane][v] > m->lanes[warp][v]) m->lanes[warp][v] = watch->lane_known[warp][lane][v];
+    }
+}
+
+void watch_release(Worker* w, void* address) {
+    Watch* watch = (Watch*)w->log;
+    settle(watch);
+    arrive_at(watch, mbarrier_at(watch, address), w->current->linear);
+}
+
+void watch_acquire(Worker* w, void* address) {
+    Watch* watch = (Watch*)w->log;
+    Mbarrier* m = mbarrier_at(watch, address);
+    uint32_t warp = w->current->linear / 32, lane = w->current->linear % 32;
+    for (uint32_t v = 0; v < 32; v++) {
+        if (v != warp && m->known[v] > watch->known[warp][v]) watch->known[warp][v] = m->known[v];
+        uint32_t* known = &watch->lane_known[warp][lane][v];
+        if (v != lane && m->lanes[warp][v] > *known) *known = m->lanes[warp][v];
+    }
+}
+
+void watch_copy_landed(Worker* w, Pending* p) {
+    Watch* watch = (Watch*)w->log;
+    uint64_t offset = (uintptr_t)p->to - arena_base, from = (uintptr_t)p->from - arena_base;
+    uint32_t warp = p->thread / 32, lane = p->thread % 32;
+    for (uint64_t word = offset / 4; word <= (offset + p->bytes - 1) / 4; word++) {
+        Cell* c = &cells[word];
+        c->copying = 0;
+        c->writer.warp_time = watch->known[warp][warp];
+        c->writer.lane_time = watch->lane_known[warp][lane][lane];
+    }
+    if (from < VARIABLES_BEGIN)
+        for (uint64_t word = from / 4; word <= (from + p->bytes - 1) / 4; word++) cells[word].leaving = 0;
+    if (p->barrier) arrive_at(watch, mbarrier_at(watch, p->barrier), p->thread);
+    set_bits(offset, p->bytes, true);
+    if (offset >= VARIABLES_BEGIN) written[offset >> 16] = 1;
+}
+
+void watch_fence(Worker* w, int scope) {
+    Watch* watch = (Watch*)w->log;
+    settle(watch);
+    if (scope >= 1) watch->fences++;
+}
+
+// ------------------------------------------------------------------------------------------------ counting a warp
+
+static void count_request(Watch* watch, uint64_t pc, const Event* const* lanes, uint32_t mask) {
+    uint16_t slot = site_of(watch, (void*)pc);
+    Site* site = &watch->sites[slot];
+    const Event* first = lanes[__builtin_ctz(mask)];
+    uint64_t variables = VARIABLES_BEGIN;
+    site->space = first->offset < variables ? 2 : first->offset < variables + VARIABLE_ROOM ? 3 : 1;
+    site->write |= first->flags >> 8 & 1;
+    site->atomic |= (first->flags & ATOMIC) != 0;
+    site->width = first->bytes;
+    site->requests++;
+    site->accesses += __builtin_popcount(mask);
+    if (site->requests == 1) {
+        watch->sample_mask[slot] = mask;
+        for (int l = 0; l < 32; l++) watch->sample[slot][l] = mask >> l & 1 ? lanes[l]->offset : 0;
+    }
+    if (site->space != 2) {
+        uint64_t sectors[64];
+        uint32_t touched[64];
+        int count = 0;
+        for (int l = 0; l < 32; l++) {
+            if (!(mask >> l & 1)) continue;
+            for (uint64_t at = lanes[l]->offset, end = at + lanes[l]->bytes; at < end;) {
+                uint64_t sector = at / 32, last = (sector + 1) * 32 < end ? (sector + 1) * 32 : end;
+                uint32_t bits = (uint32_t)(((1ull << (last - at)) - 1) << at % 32);
+                int i = count - 1;
+                while (i >= 0 && sectors[i] != sector) i--;
+                if (i < 0) {
+                    i = count++;
+                    sectors[i] = sector;
+                    touched[i] = 0;
+                }
+                touched[i] |= bits;
+                at = last;
+            }
+        }
+        site->sectors += count;
+        for (int i = 0; i < count; i++) site->used += __builtin_popcount(touched[i]);
+        return;
+    }
+    // Shared memory: 32 banks of 4 bytes. 8- and 16-byte accesses are served by half and quarter warps.
+    int lanes_at_once = first->bytes <= 4 ? 32 : first->bytes == 8 ? 16 : 8;
+    for (int begin = 0; begin < 32; begin += lanes_at_once) {
+        uint64_t words[32][32];
+        uint8_t depth[32] = {};
+        int most = 0;
+        for (int l = begin; l < begin + lanes_at_once; l++) {
+            if (!(mask >> l & 1)) continue;
+            for (uint64_t word = lanes[l]->offset / 4; word <= (lanes[l]->offset + lanes[l]->bytes - 1) / 4; word++) {
+                int bank = word % 32, i = 0;
+                while (i < depth[bank] && words[bank][i] != word) i++;
+                if (i < depth[bank]) continue;
+                words[bank][depth[bank]++] = word;
+                if (depth[bank] > most) most = depth[bank];
+            }
+        }
+        if (most > 1) site->conflicts += most - 1;
+    }
+    site->used += (uint64_t)first->bytes * __builtin_popcount(mask);
+}
+
+// The lanes' traces, run in step as a warp runs: those that are furthest behind in the code go first, so that lanes which
+// a branch has parted meet again behind it, and lanes in a loop wait for those that skipped a part of it.
+static void flush_warp(Worker* w, uint32_t warp) {
+    Watch* watch = (Watch*)w->log;
+    Trace* traces = watch->traces + 32 * warp;
+    uint32_t count = w->thread_count - 32 * warp < 32 ? w->thread_count - 32 * warp : 32;
+    for (uint32_t l = 0; l < count; l++) traces[l].at = 0;
+    for (;;) {
+        uint64_t lowest = ~0ull;
+        uint32_t mask = 0;
+        for (uint32_t l = 0; l < count; l++) {
+            if (traces[l].at == traces[l].count) continue;
+            uint64_t pc = traces[l].events[traces[l].at].pc;
+            if (pc < lowest) {
+                lowest = pc;
+                mask = 0;
+            }
+            if (pc == lowest) mask |= 1u << l;
+        }
+        if (!mask) break;
+        const Event* lanes[32];
+        for (uint32_t l = 0; l < count; l++)
+            if (mask >> l & 1) lanes[l] = &traces[l].events[traces[l].at++];
+        uint32_t bytes = lanes[__builtin_ctz(mask)]->bytes;
+        if (bytes && bytes <= 16) count_request(watch, lowest, lanes, mask);
+    }
+    for (uint32_t l = 0; l < count; l++) traces[l].count = 0;
+}
+
+// ------------------------------------------------------------------------------------------ barriers and warps
+
+void watch_arrive(Worker* w, uint32_t number, uint32_t threads, void* pc) {
+    Watch* watch = (Watch*)w->log;
+    settle(watch);
+    uint32_t thread = w->current->linear, warp = thread / 32;
+    if (number == 0 && threads == 0) {
+        if (!w->barriers[0].arrived) {
+            watch->barrier_pc = pc;
+            watch->barrier_thread = thread;
+            watch->barrier_mixed = false;
+        } else if (pc != watch->barrier_pc && !watch->barrier_mixed) {
+            watch->barrier_mixed = true;
+            watch->mixed_pc = pc;
+            watch->mixed_thread = thread;
+        }
+    } else {
+        watch->known[warp][warp]++;
+        for (int v = 0; v < 32; v++)
+            if (watch->known[warp][v] > watch->barrier_known[number][v])
+                watch->barrier_known[number][v] = watch->known[warp][v];
+    }
+    watch->arrived[warp] |= 1u << thread % 32;
+    if (watch->arrived[warp] == w->warps[warp].living) flush_warp(w, warp);
+}
+
+void watch_barrier(Worker* w, uint32_t number) {
+    Watch* watch = (Watch*)w->log;
+    settle(watch);
+    uint32_t warps = (w->thread_count + 31) / 32;
+    watch->barriers += number == 0;
+    Barrier* b = &w->barriers[number];
+    if (number == 0 && b->expected == 0) {
+        if (b->arrived < w->thread_count || watch->barrier_mixed) {
+            Report r = report_of(w, DIVERGENT_BARRIER, 0, 0, 0, watch->barrier_pc);
+            r.thread = watch->barrier_thread;
+            r.bytes = b->arrived;
+            r.other_block = r.block;
+            if (watch->barrier_mixed) {
+                r.other_pc = (uint64_t)watch->mixed_pc;
+                r.other_thread = watch->mixed_thread;
+            } else {
+                for (uint32_t i = 0; i < w->thread_count; i++)
+                    if (w->threads[i].state == DONE) {
+                        r.other_thread = i;
+                        break;
+                    }
+            }
+            add_report(watch, r);
+        }
+        for (uint32_t v = 0; v < warps; v++) watch->known[v][v]++;
+        for (uint32_t v = 0; v < warps; v++)
+            for (uint32_t u = 0; u < warps; u++) watch->known[u][v] = watch->known[v][v];
+        for (uint32_t v = 0; v < warps; v++) join_lanes(watch, v, ~0u);
+        for (uint32_t v = 0; v < warps; v++) {
+            flush_warp(w, v);
+            watch->arrived[v] = 0;
+        }
+        return;
+    }
+    for (uint32_t v = 0; v < warps; v++) {
+        uint32_t present = 0;
+        for (int l = 0; l < 32 && 32 * v + l < w->thread_count; l++) {
+            Thread* t = &w->threads[32 * v + l];
+            if (t->state == BARRIER && t->barrier == number) present |= 1u << l;
+        }
+        if (!present) continue;
+        join_lanes(watch, v, present);
+        for (int u = 0; u < 32; u++)
+            if (u != (int)v && watch->barrier_known[number][u] > watch->known[v][u])
+                watch->known[v][u] = watch->barrier_known[number][u];
+        watch->arrived[v] &= ~present;
+    }
+}
+
+void watch_meeting(Worker* w, uint32_t warp, uint32_t present) {
+    Watch* watch = (Watch*)w->log;
+    settle(watch);
+    join_lanes(watch, warp, present);
+    if (present == w->warps[warp].living) flush_warp(w, warp);
+}
+
+void watch_exit(Worker* w, Thread*) { settle((Watch*)w->log); }
+
+void watch_block_begin(Worker* w) {
+    Watch* watch = (Watch*)w->log;
+    memset(watch->known, 0, sizeof watch->known);
+    memset(watch->lane_known, 0, sizeof watch->lane_known);
+    memset(watch->barrier_known, 0, sizeof watch->barrier_known);
+    memset(watch->arrived, 0, sizeof watch->arrived);
+    memset(watch->mbarriers, 0, sizeof watch->mbarriers);
+    watch->fences = 0;
+    watch->acquired_count = 0;
+    if (w->launch->dynamic_shared) watch_fresh(w->shared - arena_base, w->launch->dynamic_shared);
+}
+
+void watch_warp_done(Worker* w, uint32_t warp) { flush_warp(w, warp); }
+
+void watch_block_end(Worker* w) { settle((Watch*)w->log); }
+
+void watch_worker_begin(Worker* w) { w->log = w->launch->watch; }
+
+void watch_worker_end(Worker* w) {
+    Watch* watch = (Watch*)w->log;
+    watch->doubt.open = false;
+    for (uint32_t v = 0; v < (w->thread_count + 31) / 32; v++) flush_warp(w, v);
+    for (uint32_t i = 0; i < 1024; i++) {
+        free(watch->traces[i].events);
+        watch->traces[i] = Trace{};
+    }
+    for (uint32_t i = 0; i < SYNCS; i++) free(watch->syncs[i].released);
+}
+
+// ------------------------------------------------------------------------------------------ what Python reads
+
+EMU_EXPORT uint32_t emu_watch_reports(Watch* watch, Report* out) {
+    memcpy(out, watch->reports, watch->report_count * sizeof(Report));
+    return watch->report_count;
+}
+
+EMU_EXPORT uint32_t emu_watch_sites(Watch* watch, Site* out, uint64_t* samples, uint32_t* masks) {
+    for (uint32_t i = 0; i < watch->site_count; i++) {
+        uint32_t slot = watch->site_order[i];
+        if (!out) continue;
+        out[i] = watch->sites[slot];
+        memcpy(samples + 32 * i, watch->sample[slot], sizeof watch->sample[slot]);
+        masks[i] = watch->sample_mask[slot];
+    }
+    return watch->site_count;
+}
+
+EMU_EXPORT uint64_t emu_watch_barriers(Watch* watch) { return watch->barriers; }
+
+EMU_EXPORT void emu_watch_free(Watch* watch) { release_pages(watch, sizeof(Watch)); }
+
 }  // namespace emu

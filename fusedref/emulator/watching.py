@@ -1,0 +1,385 @@
+"""Watching kernels: what is wrong with them, and what their memory accesses cost.
+
+    with watch() as seen:
+        kernel(x, y, np.int32(n), block=(256, 1, 1), grid=(4, 1))
+    seen.findings           # a list of Finding
+    seen.counters["kernel"]  # Counters, also by line
+
+A module made with ``watch=True``, or ``FUSEDREF_WATCH=1`` in the environment, has every launch watched; findings are then
+raised as ``driver.FindingError``, unless a ``watch()`` around the launch collects them.
+
+Watched launches run their blocks one after another, so all that is reported is the same in every run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ctypes import Structure, c_uint32, c_uint64
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from . import native
+from .findings import Finding
+
+if TYPE_CHECKING:
+    from .driver import Function
+
+RACE, UNINITIALISED, DIVERGENT_BARRIER, MISSING_WAIT = range(101, 105)
+GLOBAL, SHARED, CONSTANT = 1, 2, 3
+SECTOR = 32  # bytes: what moves between memory and caches at a time
+
+
+class _Report(Structure):
+    _fields_ = [("kind", c_uint32), ("count", c_uint32), ("address", c_uint64), ("bytes", c_uint64), ("pc", c_uint64),
+                ("other_pc", c_uint64), ("block", c_uint32), ("thread", c_uint32), ("write", c_uint32),
+                ("other_block", c_uint32), ("other_thread", c_uint32), ("other_write", c_uint32), ("worker", c_uint32),
+                ("spare", c_uint32)]
+
+
+class _Site(Structure):
+    _fields_ = [("pc", c_uint64), ("space", c_uint32), ("write", c_uint32), ("atomic", c_uint32), ("width", c_uint32),
+                ("requests", c_uint64), ("sectors", c_uint64), ("used", c_uint64), ("conflicts", c_uint64),
+                ("accesses", c_uint64)]
+
+
+@dataclass
+class Counters:
+    """What the memory accesses of a kernel, or of one of its lines, came to.
+
+    A request is one load or store of a warp; a sector is 32 bytes. ``bytes_moved`` is 32 times the sectors,
+    ``bytes_used`` what the lanes asked for in them. A bank conflict is one more turn that a request to shared memory
+    takes, because two lanes want different words of the same bank.
+    """
+
+    global_load_requests: int = 0
+    global_load_sectors: int = 0
+    global_load_bytes_used: int = 0
+    global_store_requests: int = 0
+    global_store_sectors: int = 0
+    global_store_bytes_used: int = 0
+    shared_load_requests: int = 0
+    shared_load_bank_conflicts: int = 0
+    shared_store_requests: int = 0
+    shared_store_bank_conflicts: int = 0
+    atomic_requests: int = 0
+    barriers: int = 0
+    launches: int = 0
+
+    @property
+    def global_load_bytes_moved(self) -> int:
+        return SECTOR * self.global_load_sectors
+
+    @property
+    def global_store_bytes_moved(self) -> int:
+        return SECTOR * self.global_store_sectors
+
+    @property
+    def bytes_moved(self) -> int:
+        return self.global_load_bytes_moved + self.global_store_bytes_moved
+
+    @property
+    def bytes_used(self) -> int:
+        return self.global_load_bytes_used + self.global_store_bytes_used
+
+    @property
+    def bank_conflicts(self) -> int:
+        return self.shared_load_bank_conflicts + self.shared_store_bank_conflicts
+
+    def add(self, site: _Site) -> None:
+        """Count one load or store of the code."""
+        if site.atomic:
+            self.atomic_requests += site.requests
+        elif site.space == GLOBAL:
+            kind = "store" if site.write else "load"
+            self._increase(f"global_{kind}_requests", site.requests)
+            self._increase(f"global_{kind}_sectors", site.sectors)
+            self._increase(f"global_{kind}_bytes_used", site.used)
+        elif site.space == SHARED:
+            kind = "store" if site.write else "load"
+            self._increase(f"shared_{kind}_requests", site.requests)
+            self._increase(f"shared_{kind}_bank_conflicts", site.conflicts)
+
+    def _increase(self, name: str, by: int) -> None:
+        setattr(self, name, getattr(self, name) + by)
+
+
+@dataclass
+class KernelCounters(Counters):
+    """Counters of all launches of one kernel. ``by_line`` has those of each (file, line) of its source."""
+
+    by_line: dict[tuple[str, int], Counters] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The first request that a line made: for each lane that took part, what it touched."""
+
+    kernel: str
+    source: str
+    line: int
+    space: int
+    write: bool
+    width: int
+    offsets: dict[int, int]  # lane -> address, counted from any multiple of 128
+
+
+@dataclass
+class Seen:
+    """What a ``watch()`` saw. ``findings`` in the order in which they came; ``counters`` by the kernel's name."""
+
+    findings: list[Finding] = field(default_factory=list)
+    counters: dict[str, KernelCounters] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
+    sources: dict[str, str] = field(default_factory=dict)
+    seed: int = 0
+
+    def __str__(self) -> str:
+        from .draw import as_text
+
+        return as_text(self)
+
+    def _repr_html_(self) -> str:
+        from .draw import as_html
+
+        return as_html(self)
+
+
+_local = threading.local()
+
+
+def _collectors() -> list[Seen]:
+    if not hasattr(_local, "collectors"):
+        _local.collectors = []
+    return _local.collectors
+
+
+@contextmanager
+def watch(seed: int = 0) -> Iterator[Seen]:
+    """Watch every launch of this thread in the block, and collect what is found instead of raising it.
+
+    With a ``seed`` other than 0 the threads of each block run in a random order that the seed decides: a result that
+    changes with it shows a bug.
+    """
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be a whole number, 0 or more, got {seed!r}")
+    _start()
+    seen = Seen(seed=seed)
+    _collectors().append(seen)
+    try:
+        yield seen
+        for address in list(_written):
+            _check_written(address)
+    finally:
+        _collectors().remove(seen)
+
+
+_ready = False
+
+
+def _start() -> None:
+    """From now on the runtime keeps account of what is written; what there is counts as written."""
+    global _ready
+    if _ready:
+        return
+    lib = native.library()
+    lib.emu_watch_init.restype = ctypes.c_int
+    lib.emu_watch_new.restype = ctypes.c_void_p
+    lib.emu_watch_free.argtypes = [ctypes.c_void_p]
+    lib.emu_watch_reports.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    lib.emu_watch_reports.restype = c_uint32
+    lib.emu_watch_sites.argtypes = [ctypes.c_void_p] * 4
+    lib.emu_watch_sites.restype = c_uint32
+    lib.emu_watch_barriers.argtypes = [ctypes.c_void_p]
+    lib.emu_watch_barriers.restype = c_uint64
+    if not lib.emu_watch_init():
+        raise OSError("the emulator cannot reserve addresses for what it notes of the memory")
+    _ready = True
+
+
+def wanted(function: Function) -> bool:
+    """Whether a launch of this kernel is to be watched."""
+    return bool(_collectors() or function._module.watch or os.environ.get("FUSEDREF_WATCH", "") not in ("", "0"))
+
+
+# Device memory that a watched kernel was given to write: address -> (kernel, argument, bytes of an element).
+_written: dict[int, tuple[str, str, int]] = {}
+
+
+def _deliver(findings: list[Finding]) -> None:
+    """To the innermost ``watch()``, or else to whoever launched, as an exception."""
+    from .driver import FindingError, MemoryAccessError
+
+    if not findings:
+        return
+    if _collectors():
+        _collectors()[-1].findings.extend(f for f in findings if f not in _collectors()[-1].findings)
+        return
+    if findings[0].kind in ("out-of-bounds", "misaligned"):
+        raise MemoryAccessError(findings[0])
+    raise FindingError(findings)
+
+
+def launch(function: Function, arguments: bytes, grid: tuple, block: tuple, shared: int) -> None:
+    """Run the kernel and deliver what was seen."""
+    from . import launching
+
+    _start()
+    lib = native.library()
+    module = function._module
+    for name, address, element in launching.pointer_arguments(function, arguments):
+        home = native.allocation(address)
+        if home and home[0] <= address < home[0] + home[1]:
+            _written.setdefault(home[0], (function.name, name, element))
+    handle = lib.emu_watch_new()
+    if not handle:
+        raise MemoryError("no memory left to watch a launch")
+    seed = _collectors()[-1].seed if _collectors() else 0
+    try:
+        error = native.launch(function._kernel, module._native, arguments, grid, block, shared, 1, seed, handle)
+        reports = (_Report * 256)()
+        report_count = lib.emu_watch_reports(handle, reports)
+        site_count = lib.emu_watch_sites(handle, None, None, None)
+        sites = (_Site * site_count)()
+        samples = (c_uint64 * (32 * site_count))()
+        masks = (c_uint32 * site_count)()
+        lib.emu_watch_sites(handle, sites, samples, masks)
+        barriers = lib.emu_watch_barriers(handle)
+    finally:
+        lib.emu_watch_free(handle)
+    for seen in _collectors()[-1:]:
+        _count(seen, function, sites, samples, masks, barriers)
+    findings = [f for r in reports[:report_count] if (f := _explain(function, arguments, r, grid, block, shared))]
+    if error and error.kind in (launching.OUT_OF_BOUNDS, launching.MISALIGNED):
+        findings.append(launching.access_finding(function, arguments, error, shared))
+    elif error and error.kind == launching.DEADLOCK and b"__syncthreads" in error.text:
+        place = module._line(error.pc) or (None, None)
+        raised = launching.explain(function, arguments, error, shared)
+        findings.append(Finding("divergent-barrier", function.name, None, None, tuple(error.thread), tuple(error.block),
+                                place[1], place[0], str(raised)))
+    elif error:
+        raise launching.explain(function, arguments, error, shared)
+    _deliver(findings)
+
+
+def _count(seen: Seen, function: Function, sites: ctypes.Array, samples: ctypes.Array, masks: ctypes.Array,
+           barriers: int) -> None:
+    module = function._module
+    counters = seen.counters.setdefault(function.name, KernelCounters())
+    counters.launches += 1
+    counters.barriers += barriers
+    seen.sources.update(module._texts)
+    drawn = {(s.source, s.line, s.space, s.write) for s in seen.samples}
+    for i, site in enumerate(sites):
+        place = module._line(site.pc)
+        if not site.requests or site.space == CONSTANT:
+            continue
+        counters.add(site)
+        if place is None:
+            continue
+        counters.by_line.setdefault(place, Counters()).add(site)
+        if (*place, site.space, bool(site.write)) not in drawn:
+            lanes = {lane: samples[32 * i + lane] for lane in range(32) if masks[i] >> lane & 1}
+            seen.samples.append(Sample(function.name, *place, site.space, bool(site.write), site.width, lanes))
+
+
+def _index(linear: int, size: tuple) -> tuple[int, int, int]:
+    return (linear % size[0], linear // size[0] % size[1], linear // size[0] // size[1])
+
+
+def _explain(function: Function, arguments: bytes, report: _Report, grid: tuple, block: tuple,
+             shared: int) -> Finding | None:
+    """The finding for a report of the runtime; None for one that a look at the lines settles."""
+    from . import launching
+
+    module = function._module
+    thread, blocks = _index(report.thread, block), _index(report.block, grid)
+    other, other_block = _index(report.other_thread, block), _index(report.other_block, grid)
+    source, line = module._line(report.pc) or (None, None)
+    other_source, other_line = module._line(report.other_pc) or (None, None)
+    at = f"{source}:{line}: " if source else ""
+    start = f"{at}kernel {function.name}: {launching.position(thread, blocks)}"
+    there = f"in line {other_line}" if other_source in (source, None) else f"in {other_source}:{other_line}"
+    if report.kind == DIVERGENT_BARRIER:
+        if report.other_pc and (source, line) == (other_source, other_line):
+            return None  # one barrier in the source, of which the compiler made two
+        reason = (f"thread {other} waits at another one {there}" if report.other_pc
+                  else f"thread {other} has returned and never reaches it")
+        return Finding("divergent-barrier", function.name, None, None, thread, blocks, line, source,
+                       f"{start} waits at a __syncthreads(), but {reason}", other, blocks, other_line)
+    place = launching.locate(function, arguments, report.address, shared)
+    name = f"{place.name}[{place.element}]" if place.name else f"address 0x{report.address:x}"
+    does = "writes" if report.write else "reads"
+    if report.kind == UNINITIALISED:
+        return Finding("uninitialised", function.name, place.name, place.element, thread, blocks, line, source,
+                       f"{start} reads {name}, which nothing has written")
+    did = "wrote" if report.other_write else "read"
+    if report.kind == MISSING_WAIT:
+        return Finding("missing-wait", function.name, place.name, place.element, thread, blocks, line, source,
+                       f"{start} {does} {name}, but the asynchronous copy that thread {other} started {there} has not "
+                       "been waited for", other, blocks, other_line)
+    if other_block != blocks:
+        reason = f"thread {other} of block {other_block} {did} {there}: blocks run in any order"
+    elif report.thread // 32 == report.other_thread // 32:
+        reason = (f"thread {other} of the same warp {did} {there}: nothing makes the lanes of a warp keep step but "
+                  "__syncwarp() or __syncthreads()")
+    else:
+        reason = f"thread {other} of the same block {did} {there}: there is no __syncthreads() between them"
+    return Finding("race", function.name, place.name, place.element, thread, blocks, line, source,
+                   f"{start} {does} {name}, which {reason}", other, other_block, other_line)
+
+
+# -------------------------------------------------------------------------------- what is and is not written
+
+
+def host_wrote(address: int, size: int) -> None:
+    """The host has written device memory."""
+    if _ready:
+        native.library().emu_mark(ctypes.c_uint64(address), ctypes.c_uint64(size))
+
+
+def unwatched_wrote(function: Function, arguments: bytes) -> None:
+    """A launch that nobody watched may have written whatever its pointers lead to."""
+    if not _ready:
+        return
+    import struct
+
+    if any(p.opaque for p in function.parameters):  # a pointer that leads to pointers: anything may be written
+        homes = list(native.live())
+    else:
+        homes = [native.allocation(struct.unpack_from("P", arguments, p.offset)[0])
+                 for p in function.parameters if p.pointer and not p.constant]
+    for home in homes:
+        if home:
+            host_wrote(*home)
+
+
+def _check_written(address: int) -> None:
+    """Deliver 'unwritten' for memory that watched kernels have written only in part."""
+    kernel, name, element = _written.pop(address)
+    home = native.allocation(address)
+    if not home or home[0] != address:
+        return
+    missing = c_uint64()
+    lib = native.library()
+    lib.emu_unwritten.restype = c_uint64
+    first = lib.emu_unwritten(c_uint64(address), c_uint64(home[1]), ctypes.byref(missing))
+    if first == 2**64 - 1:
+        return
+    index, lacking, size = (first - address) // element, -(-missing.value // element), home[1] // element
+    _deliver([Finding("unwritten", kernel, name, index, None, None, None, None,
+                      f"kernel {kernel}: {name}[{index}] was never written, nor were {lacking - 1} more of {name}'s {size} "
+                      "elements" if lacking > 1 else
+                      f"kernel {kernel}: {name}[{index}] was never written, alone of {name}'s {size} elements")])
+
+
+def about_to_leave(address: int) -> None:
+    """Device memory is copied to the host, or freed."""
+    home = native.allocation(address) if _written else None
+    if home and home[0] in _written:
+        _check_written(home[0])
+
+
