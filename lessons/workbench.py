@@ -82,6 +82,7 @@ def us(what: str, call: Callable[[], object]) -> float:
         if record["card"] != device_name():
             record = {"card": device_name(), "us": {}}
         record["us"][what] = round(value, 1 if value >= 10 else 3)
+        COMMITTED.parent.mkdir(exist_ok=True)
         COMMITTED.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     return value
 

@@ -108,14 +108,15 @@ EVERYWHERE = {
         altered(lambda given: {"beta": given["beta"] / given["scaling_factor"]}),
         "beta is added after the scale",
     ),
-    "eps ignored": (altered(lambda given: {"eps": 0.0}), "eps is left out"),
+    # 1e-30 stands for no eps at all: torch 2.11 takes no zero.
+    "eps ignored": (altered(lambda given: {"eps": 1e-30}), "eps is left out"),
     "eps fixed": (altered(lambda given: {"eps": 1e-5}), "eps is 1e-5, whatever is given"),
     "eps outside the root": (
-        altered(lambda given: {"running_var": (given["running_var"].sqrt() + given["eps"]) ** 2, "eps": 0.0}),
+        altered(lambda given: {"running_var": (given["running_var"].sqrt() + given["eps"]) ** 2, "eps": 1e-30}),
         "eps is added after the square root",
     ),
     "no root": (
-        altered(lambda given: {"running_var": (given["running_var"] + given["eps"]) ** 2, "eps": 0.0}),
+        altered(lambda given: {"running_var": (given["running_var"] + given["eps"]) ** 2, "eps": 1e-30}),
         "the square root is forgotten",
     ),
     "unbiased variance": (altered(lambda given: {"running_var": given["running_var"] * 100 / 99}), "every element"),
