@@ -106,6 +106,13 @@ def _declare(lib: ctypes.CDLL) -> None:
     declare("emu_error", POINTER(Error), c_void_p)
     declare("emu_release", None, c_void_p)
     declare("emu_shared_offset", u64, u64)
+    declare("emu_mark", None, u64, u64)
+    declare("emu_unwritten", u64, u64, u64, POINTER(u64))
+    declare("emu_watch_new", c_void_p)
+    declare("emu_watch_free", None, c_void_p)
+    declare("emu_watch_reports", u32, c_void_p, c_void_p)
+    declare("emu_watch_sites", u32, c_void_p, c_void_p, c_void_p, c_void_p)
+    declare("emu_watch_barriers", u64, c_void_p)
     declare("emu_take_output", u64, c_char_p, u64)
 
 

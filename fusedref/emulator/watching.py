@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -166,7 +167,6 @@ def watch(seed: int = 0) -> Iterator[Seen]:
     """
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be a whole number, 0 or more, got {seed!r}")
-    _start()
     seen = Seen(seed=seed)
     _collectors().append(seen)
     try:
@@ -175,29 +175,6 @@ def watch(seed: int = 0) -> Iterator[Seen]:
             _check_written(address)
     finally:
         _collectors().remove(seen)
-
-
-_ready = False
-
-
-def _start() -> None:
-    """From now on the runtime keeps account of what is written; what there is counts as written."""
-    global _ready
-    if _ready:
-        return
-    lib = native.library()
-    lib.emu_watch_init.restype = ctypes.c_int
-    lib.emu_watch_new.restype = ctypes.c_void_p
-    lib.emu_watch_free.argtypes = [ctypes.c_void_p]
-    lib.emu_watch_reports.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-    lib.emu_watch_reports.restype = c_uint32
-    lib.emu_watch_sites.argtypes = [ctypes.c_void_p] * 4
-    lib.emu_watch_sites.restype = c_uint32
-    lib.emu_watch_barriers.argtypes = [ctypes.c_void_p]
-    lib.emu_watch_barriers.restype = c_uint64
-    if not lib.emu_watch_init():
-        raise OSError("the emulator cannot reserve addresses for what it notes of the memory")
-    _ready = True
 
 
 def wanted(function: Function) -> bool:
@@ -216,7 +193,7 @@ def _deliver(findings: list[Finding]) -> None:
     if not findings:
         return
     if _collectors():
-        _collectors()[-1].findings.extend(f for f in findings if f not in _collectors()[-1].findings)
+        _collectors()[-1].findings.extend(findings)
         return
     if findings[0].kind in ("out-of-bounds", "misaligned"):
         raise MemoryAccessError(findings[0])
@@ -227,7 +204,6 @@ def launch(function: Function, arguments: bytes, grid: tuple, block: tuple, shar
     """Run the kernel and deliver what was seen."""
     from . import launching
 
-    _start()
     lib = native.library()
     module = function._module
     for name, address, element in launching.pointer_arguments(function, arguments):
@@ -236,7 +212,7 @@ def launch(function: Function, arguments: bytes, grid: tuple, block: tuple, shar
             _written.setdefault(home[0], (function.name, name, element))
     handle = lib.emu_watch_new()
     if not handle:
-        raise MemoryError("no memory left to watch a launch")
+        raise OSError("the emulator cannot reserve addresses for what it notes of the memory")
     seed = _collectors()[-1].seed if _collectors() else 0
     try:
         error = native.launch(function._kernel, module._native, arguments, grid, block, shared, 1, seed, handle)
@@ -252,7 +228,11 @@ def launch(function: Function, arguments: bytes, grid: tuple, block: tuple, shar
         lib.emu_watch_free(handle)
     for seen in _collectors()[-1:]:
         _count(seen, function, sites, samples, masks, barriers)
-    findings = [f for r in reports[:report_count] if (f := _explain(function, arguments, r, grid, block, shared))]
+    if error:  # it was stopped half way: what it has not written says nothing
+        for _, address, _ in launching.pointer_arguments(function, arguments):
+            if home := native.allocation(address):
+                _written.pop(home[0], None)
+    findings = _distinct(_explain(function, arguments, r, grid, block, shared) for r in reports[:report_count])
     if error and error.kind in (launching.OUT_OF_BOUNDS, launching.MISALIGNED):
         findings.append(launching.access_finding(function, arguments, error, shared))
     elif error and error.kind == launching.DEADLOCK and b"__syncthreads" in error.text:
@@ -263,6 +243,16 @@ def launch(function: Function, arguments: bytes, grid: tuple, block: tuple, shar
     elif error:
         raise launching.explain(function, arguments, error, shared)
     _deliver(findings)
+
+
+def _distinct(findings: Iterator[Finding | None]) -> list[Finding]:
+    """One finding for each kind and pair of lines: ``y[0] += 1`` reads and writes, but is one bug."""
+    kept: dict[tuple, Finding] = {}
+    for finding in findings:
+        if finding is not None:
+            lines = frozenset((finding.line, finding.other_line))
+            kept.setdefault((finding.kind, finding.argument, finding.source, lines), finding)
+    return list(kept.values())
 
 
 def _count(seen: Seen, function: Function, sites: ctypes.Array, samples: ctypes.Array, masks: ctypes.Array,
@@ -337,16 +327,11 @@ def _explain(function: Function, arguments: bytes, report: _Report, grid: tuple,
 
 def host_wrote(address: int, size: int) -> None:
     """The host has written device memory."""
-    if _ready:
-        native.library().emu_mark(ctypes.c_uint64(address), ctypes.c_uint64(size))
+    native.library().emu_mark(address, size)
 
 
 def unwatched_wrote(function: Function, arguments: bytes) -> None:
     """A launch that nobody watched may have written whatever its pointers lead to."""
-    if not _ready:
-        return
-    import struct
-
     if any(p.opaque for p in function.parameters):  # a pointer that leads to pointers: anything may be written
         homes = list(native.live())
     else:
@@ -364,9 +349,7 @@ def _check_written(address: int) -> None:
     if not home or home[0] != address:
         return
     missing = c_uint64()
-    lib = native.library()
-    lib.emu_unwritten.restype = c_uint64
-    first = lib.emu_unwritten(c_uint64(address), c_uint64(home[1]), ctypes.byref(missing))
+    first = native.library().emu_unwritten(address, home[1], ctypes.byref(missing))
     if first == 2**64 - 1:
         return
     index, lacking, size = (first - address) // element, -(-missing.value // element), home[1] // element

@@ -108,6 +108,7 @@ EMU_EXPORT int emu_init(uint64_t memory) {
         arena_first = arena_next = VARIABLES_BEGIN + VARIABLE_ROOM;
         virtual_next = VARIABLES_BEGIN;
         capacity = memory;
+        if (arena_base && !watch_init()) arena_base = 0;
     }
     pthread_mutex_unlock(&memory_lock);
     return arena_base != 0;
@@ -524,6 +525,7 @@ static void release_barrier(Worker* w, uint32_t number) {
         Thread* t = &w->threads[i];
         if (t->state == BARRIER && t->barrier == number) t->state = READY;
     }
+    w->released = true;
     b->result_count = b->count;
     b->result_and = b->count == b->arrived;
     b->arrived = b->count = 0;
@@ -588,8 +590,8 @@ static void arrive(uint32_t number, uint32_t threads, int wait, int predicate, v
     }
     t->state = BARRIER;
     t->pc = pc;
-    if (complete) release_barrier(w, number);  // sets this thread READY too
-    else suspend(t->coroutine);
+    if (complete) release_barrier(w, number);  // sets this thread READY too, but the block's first threads go first
+    suspend(t->coroutine);
 }
 
 static const char* STATES[] = {"done", "ready", "__syncthreads()", "a warp operation", "a wait"};
@@ -642,7 +644,7 @@ static void run_block(Worker* w, uint64_t number) {
     uint32_t count = w->thread_count, warps = (count + 31) / 32;
     memset(w->barriers, 0, sizeof w->barriers);
     w->living = count;
-    w->executor = 0;
+    w->released = false;
     if (launch->dynamic_shared) memset((void*)w->shared, 0xFF, launch->dynamic_shared);
     for (uint32_t i = 0; i < count; i++) {
         Thread* t = &w->threads[i];
@@ -678,7 +680,14 @@ static void run_block(Worker* w, uint64_t number) {
                     if (t->yielded) yielded = true;
                     else { ran = true; again = true; }
                     if (launch->cancel) return;
+                    if (w->released) break;
                 }
+                if (w->released) break;
+            }
+            if (w->released) {  // a barrier has let everybody go: from the first warp on
+                w->released = false;
+                i = ~0u;
+                continue;
             }
             if (!w->warps[warp_order[i]].living && watching) watch_warp_done(w, warp_order[i]);
         }
@@ -928,7 +937,7 @@ static void meet(uint32_t mask, void* payload, WarpAction action, const void* de
     t->state = RENDEZVOUS;
     warp->waiting |= bit;
     if (meeting_complete(w, t)) complete_meeting(w, t);
-    else suspend(t->coroutine);
+    suspend(t->coroutine);
 }
 
 void emu_warp_meet(uint32_t mask, void* payload, WarpAction action, const void* detail) {

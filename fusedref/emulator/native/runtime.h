@@ -81,7 +81,8 @@ struct Worker {
     bool started;
     uint32_t index;
     uintptr_t shared;
-    uint32_t block_index[3], thread_count, living, executor;
+    uint32_t block_index[3], thread_count, living;
+    bool released;             // a barrier has just let its threads go
     uint64_t block_number, block_serial;
     Thread *threads, *current;
     Warp warps[32];
@@ -127,7 +128,8 @@ void clear_pages(void* begin, uint64_t bytes);
 void copies_block_begin(Worker* w);
 void copies_block_end(Worker* w);
 
-// watch.cpp: called only in watched launches, but for watch_forget.
+// watch.cpp: called only in watched launches, but for watch_init and watch_forget.
+bool watch_init();
 void watch_access(Worker* w, uint64_t offset, uint64_t bytes, int write, int flags, void* pc);
 void watch_barrier(Worker* w, uint32_t number);
 void watch_arrive(Worker* w, uint32_t number, uint32_t threads, void* pc);

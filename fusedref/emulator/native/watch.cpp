@@ -23,6 +23,7 @@ struct Cell {                      // of 4 bytes of memory, in one launch
     uint32_t launch;
     uint16_t copying, leaving;     // thread + 1 whose asynchronous copy is on its way here, or still reads here
     Access writer, reader[2];      // the last writer, the last two readers
+    Access other_atomic;           // where the last writer's was an atomic: one of another thread before it
 };
 
 struct Report {
@@ -60,6 +61,9 @@ struct Watch {
     uint32_t site_order[SITES], site_count;
     Report reports[REPORTS];
     uint32_t report_count;
+    // Reads of what nothing has written yet. One that a later write of another thread turns out to race with is a race.
+    Report unwritten[REPORTS];
+    uint32_t unwritten_count;
     uint64_t barriers;
     // Sample of one global and one shared request per site, for drawing: lane -> offset.
     uint64_t sample[SITES][32];
@@ -90,13 +94,11 @@ static uint8_t* initialised;       // a bit per byte
 static uint8_t* written;           // a byte per 64 KiB: a watched kernel wrote there
 static uint32_t launch_count;
 
-EMU_EXPORT int emu_watch_init(void) {
-    if (!initialised) {
-        initialised = (uint8_t*)reserve_pages(arena_size / 8);
-        written = (uint8_t*)reserve_pages(arena_size >> 16);
-        cells = (Cell*)reserve_pages(arena_size / 4 * sizeof(Cell));
-    }
-    return initialised && written && cells;
+// Which memory is written is noted from the beginning on, watched or not.
+bool watch_init() {
+    initialised = (uint8_t*)reserve_pages(arena_size / 8);
+    written = (uint8_t*)reserve_pages(arena_size >> 16);
+    return initialised && written;
 }
 
 static void set_bits(uint64_t offset, uint64_t bytes, bool value) {
@@ -126,14 +128,14 @@ static bool bits_set(uint64_t offset, uint64_t bytes) {
 // The host, or a kernel that nobody watched, has written here.
 EMU_EXPORT void emu_mark(uint64_t address, uint64_t bytes) {
     uint64_t offset = address - arena_base;
-    if (initialised && offset < arena_size) set_bits(offset, bytes, true);
+    if (offset < arena_size) set_bits(offset, bytes, true);
 }
 
 // The first byte in the range that nothing has written, if a watched kernel has written others there; or ~0.
 EMU_EXPORT uint64_t emu_unwritten(uint64_t address, uint64_t bytes, uint64_t* how_many) {
     uint64_t offset = address - arena_base, first = ~0ull;
     bool touched = false;
-    if (!initialised || offset >= arena_size || !bytes) return first;
+    if (offset >= arena_size || !bytes) return first;
     for (uint64_t g = offset >> 16; g <= (offset + bytes - 1) >> 16; g++) touched |= written[g];
     *how_many = 0;
     for (uint64_t i = offset; touched && i < offset + bytes; i++)
@@ -145,10 +147,9 @@ EMU_EXPORT uint64_t emu_unwritten(uint64_t address, uint64_t bytes, uint64_t* ho
 }
 
 void watch_forget(uint64_t offset, uint64_t bytes) {
-    if (!initialised || !bytes) return;
     set_bits(offset, bytes, false);
     for (uint64_t g = offset >> 16; g <= (offset + bytes - 1) >> 16; g++) written[g] = 0;
-    clear_pages(cells + offset / 4, (bytes + 3) / 4 * sizeof(Cell));
+    if (cells) clear_pages(cells + offset / 4, (bytes + 3) / 4 * sizeof(Cell));
 }
 
 void watch_fresh(uint64_t offset, uint64_t bytes) {  // a block's new shared memory
@@ -157,6 +158,8 @@ void watch_fresh(uint64_t offset, uint64_t bytes) {  // a block's new shared mem
 }
 
 EMU_EXPORT Watch* emu_watch_new(void) {
+    if (!cells) cells = (Cell*)reserve_pages(arena_size / 4 * sizeof(Cell));
+    if (!cells) return 0;
     Watch* watch = (Watch*)reserve_pages(sizeof(Watch));
     if (watch) watch->launch = __atomic_add_fetch(&launch_count, 1, __ATOMIC_RELAXED);
     return watch;
@@ -175,7 +178,17 @@ static uint16_t site_of(Watch* watch, void* pc) {
     return slot;
 }
 
+static void read_too_early(Watch* watch, const Report& report) {
+    for (uint32_t i = 0; i < watch->unwritten_count; i++)
+        if (watch->unwritten[i].pc == report.pc) return;
+    if (watch->unwritten_count < REPORTS) watch->unwritten[watch->unwritten_count++] = report;
+}
+
 static void add_report(Watch* watch, const Report& report) {
+    if (report.kind == RACE)
+        for (uint32_t i = 0; i < watch->unwritten_count; i++)
+            if (watch->unwritten[i].pc == report.pc || watch->unwritten[i].pc == report.other_pc)
+                watch->unwritten[i].kind = RACE;
     for (uint32_t i = 0; i < watch->report_count; i++) {
         Report* r = &watch->reports[i];
         if (r->kind == report.kind && r->pc == report.pc && r->other_pc == report.other_pc) {
@@ -245,14 +258,17 @@ static void synchronise(Watch* watch, Worker* w, uint64_t offset) {  // an atomi
     s->released[s->count++] = Released{(uint32_t)w->block_number + 1, watch->fences};
 }
 
-static bool ordered(Watch* watch, Worker* w, const Access& before) {
+static bool ordered(Watch* watch, Worker* w, const Access& before, uint64_t offset) {
     Thread* now = w->current;
     if (before.block != w->block_number + 1) {
-        for (uint32_t a = 0; a < watch->acquired_count; a++)
+        for (uint32_t a = 0; a < watch->acquired_count; a++) {
+            // Atomics on one variable happen in one order, and this block has already taken part in it.
+            if ((before.flags & ATOMIC) && (watch->acquired[a].sync->offset | 4) == (offset | 4)) return true;
             for (uint32_t i = 0; i < watch->acquired[a].count; i++) {
                 Released* r = &watch->acquired[a].sync->released[i];
                 if (r->block == before.block && r->fences > before.fences) return true;
             }
+        }
         return false;
     }
     if (before.thread == now->linear) return true;
@@ -276,13 +292,13 @@ static void join_lanes(Watch* watch, uint32_t warp, uint32_t present) {
 
 // ----------------------------------------------------------------------------------------------------- one access
 
-static void conflict(Watch* watch, Worker* w, const Access& before, bool before_wrote, uint64_t address, uint64_t bytes,
-                     int write, int flags, void* pc, uint8_t mask) {
+static void conflict(Watch* watch, Worker* w, const Access& before, bool before_wrote, uint64_t word, uint64_t address,
+                     uint64_t bytes, int write, int flags, void* pc, uint8_t mask) {
     if (!before.block || !(before.bytes & mask)) return;
     if ((before.flags & ATOMIC) && (flags & ATOMIC)) return;
     bool elsewhere = before.block != w->block_number + 1;
     if (elsewhere && (before.flags & (ATOMIC | VOLATILE)) && (flags & (ATOMIC | VOLATILE))) return;
-    if (ordered(watch, w, before)) return;
+    if (ordered(watch, w, before, 4 * word)) return;
     Report r = report_of(w, RACE, address, bytes, write, pc);
     r.other_pc = watch->sites[before.site].pc;
     r.other_block = before.block - 1;
@@ -326,7 +342,7 @@ void watch_access(Worker* w, uint64_t offset, uint64_t bytes, int write, int fla
         bool copying = false;
         for (uint64_t word = offset / 4; word <= (offset + bytes - 1) / 4; word++)
             copying |= cells[word].launch == watch->launch && cells[word].copying;
-        if (!copying) add_report(watch, report_of(w, UNINITIALISED, address, bytes, write, pc));
+        if (!copying) read_too_early(watch, report_of(w, UNINITIALISED, address, bytes, write, pc));
     }
     uint16_t site = site_of(watch, pc);
     Thread* t = w->current;
@@ -352,12 +368,16 @@ void watch_access(Worker* w, uint64_t offset, uint64_t bytes, int write, int fla
         Access now = {(uint32_t)w->block_number + 1, watch->known[warp][warp],
                       watch->lane_known[warp][lane][lane], (uint16_t)t->linear, mask,
                       (uint8_t)(flags & (ATOMIC | VOLATILE)), (uint16_t)watch->fences, site};
-        conflict(watch, w, c->writer, true, address, bytes, write, flags, pc, mask);
+        conflict(watch, w, c->writer, true, word, address, bytes, write, flags, pc, mask);
+        conflict(watch, w, c->other_atomic, true, word, address, bytes, write, flags, pc, mask);
         if (!write && (flags & ASYNC) && shared) c->leaving = t->linear + 1;  // a bulk store reads its source late
         if (write) {
             if (!atomic || !(c->reader[0].flags & ATOMIC))
-                conflict(watch, w, c->reader[0], false, address, bytes, write, flags, pc, mask);
-            conflict(watch, w, c->reader[1], false, address, bytes, write, flags, pc, mask);
+                conflict(watch, w, c->reader[0], false, word, address, bytes, write, flags, pc, mask);
+            conflict(watch, w, c->reader[1], false, word, address, bytes, write, flags, pc, mask);
+            if (!atomic) c->other_atomic = Access{};
+            else if ((c->writer.flags & ATOMIC) && (c->writer.thread != now.thread || c->writer.block != now.block))
+                c->other_atomic = c->writer;
             c->writer = now;
             if (flags & ASYNC) c->copying = t->linear + 1;
         } else if (c->reader[0].block == now.block && c->reader[0].thread == now.thread) {
@@ -631,6 +651,8 @@ void watch_worker_end(Worker* w) {
     Watch* watch = (Watch*)w->log;
     watch->doubt.open = false;
     for (uint32_t v = 0; v < (w->thread_count + 31) / 32; v++) flush_warp(w, v);
+    for (uint32_t i = 0; i < watch->unwritten_count; i++)
+        if (watch->unwritten[i].kind == UNINITIALISED) add_report(watch, watch->unwritten[i]);
     for (uint32_t i = 0; i < 1024; i++) {
         free(watch->traces[i].events);
         watch->traces[i] = Trace{};

@@ -1,0 +1,254 @@
+"""Watched kernels: the corpus of planted bugs, each found and named, and counts of what memory accesses cost."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import corpus
+import numpy as np
+import pytest
+
+from fusedref.emulator import SourceModule, gpuarray, watch
+from fusedref.emulator import driver as drv
+from fusedref.emulator.findings import KINDS
+
+ROOT = Path(__file__).parents[1]
+int32, float32 = np.int32, np.float32
+
+
+def findings(case, seed=0):
+    with watch(seed=seed) as seen:
+        corpus.run(case)
+    return seen.findings
+
+
+@pytest.mark.parametrize("case", corpus.BUGS, ids=lambda case: case.name)
+def test_every_planted_bug_is_found_and_named(case):
+    kind, argument, element, line = case.expected
+    found = findings(case)
+    assert {finding.kind for finding in found} == {kind}, [f.message for f in found]
+    matching = [f for f in found if f.argument == argument and element in (None, f.element)
+                and line in (None, f.line, f.other_line)]
+    assert matching, [f.message for f in found]
+    finding = matching[0]
+    assert finding.kernel == "k" and finding.message.endswith(finding.message.strip())
+    if kind != "unwritten":
+        assert finding.source == "kernel.cu" and finding.message.startswith(f"kernel.cu:{finding.line}: kernel k: ")
+
+
+@pytest.mark.parametrize("case", corpus.CORRECT, ids=lambda case: case.name)
+def test_nothing_is_said_of_correct_kernels(case):
+    assert [f.message for f in findings(case)] == []
+    assert [f.message for f in findings(case, seed=7)] == []
+
+
+def test_the_corpus_covers_every_kind():
+    assert {case.expected[0] for case in corpus.BUGS} == set(KINDS)
+    assert len(corpus.BUGS) >= 40 and len(corpus.CORRECT) >= len(corpus.BUGS)
+
+
+# ------------------------------------------------------------------------------------------------- counts
+
+
+def watched(source, *arguments, block, grid=(1, 1), shared=0, name="k"):
+    with watch() as seen:
+        SourceModule(source).get_function(name)(*arguments, block=block, grid=grid, shared=shared)
+    assert seen.findings == []
+    return seen.counters[name]
+
+
+@pytest.mark.parametrize(("index", "size", "sectors"), [
+    ("i", 32, 4), ("i + 1", 33, 5), ("2 * i", 64, 8), ("8 * i", 256, 32), ("0", 1, 1), ("31 - i", 32, 4), ("i / 8", 4, 1),
+    ("i ^ 5", 32, 4), ("32 * i", 1024, 32),
+])
+def test_sectors_of_a_load(index, size, sectors):
+    source = f"__global__ void k(float* y, const float* x) {{\n int i = threadIdx.x;\n float v = x[{index}];\n y[i] = v;\n}}"
+    counters = watched(source, gpuarray.zeros(32, float32), gpuarray.zeros(size, float32), block=(32, 1, 1))
+    assert (counters.global_load_requests, counters.global_load_sectors) == (1, sectors)
+    assert counters.global_load_bytes_moved == 32 * sectors
+    assert (counters.global_store_requests, counters.global_store_sectors) == (1, 4)
+    assert counters.by_line["kernel.cu", 3].global_load_sectors == sectors
+    assert counters.by_line["kernel.cu", 4].global_store_sectors == 4
+
+
+@pytest.mark.parametrize(("kind", "width"), [("char", 1), ("short", 2), ("float", 4), ("float2", 8), ("float4", 16)])
+def test_wide_loads_are_one_request(kind, width):
+    source = f"__global__ void k({kind}* y, const {kind}* x) {{ y[threadIdx.x] = x[threadIdx.x]; }}"
+    counters = watched(source, gpuarray.zeros(32 * width, np.int8), gpuarray.zeros(32 * width, np.int8), block=(32, 1, 1))
+    assert (counters.global_load_requests, counters.global_load_sectors) == (1, width)
+    assert counters.bytes_used == 2 * 32 * width
+
+
+@pytest.mark.parametrize(("index", "conflicts"), [
+    ("i", 0), ("2 * i", 1), ("4 * i", 3), ("32 * i", 31), ("33 * i", 0), ("0", 0), ("i / 2", 0), ("i % 2 * 32", 1),
+    ("i ^ 9", 0), ("3 * i", 0), ("16 * i", 15),
+])
+def test_bank_conflicts_of_a_load(index, conflicts):
+    source = f"""__global__ void k(float* y) {{
+    __shared__ float s[1056];
+    int i = threadIdx.x;
+    for (int j = i; j < 1056; j += 32) s[j] = j;
+    __syncthreads();
+    y[i] = s[{index}];
+}}"""
+    counters = watched(source, gpuarray.zeros(32, float32), block=(32, 1, 1))
+    assert (counters.shared_load_requests, counters.shared_load_bank_conflicts) == (1, conflicts)
+    assert (counters.shared_store_requests, counters.shared_store_bank_conflicts) == (33, 0)
+    assert counters.barriers == 1
+
+
+@pytest.mark.parametrize(("kind", "conflicts"), [("float2", 0), ("float4", 0)])
+def test_wide_shared_accesses_go_by_parts_of_a_warp(kind, conflicts):
+    source = f"""__global__ void k({kind}* y) {{
+    __shared__ {kind} s[32];
+    s[threadIdx.x] = {kind}();
+    __syncthreads();
+    y[threadIdx.x] = s[31 - threadIdx.x];
+}}""".replace(f"{kind}()", f"make_{kind}({', '.join('1' * int(kind[-1]))})")
+    counters = watched(source, gpuarray.zeros(128, float32), block=(32, 1, 1))
+    assert (counters.shared_load_requests, counters.bank_conflicts) == (1, conflicts)
+
+
+def test_lanes_that_a_branch_parted_meet_again():
+    source = """__global__ void k(int* y, const int* x) {
+    int i = threadIdx.x, sum = 0;
+    for (int tap = 0; tap < 3; tap++) {
+        int at = i + tap - 1;
+        if (at >= 0 && at < 32)
+            sum += x[at];
+    }
+    y[i] = sum;
+}"""
+    counters = watched(source, gpuarray.zeros(32, int32), gpuarray.zeros(32, int32), block=(32, 1, 1))
+    line = counters.by_line["kernel.cu", 6]
+    assert (line.global_load_requests, line.global_load_sectors) == (3, 12)  # 31, 32 and 31 lanes, always 4 sectors
+
+
+def test_lanes_with_loops_of_different_lengths():
+    source = """__global__ void k(int* y, const int* x) {
+    int sum = 0;
+    for (int j = 0; j < threadIdx.x; j++)
+        sum += x[j * 32 + threadIdx.x];
+    y[threadIdx.x] = sum;
+}"""
+    counters = watched(source, gpuarray.zeros(32, int32), gpuarray.zeros(1024, int32), block=(32, 1, 1))
+    assert counters.by_line["kernel.cu", 4].global_load_requests == 31
+    assert counters.global_store_requests == 1
+
+
+def test_atomics_and_launches_are_counted():
+    source = "__global__ void k(int* y) { atomicAdd(y, 1); }"
+    function = SourceModule(source).get_function("k")
+    y = gpuarray.zeros(1, int32)
+    with watch() as seen:
+        function(y, block=(64, 1, 1), grid=(3, 1))
+        function(y, block=(64, 1, 1), grid=(3, 1))
+    assert (seen.counters["k"].atomic_requests, seen.counters["k"].launches) == (12, 2)
+    assert y.get()[0] == 384
+
+
+# ------------------------------------------------------------------------------------------- ways to switch it on
+
+RACY = """__global__ void k(int* y) {
+    __shared__ int s[64];
+    s[threadIdx.x] = threadIdx.x;
+    y[threadIdx.x] = s[63 - threadIdx.x];
+}"""
+MANY = (64, 1, 1)
+
+
+def test_a_module_may_ask_to_be_watched():
+    function = SourceModule(RACY, watch=True).get_function("k")
+    with pytest.raises(drv.FindingError, match="there is no __syncthreads") as raised:
+        function(gpuarray.zeros(64, int32), block=MANY)
+    assert raised.value.finding.kind == "race" and isinstance(raised.value, drv.LogicError)
+    with watch() as seen:
+        function(gpuarray.zeros(64, int32), block=MANY)
+    assert [finding.kind for finding in seen.findings] == ["race"]
+
+
+def test_the_environment_may_ask(monkeypatch):
+    function = SourceModule(RACY).get_function("k")
+    function(gpuarray.zeros(64, int32), block=MANY)
+    monkeypatch.setenv("FUSEDREF_WATCH", "1")
+    with pytest.raises(drv.FindingError):
+        function(gpuarray.zeros(64, int32), block=MANY)
+    y = np.empty(100, int32)
+    partly = SourceModule("__global__ void k(int* y) { y[threadIdx.x] = 1; }").get_function("k")
+    with pytest.raises(drv.FindingError, match=r"y\[64\] was never written, nor were 35 more of y's 100 elements"):
+        partly(drv.Out(y), block=MANY)
+
+
+def test_the_fixture(tmp_path):
+    (tmp_path / "test_it.py").write_text(f"""
+import numpy as np
+from fusedref.emulator import SourceModule, gpuarray
+def test_wrong(watched):
+    SourceModule({RACY!r}).get_function("k")(gpuarray.zeros(64, np.int32), block=(64, 1, 1))
+def test_right(watched):
+    SourceModule("__global__ void k() {{}}").get_function("k")(block=(64, 1, 1))
+""")
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "fusedref.emulator.pytest_plugin", str(tmp_path)],
+                          capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path)
+    assert "2 passed, 1 error" in done.stdout and "there is no __syncthreads() between them" in done.stdout
+
+
+def test_two_launches_may_share_an_array():
+    function = SourceModule("__global__ void k(int* y, int n) { y[n + threadIdx.x] = 1; }").get_function("k")
+    y = gpuarray.empty(128, int32)
+    with watch() as seen:
+        function(y, int32(0), block=MANY)
+        function(y, int32(64), block=MANY)
+    assert seen.findings == []
+
+
+def test_what_an_unwatched_launch_wrote_is_written():
+    write = SourceModule("__global__ void k(int* y) { y[threadIdx.x] = 1; }").get_function("k")
+    read = SourceModule("__global__ void k(int* y, const int* x) { y[threadIdx.x] = x[threadIdx.x]; }").get_function("k")
+    x, y = gpuarray.empty(64, int32), gpuarray.empty(64, int32)
+    with watch() as seen:
+        pass
+    write(x, block=MANY)
+    with watch() as seen:
+        read(y, x, block=MANY)
+    assert seen.findings == []
+
+
+def test_the_order_of_threads_is_the_seeds():
+    source = """__global__ void k(int* y) {
+    __shared__ int turn;
+    if (threadIdx.x == 0) turn = 0;
+    __syncthreads();
+    y[threadIdx.x] = atomicAdd(&turn, 1);
+}"""
+    orders = {}
+    for seed in (0, 1, 1, 2):
+        y = gpuarray.zeros(64, int32)
+        with watch(seed=seed) as seen:
+            SourceModule(source).get_function("k")(y, block=MANY)
+        assert seen.findings == [] and sorted(y.get()) == list(range(64))
+        assert orders.setdefault(seed, tuple(y.get())) == tuple(y.get())
+    assert orders[0] == tuple(range(64)) and len(set(orders.values())) == 3
+    with pytest.raises(ValueError, match="seed must be a whole number"), watch(seed=-1):
+        pass
+
+
+def test_a_watch_draws_itself():
+    with watch() as seen:
+        SourceModule(RACY).get_function("k")(gpuarray.zeros(64, int32), block=MANY)
+    text, page = str(seen), seen._repr_html_()
+    assert "race: kernel.cu:" in text and "kernel.cu:3" in text and "shared stores" in text
+    assert "s[threadIdx.x] = threadIdx.x;" in page and "<svg" in page and "by bank" in page and "sectors of 32 bytes" in page
+    assert "/home" not in page and str(ROOT) not in page + text
+
+
+def test_a_race_names_both_threads_and_both_lines():
+    with watch() as seen:
+        SourceModule(RACY).get_function("k")(gpuarray.zeros(64, int32), block=MANY)
+    finding, = seen.findings
+    assert {finding.line, finding.other_line} == {3, 4}
+    assert finding.thread[0] // 32 != finding.other_thread[0] // 32 and finding.block == finding.other_block == (0, 0, 0)
+    assert finding.message == (
+        f"kernel.cu:3: kernel k: thread {finding.thread} of block (0, 0, 0) writes s[{finding.element}], which thread "
+        f"{finding.other_thread} of the same block read in line 4: there is no __syncthreads() between them")
