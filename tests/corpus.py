@@ -1,7 +1,7 @@
-"""Small kernels, each with one planted bug and the finding that must name it, and for each a look-alike that is correct.
+"""Small kernels, each with one planted bug and the finding that must name it, and for each a correct look-alike.
 
-Every case is whole: source, launch and arguments. ``python tests/corpus.py NAME`` runs one wherever the door leads, so the
-same corpus runs on a card: ``compute-sanitizer --tool racecheck python tests/corpus.py race_no_barrier``.
+Every case is whole: source, launch and arguments. ``python tests/corpus.py NAME`` runs one wherever the door leads, so
+the same corpus runs on a card: ``compute-sanitizer --tool racecheck python tests/corpus.py race_no_barrier``.
 """
 
 from __future__ import annotations

@@ -59,11 +59,15 @@ def watched(source, *arguments, block, grid=(1, 1), shared=0, name="k"):
 
 
 @pytest.mark.parametrize(("index", "size", "sectors"), [
-    ("i", 32, 4), ("i + 1", 33, 5), ("2 * i", 64, 8), ("8 * i", 256, 32), ("0", 1, 1), ("31 - i", 32, 4), ("i / 8", 4, 1),
-    ("i ^ 5", 32, 4), ("32 * i", 1024, 32),
+    ("i", 32, 4), ("i + 1", 33, 5), ("2 * i", 64, 8), ("8 * i", 256, 32), ("0", 1, 1), ("31 - i", 32, 4),
+    ("i / 8", 4, 1), ("i ^ 5", 32, 4), ("32 * i", 1024, 32),
 ])
 def test_sectors_of_a_load(index, size, sectors):
-    source = f"__global__ void k(float* y, const float* x) {{\n int i = threadIdx.x;\n float v = x[{index}];\n y[i] = v;\n}}"
+    source = f"""__global__ void k(float* y, const float* x) {{
+    int i = threadIdx.x;
+    float v = x[{index}];
+    y[i] = v;
+}}"""
     counters = watched(source, gpuarray.zeros(32, float32), gpuarray.zeros(size, float32), block=(32, 1, 1))
     assert (counters.global_load_requests, counters.global_load_sectors) == (1, sectors)
     assert counters.global_load_bytes_moved == 32 * sectors
@@ -75,7 +79,8 @@ def test_sectors_of_a_load(index, size, sectors):
 @pytest.mark.parametrize(("kind", "width"), [("char", 1), ("short", 2), ("float", 4), ("float2", 8), ("float4", 16)])
 def test_wide_loads_are_one_request(kind, width):
     source = f"__global__ void k({kind}* y, const {kind}* x) {{ y[threadIdx.x] = x[threadIdx.x]; }}"
-    counters = watched(source, gpuarray.zeros(32 * width, np.int8), gpuarray.zeros(32 * width, np.int8), block=(32, 1, 1))
+    x, y = gpuarray.zeros(32 * width, np.int8), gpuarray.zeros(32 * width, np.int8)
+    counters = watched(source, y, x, block=(32, 1, 1))
     assert (counters.global_load_requests, counters.global_load_sectors) == (1, width)
     assert counters.bytes_used == 2 * 32 * width
 
@@ -189,8 +194,9 @@ def test_wrong(watched):
 def test_right(watched):
     SourceModule("__global__ void k() {{}}").get_function("k")(block=(64, 1, 1))
 """)
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "fusedref.emulator.pytest_plugin", str(tmp_path)],
-                          capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "fusedref.emulator.pytest_plugin", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert "2 passed, 1 error" in done.stdout and "there is no __syncthreads() between them" in done.stdout
 
 
@@ -205,7 +211,7 @@ def test_two_launches_may_share_an_array():
 
 def test_what_an_unwatched_launch_wrote_is_written():
     write = SourceModule("__global__ void k(int* y) { y[threadIdx.x] = 1; }").get_function("k")
-    read = SourceModule("__global__ void k(int* y, const int* x) { y[threadIdx.x] = x[threadIdx.x]; }").get_function("k")
+    read = SourceModule("__global__ void k(int* y, int* x) { y[threadIdx.x] = x[threadIdx.x]; }").get_function("k")
     x, y = gpuarray.empty(64, int32), gpuarray.empty(64, int32)
     with watch() as seen:
         pass
@@ -239,7 +245,8 @@ def test_a_watch_draws_itself():
         SourceModule(RACY).get_function("k")(gpuarray.zeros(64, int32), block=MANY)
     text, page = str(seen), seen._repr_html_()
     assert "race: kernel.cu:" in text and "kernel.cu:3" in text and "shared stores" in text
-    assert "s[threadIdx.x] = threadIdx.x;" in page and "<svg" in page and "by bank" in page and "sectors of 32 bytes" in page
+    assert "s[threadIdx.x] = threadIdx.x;" in page and "<svg" in page
+    assert "by bank" in page and "sectors of 32 bytes" in page
     assert "/home" not in page and str(ROOT) not in page + text
 
 
@@ -248,7 +255,8 @@ def test_a_race_names_both_threads_and_both_lines():
         SourceModule(RACY).get_function("k")(gpuarray.zeros(64, int32), block=MANY)
     finding, = seen.findings
     assert {finding.line, finding.other_line} == {3, 4}
-    assert finding.thread[0] // 32 != finding.other_thread[0] // 32 and finding.block == finding.other_block == (0, 0, 0)
+    assert finding.thread[0] // 32 != finding.other_thread[0] // 32
+    assert finding.block == finding.other_block == (0, 0, 0)
     assert finding.message == (
         f"kernel.cu:3: kernel k: thread {finding.thread} of block (0, 0, 0) writes s[{finding.element}], which thread "
         f"{finding.other_thread} of the same block read in line 4: there is no __syncthreads() between them")

@@ -19,7 +19,8 @@ INCLUDE = HERE / "include"
 COMMON = ["-std=c++17", "-O2", "-g1", "-fPIC", "-fwrapv", "-fno-exceptions", "-fno-rtti", "-fno-strict-aliasing",
           "-U_FORTIFY_SOURCE", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
 # The accesses of the compiled kernel are to be the source's: nothing merged, nothing turned into memcpy.
-KERNEL = ["-fsanitize=thread", "-fsanitize-coverage=trace-pc", "-w", "-ffp-contract=fast", "-fno-threadsafe-statics", "-fno-stack-protector",
+KERNEL = ["-fsanitize=thread", "-fsanitize-coverage=trace-pc", "-w",
+          "-ffp-contract=fast", "-fno-threadsafe-statics", "-fno-stack-protector",
           "-fstack-clash-protection", "-fno-optimize-sibling-calls",
           "-fno-builtin-memcpy", "-fno-builtin-memset"]
 KERNEL_GCC = ["-fno-tree-vectorize", "-fno-tree-loop-distribute-patterns", "-fno-store-merging",

@@ -49,13 +49,14 @@ def _cells(counters: Counters) -> list[str]:
 
 
 def as_html(seen: Seen) -> str:
-    """The source of every kernel with its counts beside each line, what its first requests touched, and the findings."""
+    """The findings, every kernel's source with its counts beside each line, and what its first requests touched."""
     parts = [f"<p><b>{html.escape(f.kind)}</b>: {html.escape(f.message)}</p>" for f in seen.findings]
     if not seen.findings:
         parts.append("<p>nothing found</p>")
     for kernel, counters in seen.counters.items():
-        parts.append(f"<p><b>{html.escape(kernel)}</b>: {counters.bytes_moved} bytes moved, {counters.bytes_used} used; "
-                     f"{counters.bank_conflicts} bank conflicts; {counters.barriers} barriers</p>")
+        parts.append(f"<p><b>{html.escape(kernel)}</b>: {counters.bytes_moved} bytes moved, "
+                     f"{counters.bytes_used} used; {counters.bank_conflicts} bank conflicts; "
+                     f"{counters.barriers} barriers</p>")
         for source in sorted({source for source, _ in counters.by_line}):
             parts.append(_source(seen, kernel, source))
         parts.extend(_request(sample) for sample in seen.samples if sample.kernel == kernel)
@@ -76,8 +77,8 @@ def _source(seen: Seen, kernel: str, source: str) -> str:
         rows.append(f'<tr><td style="{CELL};color:#888">{number}</td><td style="{CELL};text-align:left{colour}">'
                     f"<pre style='margin:0'>{text}</pre></td>"
                     + "".join(f'<td style="{CELL}">{cell}</td>' for cell in cells) + "</tr>")
-    return (f'<table style="{STYLE}"><tr><th></th><th style="{CELL};text-align:left">{html.escape(source)}</th>{head}</tr>'
-            f'{"".join(rows)}</table>')
+    title = f'<th></th><th style="{CELL};text-align:left">{html.escape(source)}</th>'
+    return f'<table style="{STYLE}"><tr>{title}{head}</tr>{"".join(rows)}</table>'
 
 
 def _request(sample: Sample) -> str:

@@ -5,8 +5,8 @@
     seen.findings           # a list of Finding
     seen.counters["kernel"]  # Counters, also by line
 
-A module made with ``watch=True``, or ``FUSEDREF_WATCH=1`` in the environment, has every launch watched; findings are then
-raised as ``driver.FindingError``, unless a ``watch()`` around the launch collects them.
+A module made with ``watch=True``, or ``FUSEDREF_WATCH=1`` in the environment, has every launch watched; findings are
+then raised as ``driver.FindingError``, unless a ``watch()`` around the launch collects them.
 
 Watched launches run their blocks one after another, so all that is reported is the same in every run.
 """
@@ -173,6 +173,9 @@ def watch(seed: int = 0) -> Iterator[Seen]:
         yield seen
         for address in list(_written):
             _check_written(address)
+    except BaseException:
+        _written.clear()  # what was broken off says nothing of what would have been written
+        raise
     finally:
         _collectors().remove(seen)
 
@@ -354,8 +357,8 @@ def _check_written(address: int) -> None:
         return
     index, lacking, size = (first - address) // element, -(-missing.value // element), home[1] // element
     _deliver([Finding("unwritten", kernel, name, index, None, None, None, None,
-                      f"kernel {kernel}: {name}[{index}] was never written, nor were {lacking - 1} more of {name}'s {size} "
-                      "elements" if lacking > 1 else
+                      f"kernel {kernel}: {name}[{index}] was never written, nor were {lacking - 1} more of "
+                      f"{name}'s {size} elements" if lacking > 1 else
                       f"kernel {kernel}: {name}[{index}] was never written, alone of {name}'s {size} elements")])
 
 
