@@ -16,8 +16,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 INCLUDE = HERE / "include"
-COMMON = ["-std=c++17", "-O2", "-g1", "-fPIC", "-fwrapv", "-fno-exceptions", "-fno-rtti", "-fno-strict-aliasing",
-          "-U_FORTIFY_SOURCE", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+COMMON = ["-std=c++17", "-O2", "-g1", "-gdwarf-4", "-fPIC", "-fwrapv", "-fno-exceptions", "-fno-rtti",
+          "-fno-strict-aliasing", "-U_FORTIFY_SOURCE", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
 # The accesses of the compiled kernel are to be the source's: nothing merged, nothing turned into memcpy.
 KERNEL = ["-fsanitize=thread", "-fsanitize-coverage=trace-pc", "-w",
           "-ffp-contract=fast", "-fno-threadsafe-statics", "-fno-stack-protector",
@@ -31,7 +31,7 @@ KERNEL_GCC = ["-fno-tree-vectorize", "-fno-tree-loop-distribute-patterns", "-fno
               "-fno-diagnostics-show-caret"]
 KERNEL_CLANG = ["-fno-vectorize", "-fno-slp-vectorize", "-mllvm", "-tsan-instrument-func-entry-exit=0",
                 "-mllvm", "-tsan-distinguish-volatile=1", "-mllvm", "-tsan-instrument-memintrinsics=0",
-                "-mllvm", "-sink-common-insts=false",
+                "-mllvm", "-tsan-instrument-read-before-write=1", "-mllvm", "-sink-common-insts=false",
                 "-mllvm", "-enable-tail-merge=false", "-fno-caret-diagnostics"]
 
 

@@ -64,6 +64,9 @@ class Lines:
         if at < 0:
             return None
         _, file, line = self.rows[at]
+        while not line and file and at > 0:  # clang gives some instructions no line: they are their neighbour's
+            at -= 1
+            _, file, line = self.rows[at]
         if _ours(file):
             around = sorted((i for i in self.inlined if i[0] <= offset - 1 < i[1]), key=lambda i: -i[2])
             for _, _, _, file, line in around:

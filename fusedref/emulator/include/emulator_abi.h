@@ -110,3 +110,8 @@ EMU_EXPORT void emu_bulk_wait(uint32_t groups_left);              // cp.async.bu
 EMU_EXPORT void emu_mbarrier_init(void* mbarrier, uint32_t arrivals);
 EMU_EXPORT void emu_mbarrier_arrive(void* mbarrier, uint32_t bytes);  // expects these bytes of bulk loads too
 EMU_EXPORT void emu_mbarrier_wait(void* mbarrier, uint32_t parity);
+
+// A warp's share of a wgmma. All lanes call together; `run` gets a copy of each one's operands when the warp waits for it.
+EMU_EXPORT void emu_product(void* operands, uint32_t bytes, emu::WarpAction run);
+EMU_EXPORT void emu_product_commit(void);
+EMU_EXPORT void emu_product_wait(uint32_t groups_left);           // wgmma.wait_group n

@@ -173,6 +173,76 @@ EMU_INLINE void bulk_commit() { emu_bulk_commit(); }
 template <int pending> EMU_INLINE void bulk_wait_read() { emu_bulk_wait(pending); }
 EMU_INLINE void fence_async_shared() {}  // ordinary accesses and the copy engine see one memory here
 
+// ---- wgmma ------------------------------------------------------------------------------------------------------------
+
+namespace fragments {
+
+struct Share {
+    uint32_t a[4];
+    const char* rows;
+    int next;
+    float* d;
+    bool accumulate;
+};
+
+// A warp's 16 rows of d[64, N] = a[64, 16] b[16, N] + (accumulate ? d : 0).
+template <int N>
+__attribute__((no_sanitize("thread"))) void multiply_share(void* const payload[32], uint32_t, const void*)
+{
+    using namespace tensor_core;
+    Number a[16][16], b[16];
+    for (int lane = 0; lane < 32; lane++)
+        for (int r = 0; r < 4; r++)
+            for (int e = 0; e < 2; e++)
+                a[lane / 4 + r % 2 * 8][r / 2 * 8 + lane % 4 * 2 + e] =
+                    take_apart(((const Share*)payload[lane])->a[r] >> 16 * e & 0xffff, tensor_core::fp16);
+    const Share& first = *(const Share*)payload[0];
+    for (int n = 0; n < N; n++) {
+        for (int k = 0; k < 16; k++) {
+            uint16_t bits;
+            __builtin_memcpy(&bits, first.rows + n * 16 + k / 8 * first.next + k % 8 * 2, 2);
+            b[k] = take_apart(bits, tensor_core::fp16);
+        }
+        for (int m = 0; m < 16; m++) {
+            float& d = ((const Share*)payload[m % 8 * 4 + n % 8 / 2])->d[n / 8 * 4 + m / 8 * 2 + n % 2];
+            d = dot(a[m], b, 16, tensor_core::fp16, first.accumulate ? d : 0.0f, TENSOR_CORE);
+        }
+    }
+}
+
+template <int N>
+EMU_INLINE void wgmma(float (&d)[N / 2], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, const void* rows, int next,
+                      bool accumulate)
+{
+    Share mine = {{a0, a1, a2, a3}, (const char*)rows, next, d, accumulate};
+    for (int n = emu_lane(); n < N; n += 32)
+        for (int half = 0; half < 2; half++) emu_access(mine.rows + n * 16 + half * next, 16, 0);
+    emu_product(&mine, sizeof mine, multiply_share<N>);
+}
+
+}  // namespace fragments
+
+EMU_INLINE void wgmma_fence() {}
+EMU_INLINE void wgmma_commit() { emu_product_commit(); }
+template <int pending> EMU_INLINE void wgmma_wait() { emu_product_wait(pending); }
+EMU_INLINE void wgmma_f16(float (&d)[16], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, const void* rows, int next,
+                          bool accumulate)
+{
+    fragments::wgmma<32>(d, a0, a1, a2, a3, rows, next, accumulate);
+}
+EMU_INLINE void wgmma_f16(float (&d)[32], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, const void* rows, int next,
+                          bool accumulate)
+{
+    fragments::wgmma<64>(d, a0, a1, a2, a3, rows, next, accumulate);
+}
+
+// ---- hints ------------------------------------------------------------------------------------------------------------
+
+EMU_INLINE void prefetch_l2(const void*) {}
+EMU_INLINE bool elect() { return emu_lane() == 0; }
+template <int registers> EMU_INLINE void more_registers() {}
+template <int registers> EMU_INLINE void fewer_registers() {}
+
 EMU_INLINE void named_barrier_sync(int id, int threads) { emu_barrier(id, threads, 1); }
 
 }  // namespace ptx

@@ -1,7 +1,8 @@
-// Copies that run beside the threads: cp.async, bulk copies both ways, and the mbarriers that bulk loads report to.
+// What runs beside the threads: cp.async, bulk copies both ways, the mbarriers that bulk loads report to, and wgmma.
 //
 // A copy lands only when somebody waits for it, as late as a card may finish it: an access that comes before the wait
 // meets old data. A bulk store reads its shared memory as late, so that a buffer that is filled again too early shows.
+// So does a product of wgmma, and its accumulators keep what they held before until it is waited for.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,7 +52,60 @@ static void wait_groups(int kind, uint32_t groups_left) {
     }
 }
 
+// A warp's share of a wgmma: what its 32 lanes brought, `bytes` each.
+struct Product {
+    Product* next;
+    WarpAction run;
+    uint32_t group, bytes;
+    char operands[];
+};
+
+struct Offer {
+    void* operands;
+    uint32_t bytes;
+    WarpAction run;
+};
+
+static void take_up(void* const payload[32], uint32_t, const void*) {
+    Worker* w = self;
+    const Offer* first = (const Offer*)payload[0];
+    Product* product = (Product*)malloc(sizeof(Product) + 32 * first->bytes);
+    const uint32_t warp = w->current->linear / 32;
+    *product = Product{0, first->run, w->product_group[warp], first->bytes};
+    for (int lane = 0; lane < 32; lane++)
+        memcpy(product->operands + lane * first->bytes, ((const Offer*)payload[lane])->operands, first->bytes);
+    Product** last = &w->products[warp];
+    while (*last) last = &(*last)->next;
+    *last = product;
+}
+
+static void close_group(void* const*, uint32_t, const void*) { self->product_group[self->current->linear / 32]++; }
+
+static void work_out(void* const payload[32], uint32_t, const void*) {
+    Worker* w = self;
+    const uint32_t warp = w->current->linear / 32, groups_left = *(const uint32_t*)payload[0];
+    while (Product* product = w->products[warp]) {
+        if (product->group + groups_left >= w->product_group[warp]) return;
+        void* operands[32];
+        for (int lane = 0; lane < 32; lane++) operands[lane] = product->operands + lane * product->bytes;
+        product->run(operands, 0xffffffffu, 0);
+        w->products[warp] = product->next;
+        free(product);
+    }
+}
+
+static void forget_products(Worker* w) {
+    for (int warp = 0; warp < 32; warp++) {
+        while (Product* product = w->products[warp]) {
+            w->products[warp] = product->next;
+            free(product);
+        }
+        w->product_group[warp] = 0;
+    }
+}
+
 void copies_block_begin(Worker* w) {
+    forget_products(w);  // of a block that failed, or that waited for none
     for (uint32_t i = 0; i < w->pending_room; i++) w->pending[i].bytes = 0;
     for (uint32_t i = 0; i < w->thread_count; i++)
         for (int kind = 0; kind < 2; kind++) w->threads[i].open[kind] = w->threads[i].group[kind] = 0;
@@ -148,3 +202,10 @@ void emu_mbarrier_wait(void* barrier, uint32_t parity) {
     emu_wait_until(phase_over, &wait);
     if (watching) watch_acquire(self, barrier);
 }
+
+void emu_product(void* operands, uint32_t bytes, WarpAction run) {
+    Offer offer = {operands, bytes, run};
+    emu_warp_meet(0xffffffffu, &offer, take_up, 0);
+}
+void emu_product_commit(void) { emu_warp_meet(0xffffffffu, 0, close_group, 0); }
+void emu_product_wait(uint32_t groups_left) { emu_warp_meet(0xffffffffu, &groups_left, work_out, 0); }

@@ -73,6 +73,8 @@ struct Pending {               // an asynchronous copy under way; bytes 0: a fre
     void* barrier;             // the mbarrier that a bulk load reports to
 };
 
+struct Product;                // what a warp's share of a wgmma works out when it is waited for (copies.cpp)
+
 struct Launch;
 
 struct Worker {
@@ -91,6 +93,8 @@ struct Worker {
     Coroutine *idle, *owned;
     Pending* pending;
     uint32_t pending_room;
+    Product* products[32];     // of each warp, the oldest first
+    uint32_t product_group[32];
     volatile int in_runtime;   // a signal must not leave the runtime half done
     jmp_buf scheduler, escape;
     void* log;                 // of a watched launch
