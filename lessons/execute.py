@@ -19,11 +19,17 @@ from traitlets.config import Config
 from lessons import workbench
 
 HERE = Path(__file__).parent
+WATCHING = HERE / "seeing_what_a_warp_does.ipynb"  # of no rung; runs on the emulator everywhere, since that can watch
 
 
 def notebooks() -> list[Path]:
-    """The lessons, in order."""
-    return sorted(HERE.glob("[0-9][0-9]_*.ipynb"))
+    """The lessons of the rungs, in order, and the one about watching them."""
+    return [*sorted(HERE.glob("[0-9][0-9]_*.ipynb")), WATCHING]
+
+
+def device_of(path: Path) -> str:
+    """What the outputs of this lesson come from here: the card's name, or "emulator"."""
+    return "emulator" if path == WATCHING else workbench.device_name()
 
 
 def digest(notebook: nbformat.NotebookNode) -> str:
@@ -32,8 +38,11 @@ def digest(notebook: nbformat.NotebookNode) -> str:
     return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
-def execute(notebook: nbformat.NotebookNode, *, timeout: int = 600) -> nbformat.NotebookNode:
-    """Run a notebook in a fresh kernel inside lessons/ and return it with its outputs. Raises CellExecutionError."""
+def execute(notebook: nbformat.NotebookNode, device: str, *, timeout: int = 600) -> nbformat.NotebookNode:
+    """Run a notebook in a fresh kernel inside lessons/ and return it with its outputs. Raises CellExecutionError.
+
+    device: what is noted as the origin of the outputs.
+    """
     client = NotebookClient(
         notebook,
         timeout=timeout,
@@ -50,18 +59,18 @@ def execute(notebook: nbformat.NotebookNode, *, timeout: int = 600) -> nbformat.
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
-        "fusedref": {"device": workbench.device_name(), "code": digest(notebook)},
+        "fusedref": {"device": device, "code": digest(notebook)},
     }
     return notebook
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", metavar="NN", help="the number of one lesson, such as 04")
+    parser.add_argument("--only", metavar="LESSON", help="a lesson, by the beginning of its name: 04")
     only = parser.parse_args().only
-    chosen = [path for path in notebooks() if only is None or path.name.startswith(f"{only}_")]
+    chosen = [path for path in notebooks() if only is None or path.name.startswith(only)]
     if not chosen:
-        parser.error(f"there is no lesson {only}; there are {', '.join(path.name[:2] for path in notebooks())}")
+        parser.error(f"no lesson begins with {only}; there are {', '.join(path.stem for path in notebooks())}")
     os.environ["FUSEDREF_RECORD"] = "1"
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns) as progress:
@@ -69,7 +78,7 @@ def main() -> None:
         for path in chosen:
             progress.update(task, description=path.stem)
             start = time.perf_counter()
-            notebook = execute(nbformat.read(path, as_version=4))
+            notebook = execute(nbformat.read(path, as_version=4), device_of(path))
             nbformat.write(notebook, path)
             progress.console.print(
                 f"{path.name}: {time.perf_counter() - start:.1f} s on {notebook.metadata.fusedref.device}"

@@ -363,3 +363,38 @@ def sectors(addresses: Sequence[int], alt: str, *, title: str = "") -> Image:
         axes.set_axis_off()
 
     return draw((max(4.5, 0.29 * per_line * 8.4), 0.36 * lines + 0.6), paint, alt)
+
+
+def banks(pitches: Sequence[int], column: int, alt: str, *, rows: int = 8, columns: int = 12) -> Image:
+    """The corner of a tile of floats in shared memory, once for each length of its rows: the bank of every number.
+
+    pitches: the floats in a row. column: the column that a warp reads, marked.
+    """
+
+    def paint(figure: Figure) -> None:
+        for axes, pitch in zip(figure.subplots(1, len(pitches), squeeze=False)[0], pitches):
+            for row, place in np.ndindex(rows, columns):
+                asked = place == column
+                axes.add_patch(
+                    matplotlib.patches.Rectangle(
+                        (place - 0.5, row - 0.5), 1, 1, facecolor=BLUE if asked else "#efefef", edgecolor="white"
+                    )
+                )
+                bank = (row * pitch + place) % 32
+                colour, weight = ("white", "bold") if asked else (GREY, "normal")
+                axes.text(place, row, f"{bank}", ha="center", va="center", fontsize=9, color=colour, weight=weight)
+            axes.set(
+                xlim=(-0.5, columns - 0.5),
+                ylim=(rows - 0.5, -0.5),
+                aspect="equal",
+                xlabel="column",
+                ylabel="row",
+                xticks=range(columns),
+                yticks=range(rows),
+                title=f"{pitch} floats a row",
+            )
+            axes.tick_params(length=0)
+            for spine in axes.spines.values():
+                spine.set_visible(False)
+
+    return draw((4.7 * len(pitches), 0.36 * rows + 0.9), paint, alt)

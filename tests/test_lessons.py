@@ -12,12 +12,14 @@ from nbclient.exceptions import CellExecutionError
 from torch import nn
 
 from lessons import execute, pictures, workbench
-from lessons.exercises import BLANK, Exercise, Wrong, e00, e01, e02, e03, e04, e05, kernels
+from lessons.exercises import BLANK, Exercise, Wrong, e00, e01, e02, e03, e04, e05, kernels, warp
 
 LESSONS = execute.notebooks()
+MODULES = (e00, e01, e02, e03, e04, e05, warp)
+ASKED_IN = {**{f"e{path.name[:2]}": path for path in LESSONS}, "warp": execute.WATCHING}  # module -> its lesson
 EXERCISES = {
-    f"{module.__name__[-3:]}.{name}": value
-    for module in (e00, e01, e02, e03, e04, e05)
+    f"{module.__name__.rpartition('.')[2]}.{name}": value
+    for module in MODULES
     for name, value in vars(module).items()
     if isinstance(value, Exercise)
 }
@@ -45,13 +47,13 @@ def words(cell) -> list[str]:
 
 def test_every_rung_has_its_lesson():
     rungs = {path.stem for path in Path("kernels").glob("[0-9][0-9]_*.cu")}
-    assert rungs | {"00_the_problem"} == {path.stem for path in LESSONS}
+    assert rungs | {"00_the_problem", execute.WATCHING.stem} == {path.stem for path in LESSONS}
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_runs_from_top_to_bottom(path):
     committed = read(path)
-    notebook = execute.execute(read(path), timeout=300)
+    notebook = execute.execute(read(path), execute.device_of(path), timeout=300)
     for cell, before in zip(code(notebook)[1:], code(committed)[1:]):
         for output in cell.outputs:
             assert output.output_type != "error"
@@ -68,10 +70,12 @@ def test_committed_outputs(path):
     nbformat.validate(notebook)
     claims = notebook.metadata["fusedref"]
     assert claims["code"] == execute.digest(notebook), (
-        f"{path.name} was edited: python -m lessons.execute --only {path.name[:2]}"
+        f"{path.name} was edited: python -m lessons.execute --only {path.stem}"
     )
-    assert claims["device"].startswith("NVIDIA"), f"{path.name} was last executed on: {claims['device']}"
-    assert f"The kernels run on: {claims['device']}." in code(notebook)[0].outputs[0].text
+    made_by = "emulator" if path == execute.WATCHING else "NVIDIA"
+    assert claims["device"].startswith(made_by), f"{path.name} was last executed on: {claims['device']}"
+    said = code(notebook)[0].outputs[0].text.replace("the emulator", "emulator")
+    assert f"The kernels run on: {claims['device']}." in said
     assert [cell.execution_count for cell in code(notebook)] == list(range(1, len(code(notebook)) + 1))
     for cell in code(notebook):
         for output in cell.outputs:
@@ -97,7 +101,7 @@ def test_links_lead_somewhere(path):
 
 def test_every_exercise_is_asked_in_its_lesson():
     for name in EXERCISES:
-        (path,) = [path for path in LESSONS if path.name[:2] == name[1:3]]
+        path = ASKED_IN[name.split(".")[0]]
         source = path.read_text()
         for part in ("check", "hint", "solution"):
             assert f"{name}.{part}(" in source, f"{name}.{part} is not in {path.name}"
@@ -113,7 +117,7 @@ def test_edited_code_is_found_out():
 def test_a_failing_cell_fails_the_run():
     broken = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])
     with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
-        execute.execute(broken)
+        execute.execute(broken, "emulator")
 
 
 # --- times: measured on a GPU, committed elsewhere ---
@@ -121,7 +125,9 @@ def test_a_failing_cell_fails_the_run():
 
 def test_every_time_in_a_lesson_is_committed_and_from_the_card_of_its_outputs():
     record = json.loads(workbench.COMMITTED.read_text())
-    assert {read(path).metadata["fusedref"]["device"] for path in LESSONS} == {record["card"]}
+    devices = {path: read(path).metadata["fusedref"]["device"] for path in LESSONS}
+    assert devices.pop(execute.WATCHING) == "emulator"  # it has no times, only counts
+    assert set(devices.values()) == {record["card"]}
     for path in LESSONS:
         for cell in code(read(path)):
             for what in re.findall(r'workbench\.us\(\s*f?"([^"]+)"', cell.source):
@@ -183,8 +189,7 @@ def test_the_solution_is_accepted_and_shown(name):
 @pytest.mark.parametrize("name", EXERCISES)
 def test_the_notebook_starts_unanswered(name):
     """Every exercise cell of a lesson says that it is not answered yet: nobody's answer was committed."""
-    (path,) = [path for path in LESSONS if path.name[:2] == name[1:3]]
-    (cell,) = [cell for cell in code(read(path)) if f"{name}.check(" in cell.source]
+    (cell,) = [cell for cell in code(read(ASKED_IN[name.split(".")[0]])) if f"{name}.check(" in cell.source]
     said = "".join(output["data"].get("text/plain", "") for output in cell.outputs if "data" in output)
     assert "Not answered yet" in said
 
@@ -232,6 +237,7 @@ def changed(source: str, *replacements: tuple[str, str]) -> str:
 DIGITS, GUARD, STRIDE = e01.digits.answer, e01.guard.answer, e01.stride.answer
 BY_GRID = e02.by_grid.answer
 LAST, RSQRT, BN_SCALE, FUSED = e02.channels_last.answer, e02.rsqrt.answer, e03.bn_scale.answer, e04.fused.answer
+FOUR_EACH, TRANSPOSE, BLUR = warp.four_each.answer, warp.transpose.answer, warp.blur.answer
 
 
 A, B = "s * gamma / sqrt(var + eps)", "s * beta + a * (bias - mean)"
@@ -429,6 +435,53 @@ WRONG = [
     ("e05.commutes", lambda s: True, "relu"),
     ("e05.commutes", lambda s: False, "relu"),
     ("e05.commutes", lambda s: s > -0.01, "relu"),
+    ("warp.sectors", lambda first, stride: min(32, max(1, 4 * abs(stride))), "First 1, stride 1"),
+    ("warp.sectors", lambda first, stride: len({first + stride * lane for lane in range(32)}), "First 0, stride 1"),
+    ("warp.sectors", lambda first, stride: (first % 8 + 31 * stride) // 8 + 1, "First 2, stride 33"),
+    ("warp.sectors", lambda first, stride: len({(stride * lane) // 8 for lane in range(32)}), "First 1, stride 1"),
+    (
+        "warp.four_each",
+        changed(FOUR_EACH, ("+ threadIdx.x", "+ 4 * threadIdx.x"), ("i * blockDim.x", "i")),
+        "16 sectors",
+    ),
+    ("warp.four_each", changed(FOUR_EACH, ("+ threadIdx.x", "+ threadIdx.x + 1")), "unwritten"),
+    ("warp.four_each", changed(FOUR_EACH, ("blockIdx.x * 4", "blockIdx.x")), "unwritten"),
+    ("warp.four_each", changed(FOUR_EACH, ("if (index < size) ", "")), "out-of-bounds"),
+    ("warp.four_each", changed(FOUR_EACH, ("* scaling_factor", "+ scaling_factor")), "wrong"),
+    ("warp.transpose", changed(TRANSPOSE, ("[33]", "[32]")), "bank conflicts"),
+    ("warp.transpose", changed(TRANSPOSE, ("[33]", "[34]")), "bank conflicts"),
+    ("warp.transpose", changed(TRANSPOSE, ("[33]", "[31]")), "race"),
+    ("warp.transpose", changed(TRANSPOSE, ("__syncthreads();", "")), "race"),
+    ("warp.transpose", changed(TRANSPOSE, ("tile[threadIdx.x][threadIdx.y]", "tile[threadIdx.y][threadIdx.x]")), ""),
+    (
+        "warp.transpose",
+        "__global__ void transpose(const float* x, float* y, int height, int width) {"
+        "int row = blockIdx.y * 32 + threadIdx.y, column = blockIdx.x * 32 + threadIdx.x;"
+        "if (row < height && column < width) y[column * height + row] = x[row * width + column]; }",
+        "bytes move in global memory",
+    ),
+    ("warp.blur", warp.BLUR, "With 600 numbers, race"),
+    ("warp.blur", changed(warp.BLUR, ("    y[index]", "    __syncthreads();\n    y[index]")), "divergent-barrier"),
+    ("warp.blur", changed(BLUR, ("index < size ? x[index] : 0", "x[index]")), "out-of-bounds"),
+    ("warp.blur", changed(BLUR, ("index + 1 < size ? x[index + 1] : 0", "x[index + 1]")), "reads x[768]"),
+    (
+        "warp.blur",
+        changed(BLUR, ("index + 1 < size ? x[index + 1] : 0", "index < size ? x[index + 1] : 0")),
+        "With 512 numbers, out-of-bounds",
+    ),
+    ("warp.blur", changed(BLUR, ("index > 0 ? x[index - 1] : 0", "x[index - 1]")), "reads x[-1]"),
+    (
+        "warp.blur",
+        changed(BLUR, ("tile[threadIdx.x + 1] = index", "if (index < size) tile[threadIdx.x + 1] = index")),
+        "uninitialised",
+    ),
+    (
+        "warp.blur",
+        changed(BLUR, ("if (threadIdx.x == 0) tile[0] = index > 0 ? x[index - 1] : 0;", "")),
+        "uninitialised",
+    ),
+    ("warp.blur", changed(BLUR, ("__syncthreads();", "__syncwarp();")), "race"),
+    ("warp.blur", changed(BLUR, (") / 3", ") / 2")), "wrong"),
 ]
 
 
@@ -475,6 +528,7 @@ def test_a_solution_does_not_hide_in_a_weak_comparison():
         lambda alt: pictures.curve({"a": [(1, 2), (2, 3)]}, alt, x="x", y="y", logarithmic="xy", mark=("here", 1.5)),
         lambda alt: pictures.roofline({"a": (0.5, None), "b": (3, 1e12)}, {"roof": 1e13}, 1e12, alt),
         lambda alt: pictures.sectors(4 * np.arange(32) + 12, alt),
+        lambda alt: pictures.banks((32, 33), 4, alt),
     ],
 )
 def test_a_picture_has_pixels_and_words(picture):

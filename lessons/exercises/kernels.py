@@ -24,14 +24,14 @@ def code(source: str) -> str:
     return re.sub(r"//[^\n]*|/\*.*?\*/", "", source, flags=re.DOTALL)
 
 
-def compiled(source: str, name: str):
-    """The kernel `name` of the source."""
+def compiled(source: str, name: str, module: type = SourceModule):
+    """The kernel `name` of the source. module: compiles it; the door's SourceModule, or the emulator's."""
     if not isinstance(source, str):
         raise Wrong(f"The answer is the source text of a kernel; this is a {type(source).__name__}.")
     if not re.search(rf"__global__\s+void\s+(__launch_bounds__\(\w+\)\s*)?{name}\s*\(", code(source)):
         raise Wrong(f"There is no `__global__ void {name}(...)` in it.")
     try:
-        return SourceModule(source).get_function(name)
+        return module(source).get_function(name)
     except Exception as error:
         lines = [line for line in str(error).splitlines() if "error" in line.lower()]
         raise Wrong(f"It does not compile: `{(lines or str(error).splitlines() or ['?'])[0].strip()}`") from error
