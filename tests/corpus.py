@@ -1,13 +1,14 @@
 """Small kernels, each with one planted bug and the finding that must name it, and for each a correct look-alike.
 
-Every case is whole: source, launch and arguments. ``python tests/corpus.py NAME`` runs one wherever the door leads, so
-the same corpus runs on a card: ``compute-sanitizer --tool racecheck python tests/corpus.py race_no_barrier``.
+Every case is whole: source, launch and arguments. ``run`` takes the objects that run it, so that the same corpus runs on
+the emulator (test_emulator_watch.py) and on a card (corpus_on_card.py).
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -440,12 +441,8 @@ BUGS = [case for case in CASES if case.expected]
 CORRECT = [case for case in CASES if not case.expected]
 
 
-def run(case: Case) -> None:
-    """Launch a case wherever the door leads."""
-    from pathlib import Path
-
-    from fusedref.cuda import SourceModule, drv, gpuarray
-
+def run(case: Case, SourceModule: type, drv: ModuleType, gpuarray: ModuleType) -> None:
+    """Launch a case: on a card with PyCUDA's objects, on the emulator with its own of the same names."""
     own = 'extern "C"' in case.source
     headers = Path(__file__).parents[1] / "fusedref" / "kernels"
     module = SourceModule(case.source, no_extern_c=own, include_dirs=[str(headers)], options=list(case.options))
@@ -462,7 +459,3 @@ def run(case: Case) -> None:
             arguments.append(gpuarray.to_gpu(fill.astype(case.dtype)))
     module.get_function("k")(*arguments, block=case.block, grid=case.grid, shared=case.shared)
     drv.Context.synchronize()
-
-
-if __name__ == "__main__":
-    run({case.name: case for case in CASES}[sys.argv[1]])

@@ -5,13 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import corpus
 import numpy as np
 import pytest
 
 from fusedref.emulator import SourceModule, gpuarray, watch
 from fusedref.emulator import driver as drv
 from fusedref.emulator.findings import KINDS
+from tests import corpus
 
 ROOT = Path(__file__).parents[1]
 int32, float32 = np.int32, np.float32
@@ -19,7 +19,7 @@ int32, float32 = np.int32, np.float32
 
 def findings(case, seed=0):
     with watch(seed=seed) as seen:
-        corpus.run(case)
+        corpus.run(case, SourceModule, drv, gpuarray)
     return seen.findings
 
 
@@ -195,7 +195,7 @@ def test_right(watched):
     SourceModule("__global__ void k() {{}}").get_function("k")(block=(64, 1, 1))
 """)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "fusedref.emulator.pytest_plugin", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert "2 passed, 1 error" in done.stdout and "there is no __syncthreads() between them" in done.stdout
 

@@ -761,6 +761,7 @@ static const int SIGNAL_COUNT = sizeof SIGNALS / sizeof *SIGNALS;
 static struct sigaction previous[SIGNAL_COUNT];
 static int launches;
 static bool slots[MAX_WORKERS];
+static pthread_cond_t slot_freed = PTHREAD_COND_INITIALIZER;
 static pthread_mutex_t launch_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void on_signal(int number, siginfo_t* info, void* context) {
@@ -817,13 +818,16 @@ EMU_EXPORT Launch* emu_launch(Kernel* kernel, Module* module, const void* argume
         action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
         for (int i = 0; i < SIGNAL_COUNT; i++) sigaction(SIGNALS[i], &action, &previous[i]);
     }
-    for (uint32_t i = 0; i < MAX_WORKERS && launch->worker_count < workers; i++) {
-        if (slots[i]) continue;
-        slots[i] = true;
-        Worker* w = (Worker*)calloc(1, sizeof(Worker));
-        w->launch = launch;
-        w->index = i;
-        launch->workers[launch->worker_count++] = w;
+    while (!launch->worker_count) {  // other launches may have taken every slot: wait for one
+        for (uint32_t i = 0; i < MAX_WORKERS && launch->worker_count < workers; i++) {
+            if (slots[i]) continue;
+            slots[i] = true;
+            Worker* w = (Worker*)calloc(1, sizeof(Worker));
+            w->launch = launch;
+            w->index = i;
+            launch->workers[launch->worker_count++] = w;
+        }
+        if (!launch->worker_count) pthread_cond_wait(&slot_freed, &launch_lock);
     }
     launch->workers_left = launch->worker_count;
     pthread_mutex_unlock(&launch_lock);
@@ -874,6 +878,7 @@ EMU_EXPORT void emu_release(Launch* launch) {
         slots[launch->workers[i]->index] = false;
         free(launch->workers[i]);
     }
+    pthread_cond_broadcast(&slot_freed);
     if (--launches == 0)
         for (int i = 0; i < SIGNAL_COUNT; i++) sigaction(SIGNALS[i], &previous[i], 0);
     pthread_mutex_unlock(&launch_lock);
