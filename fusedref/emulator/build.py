@@ -14,7 +14,7 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent  # as the debug information names it, whatever sys.path says
 INCLUDE = HERE / "include"
 COMMON = ["-std=c++17", "-O2", "-g1", "-gdwarf-4", "-fPIC", "-fwrapv", "-fno-exceptions", "-fno-rtti",
           "-fno-strict-aliasing", "-U_FORTIFY_SOURCE", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]

@@ -13,7 +13,7 @@ COLUMNS = (  # heading, attribute
     ("store requests", "global_store_requests"), ("sectors", "global_store_sectors"),
     ("shared loads", "shared_load_requests"), ("conflicts", "shared_load_bank_conflicts"),
     ("shared stores", "shared_store_requests"), ("conflicts", "shared_store_bank_conflicts"),
-    ("atomics", "atomic_requests"),
+    ("atomics", "atomic_requests"), ("bulk bytes", "bulk_bytes"),
 )
 SHARED = 2
 STYLE = "font-family:monospace;font-size:12px;border-collapse:collapse"
@@ -34,18 +34,24 @@ def as_text(seen: Seen) -> str:
         for kernel, counters in seen.counters.items():
             table = Table(title=f"{kernel}: {counters.launches} launch(es), {counters.barriers} barriers, "
                                 f"{counters.bytes_moved} bytes moved, {counters.bytes_used} used", title_justify="left")
+            columns = _columns(counters)
             table.add_column("line")
-            for heading, _ in COLUMNS:
+            for heading, _ in columns:
                 table.add_column(heading, justify="right")
             for (source, line), of_line in sorted(counters.by_line.items()):
-                table.add_row(f"{source}:{line}", *_cells(of_line))
-            table.add_row("all", *_cells(counters))
+                table.add_row(f"{source}:{line}", *_cells(of_line, columns))
+            table.add_row("all", *_cells(counters, columns))
             console.print(table)
     return capture.get()
 
 
-def _cells(counters: Counters) -> list[str]:
-    return [str(getattr(counters, attribute) or "") for _, attribute in COLUMNS]
+def _columns(counters: Counters) -> list[tuple[str, str]]:
+    """Those in which anything stands."""
+    return [(heading, attribute) for heading, attribute in COLUMNS if getattr(counters, attribute)]
+
+
+def _cells(counters: Counters, columns: list[tuple[str, str]]) -> list[str]:
+    return [str(getattr(counters, attribute) or "") for _, attribute in columns]
 
 
 def as_html(seen: Seen) -> str:
@@ -66,13 +72,14 @@ def as_html(seen: Seen) -> str:
 def _source(seen: Seen, kernel: str, source: str) -> str:
     by_line = {line: c for (file, line), c in seen.counters[kernel].by_line.items() if file == source}
     lines = seen.sources.get(source, "").splitlines()
-    found = {f.line for f in seen.findings if f.source == source}
+    columns = _columns(seen.counters[kernel])
+    found = {line for f in seen.findings if f.source == source for line in (f.line, f.other_line)}
     first, last = max(min(by_line) - 3, 1), min(max(by_line) + 2, max(len(lines), max(by_line)))
-    head = "".join(f'<th style="{CELL}">{heading}</th>' for heading, _ in COLUMNS)
+    head = "".join(f'<th style="{CELL}">{heading}</th>' for heading, _ in columns)
     rows = []
     for number in range(first, last + 1):
         text = html.escape(lines[number - 1]) if number <= len(lines) else ""
-        cells = _cells(by_line[number]) if number in by_line else [""] * len(COLUMNS)
+        cells = _cells(by_line[number], columns) if number in by_line else [""] * len(columns)
         colour = ";background:#fdd" if number in found else ""
         rows.append(f'<tr><td style="{CELL};color:#888">{number}</td><td style="{CELL};text-align:left{colour}">'
                     f"<pre style='margin:0'>{text}</pre></td>"
@@ -99,7 +106,7 @@ def _request(sample: Sample) -> str:
             lanes[offset // 32 - first] = lanes.get(offset // 32 - first, 0) + 1
         shown = sorted(lanes)[:64]
         boxes = [(str(lanes[sector]), 1 if lanes[sector] * sample.width >= 32 else 2) for sector in shown]
-        title += f", {len(lanes)} sectors of 32 bytes (how many lanes in each)"
+        title += f", {len(lanes)} sector{'s' * (len(lanes) > 1)} of 32 bytes (how many lanes in each)"
     colours = ("#eee", "#8c8", "#ec8", "#e88")
     cells = "".join(f'<rect x="{18 * i}" y="0" width="16" height="16" fill="{colours[min(level, 3)]}"/>'
                     f'<text x="{18 * i + 8}" y="12" font-size="9" text-anchor="middle">{text}</text>'

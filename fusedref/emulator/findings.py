@@ -7,7 +7,7 @@ from dataclasses import dataclass
 KINDS = ("out-of-bounds", "misaligned", "uninitialised", "race", "divergent-barrier", "missing-wait", "unwritten")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Finding:
     """One thing wrong with a kernel.
 
@@ -39,3 +39,6 @@ class Finding:
 
     def __str__(self) -> str:
         return self.message
+
+    def __repr__(self) -> str:
+        return f"<{self.kind}: {self.message}>"

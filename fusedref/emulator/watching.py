@@ -44,7 +44,7 @@ class _Report(Structure):
 class _Site(Structure):
     _fields_ = [("pc", c_uint64), ("space", c_uint32), ("write", c_uint32), ("atomic", c_uint32), ("width", c_uint32),
                 ("requests", c_uint64), ("sectors", c_uint64), ("used", c_uint64), ("conflicts", c_uint64),
-                ("accesses", c_uint64)]
+                ("accesses", c_uint64), ("copied", c_uint64)]
 
 
 @dataclass
@@ -54,6 +54,10 @@ class Counters:
     A request is one load or store of a warp; a sector is 32 bytes. ``bytes_moved`` is 32 times the sectors,
     ``bytes_used`` what the lanes asked for in them. A bank conflict is one more turn that a request to shared memory
     takes, because two lanes want different words of the same bank.
+
+    ``cp.async`` is a global load: its requests and sectors count as such, and what it puts into shared memory is no
+    store of the warp. A bulk copy is no request of a warp at all: its bytes, global to shared or back, are
+    ``bulk_bytes``, and are part of the bytes moved and used. An mbarrier's operations are not counted.
     """
 
     global_load_requests: int = 0
@@ -67,6 +71,7 @@ class Counters:
     shared_store_requests: int = 0
     shared_store_bank_conflicts: int = 0
     atomic_requests: int = 0
+    bulk_bytes: int = 0
     barriers: int = 0
     launches: int = 0
 
@@ -80,18 +85,19 @@ class Counters:
 
     @property
     def bytes_moved(self) -> int:
-        return self.global_load_bytes_moved + self.global_store_bytes_moved
+        return self.global_load_bytes_moved + self.global_store_bytes_moved + self.bulk_bytes
 
     @property
     def bytes_used(self) -> int:
-        return self.global_load_bytes_used + self.global_store_bytes_used
+        return self.global_load_bytes_used + self.global_store_bytes_used + self.bulk_bytes
 
     @property
     def bank_conflicts(self) -> int:
         return self.shared_load_bank_conflicts + self.shared_store_bank_conflicts
 
     def add(self, site: _Site) -> None:
-        """Count one load or store of the code."""
+        """Count one load, store or copy of the code."""
+        self.bulk_bytes += site.copied
         if site.atomic:
             self.atomic_requests += site.requests
         elif site.space == GLOBAL:
@@ -128,7 +134,7 @@ class Sample:
     offsets: dict[int, int]  # lane -> address, counted from any multiple of 128
 
 
-@dataclass
+@dataclass(repr=False)
 class Seen:
     """What a ``watch()`` saw. ``findings`` in the order in which they came; ``counters`` by the kernel's name."""
 
@@ -142,6 +148,8 @@ class Seen:
         from .draw import as_text
 
         return as_text(self)
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         from .draw import as_html
@@ -268,13 +276,13 @@ def _count(seen: Seen, function: Function, sites: ctypes.Array, samples: ctypes.
     drawn = {(s.source, s.line, s.space, s.write) for s in seen.samples}
     for i, site in enumerate(sites):
         place = module._line(site.pc)
-        if not site.requests or site.space == CONSTANT:
+        if not (site.requests or site.copied) or site.space == CONSTANT:
             continue
         counters.add(site)
         if place is None:
             continue
         counters.by_line.setdefault(place, Counters()).add(site)
-        if (*place, site.space, bool(site.write)) not in drawn:
+        if site.requests and (*place, site.space, bool(site.write)) not in drawn:
             lanes = {lane: samples[32 * i + lane] for lane in range(32) if masks[i] >> lane & 1}
             seen.samples.append(Sample(function.name, *place, site.space, bool(site.write), site.width, lanes))
 

@@ -13,7 +13,9 @@
 #pragma once
 
 #include <stdint.h>
-#include <string.h>
+
+// The emulator's own work, not the kernel's: none of these accesses is watched.
+#define UNWATCHED __attribute__((no_sanitize("thread")))
 
 namespace tensor_core {
 
@@ -26,46 +28,46 @@ constexpr Format fp16 = {5, 10}, bf16 = {8, 7}, tf32 = {8, 10}, fp32 = {8, 23};
 
 // A number taken apart: value = significand * 2^(exponent - fraction_bits).
 struct Number {
-    int64_t significand;
-    int exponent;
-    enum Kind : uint8_t { finite, infinite, nan } kind;
+    int32_t significand;
+    int16_t exponent;
+    enum Kind : int16_t { finite, infinite, nan } kind;
 };
 
-inline Number take_apart(uint32_t bits, Format format)
+UNWATCHED inline Number take_apart(uint32_t bits, Format format)
 {
     const int all_ones = (1 << format.exponent_bits) - 1, bias = all_ones >> 1;
     const uint32_t fraction = bits & ((1u << format.fraction_bits) - 1);
     const int exponent = bits >> format.fraction_bits & all_ones;
     const bool negative = bits >> (format.fraction_bits + format.exponent_bits) & 1;
-    const int64_t significand = exponent ? fraction | 1u << format.fraction_bits : fraction;
-    return {negative ? -significand : significand, (exponent ? exponent : 1) - bias,
+    const int32_t significand = exponent ? fraction | 1u << format.fraction_bits : fraction;
+    return {negative ? -significand : significand, int16_t((exponent ? exponent : 1) - bias),
             exponent < all_ones ? Number::finite : fraction ? Number::nan : Number::infinite};
 }
 
-inline double power_of_two(int exponent)  // -1022 to 1023
+UNWATCHED inline double power_of_two(int exponent)  // -1022 to 1023
 {
     const uint64_t bits = uint64_t(exponent + 1023) << 52;
     double value;
-    memcpy(&value, &bits, 8);
+    __builtin_memcpy(&value, &bits, 8);
     return value;
 }
 
-inline float from_bits(uint32_t bits)
+UNWATCHED inline float from_bits(uint32_t bits)
 {
     float value;
-    memcpy(&value, &bits, 4);
+    __builtin_memcpy(&value, &bits, 4);
     return value;
 }
 
-inline uint32_t to_bits(float value)
+UNWATCHED inline uint32_t to_bits(float value)
 {
     uint32_t bits;
-    memcpy(&bits, &value, 4);
+    __builtin_memcpy(&bits, &value, 4);
     return bits;
 }
 
 // The fp32 number nearest to `value` on the side of zero.
-inline float truncate_to_fp32(double value)
+UNWATCHED inline float truncate_to_fp32(double value)
 {
     const float nearest = float(value);
     const double magnitude = value < 0 ? -value : value;
@@ -73,53 +75,66 @@ inline float truncate_to_fp32(double value)
     return reached > magnitude && reached < power_of_two(128) ? from_bits(to_bits(nearest) - 1) : nearest;
 }
 
-// One step: c + sum of a[i] * b[i], i < count, with `kept` fraction bits behind the largest exponent.
-inline float step(const Number* a, const Number* b, int count, Format format, float c, int kept)
+// Moves a significand `left` binary places, towards zero where bits fall off.
+UNWATCHED inline int64_t shifted(int64_t significand, int left)
+{
+    if (left >= 0) return significand * (int64_t(1) << left);
+    if (left <= -63) return 0;
+    return significand < 0 ? -(-significand >> -left) : significand >> -left;
+}
+
+// A step in which something is not finite: NaN, or the infinity that is left.
+UNWATCHED inline float step_of_infinities(const Number* a, const Number* b, int count, float c)
 {
     const Number start = take_apart(to_bits(c), fp32);
     int infinite = start.kind == Number::infinite ? (c > 0 ? 1 : -1) : 0;
     bool nan = start.kind == Number::nan;
-    int largest = start.significand ? start.exponent : -1000;
     for (int i = 0; i < count; i++) {
-        if (a[i].kind != Number::finite || b[i].kind != Number::finite) {
-            // An infinity's significand is its sign and a zero's is 0, so the product tells 0 * inf and the sign apart.
-            const int sign = (a[i].significand > 0) - (a[i].significand < 0);
-            const int product = sign * ((b[i].significand > 0) - (b[i].significand < 0));
-            nan |= a[i].kind == Number::nan || b[i].kind == Number::nan || product == 0 || infinite == -product;
-            infinite = product;
-        } else if (a[i].significand && b[i].significand && a[i].exponent + b[i].exponent > largest) {
-            largest = a[i].exponent + b[i].exponent;
-        }
+        if (a[i].kind == Number::finite && b[i].kind == Number::finite) continue;
+        // An infinity's significand is its sign and a zero's is 0, so the product tells 0 * inf and the sign apart.
+        const int product = ((a[i].significand > 0) - (a[i].significand < 0))
+                          * ((b[i].significand > 0) - (b[i].significand < 0));
+        nan |= a[i].kind == Number::nan || b[i].kind == Number::nan || product == 0 || infinite == -product;
+        infinite = product;
     }
-    if (nan) return from_bits(0x7fffffff);
-    if (infinite) return from_bits(infinite > 0 ? 0x7f800000 : 0xff800000);
-    if (largest == -1000) return c;
+    return from_bits(nan ? 0x7fffffff : infinite > 0 ? 0x7f800000 : 0xff800000);
+}
 
-    // Moves a significand with `fraction_bits` behind its point to `kept` bits behind the largest exponent's point.
-    auto align = [=](int64_t significand, int exponent, int fraction_bits) -> int64_t {
-        const int left = kept - fraction_bits - (largest - exponent);
-        if (left >= 0) return significand * (int64_t(1) << left);
-        return left <= -63 ? 0 : significand / (int64_t(1) << -left);  // division truncates towards zero
-    };
-    int64_t sum = align(start.significand, start.exponent, fp32.fraction_bits);
+// One step: c + sum of a[i] * b[i], i < count <= 16, with `kept` fraction bits behind the largest exponent.
+UNWATCHED inline float step(const Number* a, const Number* b, int count, Format format, float c, int kept)
+{
+    const int nothing = -1000;
+    const Number start = take_apart(to_bits(c), fp32);
+    int largest = start.significand ? start.exponent : nothing, kinds = start.kind;
+    int64_t product[16];
+    int exponent[16];
+    for (int i = 0; i < count; i++) {
+        product[i] = int64_t(a[i].significand) * b[i].significand;
+        exponent[i] = product[i] ? a[i].exponent + b[i].exponent : nothing;
+        largest = exponent[i] > largest ? exponent[i] : largest;
+        kinds |= a[i].kind | b[i].kind;
+    }
+    if (kinds) return step_of_infinities(a, b, count, c);
+    if (largest == nothing) return c;
+    int64_t sum = shifted(start.significand, kept - fp32.fraction_bits - (largest - start.exponent));
     for (int i = 0; i < count; i++)
-        sum += align(a[i].significand * b[i].significand, a[i].exponent + b[i].exponent, 2 * format.fraction_bits);
+        sum += shifted(product[i], kept - 2 * format.fraction_bits - (largest - exponent[i]));
     return truncate_to_fp32(double(sum) * power_of_two(largest - kept));
 }
 
+UNWATCHED inline double value_of(const Number& n, Format format)
+{
+    if (n.kind == Number::nan) return from_bits(0x7fffffff);
+    if (n.kind == Number::infinite) return from_bits(n.significand > 0 ? 0x7f800000 : 0xff800000);
+    return double(n.significand) * power_of_two(n.exponent - format.fraction_bits);
+}
+
 // c + sum of a[i] * b[i] over the k products of one mma instruction.
-inline float dot(const Number* a, const Number* b, int k, Format format, float c, Rounding rounding)
+UNWATCHED inline float dot(const Number* a, const Number* b, int k, Format format, float c, Rounding rounding)
 {
     if (rounding == exact) {
         double sum = c;
-        for (int i = 0; i < k; i++) {
-            auto value = [format](const Number& n) {
-                if (n.kind == Number::nan) return double(from_bits(0x7fffffff));
-                if (n.kind == Number::infinite) return double(from_bits(n.significand > 0 ? 0x7f800000 : 0xff800000));
-                return double(n.significand) * power_of_two(n.exponent - format.fraction_bits);
-            };
-            sum += value(a[i]) * value(b[i]);
-        }
+        for (int i = 0; i < k; i++) sum += value_of(a[i], format) * value_of(b[i], format);
         return float(sum);
     }
     const bool wide = format.exponent_bits + format.fraction_bits > 15;  // tf32: twice the operand, half the products

@@ -27,8 +27,9 @@ static void issue(int kind, void* to, const void* from, uint32_t bytes, uint32_t
     if ((uintptr_t)from % alignment) fail(MISALIGNED, (uint64_t)from, alignment, 0, pc, 0);
     if (kind != CP_ASYNC && bytes % 16) fail(MISUSE, 0, 0, 0, pc, "a bulk copy's length is not a multiple of 16 bytes");
     if (!bytes) return;
-    if (source_bytes) slow_access((uintptr_t)from, source_bytes, 0, ASYNC, pc);
-    slow_access((uintptr_t)to, bytes, 1, ASYNC, pc);
+    // A warp's cp.async is a request for global memory; a bulk copy is none, and neither stores by the lanes.
+    if (source_bytes) slow_access((uintptr_t)from, source_bytes, 0, kind == CP_ASYNC ? ASYNC : ASYNC | UNCOUNTED, pc);
+    slow_access((uintptr_t)to, bytes, 1, ASYNC | UNCOUNTED, pc);
 
     uint32_t slot = 0;
     while (slot < w->pending_room && w->pending[slot].bytes) slot++;
@@ -129,7 +130,7 @@ static_assert(sizeof(Mbarrier) == 8, "an mbarrier has 64 bits");
 
 static Mbarrier* opened(void* address, void* pc) {
     if ((uintptr_t)address % 8) fail(MISALIGNED, (uint64_t)address, 8, 1, pc, 0);
-    slow_access((uintptr_t)address, 8, 0, ATOMIC, pc);
+    slow_access((uintptr_t)address, 8, 0, ATOMIC | UNCOUNTED, pc);
     Mbarrier* b = (Mbarrier*)address;
     if (b->never || !b->expected) fail(MISUSE, 0, 0, 0, pc, "an mbarrier is used that mbarrier_init has not prepared");
     return b;
@@ -139,6 +140,7 @@ static void end_phase_if_complete(Mbarrier* b) {
     if (b->missing || b->bytes) return;
     b->parity ^= 1;
     b->missing = b->expected;
+    if (watching) watch_phase_over(self, b);
 }
 
 struct Wait {
@@ -183,7 +185,7 @@ void emu_bulk_wait(uint32_t groups_left) { wait_groups(BULK_STORE, groups_left);
 void emu_mbarrier_init(void* barrier, uint32_t arrivals) {
     void* pc = __builtin_return_address(0);
     if ((uintptr_t)barrier % 8) fail(MISALIGNED, (uint64_t)barrier, 8, 1, pc, 0);
-    slow_access((uintptr_t)barrier, 8, 1, 0, pc);
+    slow_access((uintptr_t)barrier, 8, 1, UNCOUNTED, pc);
     if (!arrivals || arrivals >= 1u << 20) fail(MISUSE, 0, 0, 0, pc, "an mbarrier takes 1 to 1048575 arrivals");
     *(Mbarrier*)barrier = Mbarrier{0, arrivals, arrivals, 0, 0};
 }
@@ -195,6 +197,7 @@ void emu_mbarrier_arrive(void* barrier, uint32_t bytes) {
     b->bytes += bytes;
     b->missing--;
     end_phase_if_complete(b);
+    emu_yield();  // those who wait go on at once: whoever runs ahead without waiting for them is seen
 }
 
 void emu_mbarrier_wait(void* barrier, uint32_t parity) {

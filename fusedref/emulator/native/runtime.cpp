@@ -194,15 +194,18 @@ EMU_EXPORT uint64_t emu_allocations(uint64_t* out, uint64_t room) {
     return count;
 }
 
-static bool in_arena(uint64_t offset, uint64_t bytes) {
-    if (offset >= arena_size || bytes > arena_size - offset) return false;
-    for (uint64_t at = offset, end = offset + bytes; at < end;) {
-        uint64_t next = (at | 7) + 1, last = next < end ? next : end;
-        if ((last - 1) % 8 + 1 > shadow[at / 8]) return false;
+static uint64_t first_outside(uint64_t offset, uint64_t bytes) {  // the first byte that is not allocated, or the end
+    if (offset >= arena_size || bytes > arena_size - offset) return offset;
+    uint64_t at = offset, end = offset + bytes;
+    while (at < end) {
+        uint64_t next = (at | 7) + 1, last = next < end ? next : end, live = at / 8 * 8 + shadow[at / 8];
+        if (last > live) return live > at ? live : at;
         at = last;
     }
-    return true;
+    return end;
 }
+
+static bool in_arena(uint64_t offset, uint64_t bytes) { return first_outside(offset, bytes) == offset + bytes; }
 
 EMU_EXPORT int emu_valid(uint64_t address, uint64_t bytes) { return in_arena(address - arena_base, bytes); }
 
@@ -297,7 +300,10 @@ __attribute__((noinline)) void slow_access(uintptr_t address, uint64_t bytes, in
     uint64_t offset = address - arena_base;
     if (offset < arena_size) {
         if ((flags & ALIGNED) && offset % bytes) fail(MISALIGNED, address, bytes, write, pc, 0);
-        if (!in_arena(offset, bytes)) fail(OUT_OF_BOUNDS, address, bytes, write, pc, 0);
+        if (!in_arena(offset, bytes)) {
+            if (bytes > 16) address = arena_base + first_outside(offset, bytes);  // of a bulk copy: where it leaves
+            fail(OUT_OF_BOUNDS, address, bytes, write, pc, 0);
+        }
     } else {
         Coroutine* c = w->current->coroutine;
         if (address - (uintptr_t)c->stack < STACK_BYTES) return;

@@ -15,7 +15,7 @@ static const uint64_t VARIABLES_BEGIN = MAX_WORKERS * SHARED_REGION;
 static const uint64_t VARIABLE_ROOM = 1ull << 30;  // addresses that stand for __constant__ and __device__ variables
 static const uint64_t STACK_BYTES = 256 << 10;
 
-enum { ALIGNED = 1, VOLATILE = 2, ATOMIC = 4, ASYNC = 8 };  // what kind of access
+enum { ALIGNED = 1, VOLATILE = 2, ATOMIC = 4, ASYNC = 8, UNCOUNTED = 16 };  // what kind; the last: no request of a warp
 enum { CP_ASYNC, BULK_STORE, BULK_LOAD };                    // Pending::kind
 enum { DONE, READY, BARRIER, RENDEZVOUS, CONDITION };       // what a thread of a block does
 enum {                                                      // Error::kind; findings.py has the same numbers
@@ -141,6 +141,7 @@ void watch_meeting(Worker* w, uint32_t warp, uint32_t present);
 void watch_exit(Worker* w, Thread* t);
 void watch_fence(Worker* w, int scope);
 void watch_release(Worker* w, void* mbarrier);  // an arrival: what this thread did before is seen by those who wait
+void watch_phase_over(Worker* w, void* mbarrier);
 void watch_acquire(Worker* w, void* mbarrier);  // a wait that is over
 void watch_block_begin(Worker* w);
 void watch_warp_done(Worker* w, uint32_t warp);

@@ -11,10 +11,10 @@ namespace emu {
 
 enum { RACE = 101, UNINITIALISED, DIVERGENT_BARRIER, MISSING_WAIT };
 
-struct Access {                    // who touched a word, and when by the clocks below
+struct Access {                    // who touched a word, and when
     uint32_t block;                // number + 1; 0: nobody
-    uint32_t warp_time, lane_time;
-    uint16_t thread;
+    uint32_t time;                 // by the clock of `actor`: the thread itself, or the mbarrier of its bulk load
+    uint16_t thread, actor;
     uint8_t bytes, flags;          // which of the word's four bytes
     uint16_t fences, site;
 };
@@ -36,6 +36,7 @@ struct Site {                      // one load or store in the kernel's code
     uint64_t pc;
     uint32_t space, write, atomic, width;             // space: 1 global, 2 shared, 3 constant
     uint64_t requests, sectors, used, conflicts, accesses;
+    uint64_t copied;                                  // bytes of bulk copies
 };
 
 struct Event { uint64_t pc, offset; uint32_t bytes, flags; };   // bytes 0: a basic block begins
@@ -49,11 +50,16 @@ struct Sync {                      // an atomic variable in global memory: what 
     uint32_t count, room;
 };
 
-static const uint32_t SITES = 1 << 14, REPORTS = 256, SYNCS = 1 << 14;
+static const uint32_t SITES = 1 << 14, REPORTS = 256, SYNCS = 1 << 14, THREADS = 1024, MBARRIERS = 64;
 
-struct Mbarrier {                  // what those who wait for it learn of those who arrived
+// Vector clocks: up to which time of each actor's something is in step with it. An actor is a thread of the block, or
+// an mbarrier for the bulk loads that report to it. What an actor did at time t is seen by those who know of t + 1.
+struct Clock { uint32_t of[THREADS + MBARRIERS]; };
+
+struct Mbarrier {
     uintptr_t address;
-    uint32_t known[32], lanes[32][32];
+    uint32_t landed;               // bulk loads, so far
+    Clock arriving, over;          // what this phase's arrivals bring; what those learn who wait for one that is over
 };
 
 struct Watch {
@@ -70,10 +76,11 @@ struct Watch {
     uint32_t sample_mask[SITES];
     // The block that runs.
     Trace traces[1024];
-    uint32_t known[32][32];        // [warp][other]: up to which time of the other's this warp is in step with it
-    uint32_t lane_known[32][32][32];
-    uint32_t barrier_known[16][32];
-    Mbarrier mbarriers[64];
+    Clock clocks[THREADS];
+    uint32_t learned[THREADS];     // lanes of a warp that have the same number here know the same of other warps
+    uint32_t lessons;
+    Clock barriers_arriving[16];
+    Mbarrier mbarriers[MBARRIERS];
     uint32_t fences;
     uint32_t arrived[32];
     void* barrier_pc;
@@ -271,23 +278,49 @@ static bool ordered(Watch* watch, Worker* w, const Access& before, uint64_t offs
         }
         return false;
     }
-    if (before.thread == now->linear) return true;
-    uint32_t mine = now->linear / 32, other = before.thread / 32;
-    if (mine != other) return watch->known[mine][other] > before.warp_time;
-    return watch->lane_known[mine][now->linear % 32][before.thread % 32] > before.lane_time;
+    return before.actor == now->linear || watch->clocks[now->linear].of[before.actor] > before.time;
 }
 
-static void join_lanes(Watch* watch, uint32_t warp, uint32_t present) {
-    uint32_t(*k)[32] = watch->lane_known[warp];
-    uint32_t joined[32] = {};
-    for (int l = 0; l < 32; l++)
-        if (present >> l & 1) {
-            k[l][l]++;
-            for (int m = 0; m < 32; m++)
-                if (k[l][m] > joined[m]) joined[m] = k[l][m];
+static void learn(uint32_t* to, const uint32_t* from, uint32_t count) {
+    for (uint32_t i = 0; i < count; i++) to[i] = from[i] > to[i] ? from[i] : to[i];
+}
+
+static void learn(Clock& to, const Clock& from, uint32_t threads) {
+    learn(to.of, from.of, threads);
+    learn(to.of + THREADS, from.of + THREADS, MBARRIERS);
+}
+
+static void teach(Watch* watch, Worker* w, uint32_t thread, const Clock& from) {  // the thread learns of other warps
+    learn(watch->clocks[thread], from, w->thread_count);
+    watch->learned[thread] = ++watch->lessons;
+}
+
+static void publish(Watch* watch, Worker* w, uint32_t thread, Clock& to) {
+    watch->clocks[thread].of[thread]++;
+    learn(to, watch->clocks[thread], w->thread_count);
+}
+
+static void join_lanes(Watch* watch, Worker* w, uint32_t warp, uint32_t present) {
+    uint32_t first = 32 * warp + __builtin_ctz(present), own = 32 * warp;
+    bool differ = false;
+    for (uint32_t t = own; t < own + 32; t++)
+        if (present >> (t - own) & 1) {
+            watch->clocks[t].of[t]++;
+            differ |= watch->learned[t] != watch->learned[first];
         }
-    for (int l = 0; l < 32; l++)
-        if (present >> l & 1) memcpy(k[l], joined, sizeof joined);
+    Clock& joined = watch->clocks[first];
+    for (uint32_t t = first + 1; t < own + 32; t++) {
+        if (!(present >> (t - own) & 1)) continue;
+        if (differ) learn(joined, watch->clocks[t], w->thread_count);
+        else learn(joined.of + own, watch->clocks[t].of + own, 32);
+    }
+    if (differ) watch->learned[first] = ++watch->lessons;
+    for (uint32_t t = first + 1; t < own + 32; t++) {
+        if (!(present >> (t - own) & 1)) continue;
+        if (differ) learn(watch->clocks[t], joined, w->thread_count);
+        else memcpy(watch->clocks[t].of + own, joined.of + own, sizeof(uint32_t) * 32);
+        watch->learned[t] = watch->learned[first];
+    }
 }
 
 // ----------------------------------------------------------------------------------------------------- one access
@@ -299,12 +332,12 @@ static void conflict(Watch* watch, Worker* w, const Access& before, bool before_
     bool elsewhere = before.block != w->block_number + 1;
     if (elsewhere && (before.flags & (ATOMIC | VOLATILE)) && (flags & (ATOMIC | VOLATILE))) return;
     if (ordered(watch, w, before, 4 * word)) return;
-    Report r = report_of(w, RACE, address, bytes, write, pc);
+    Report r = report_of(w, before.actor >= THREADS ? MISSING_WAIT : RACE, address, bytes, write, pc);
     r.other_pc = watch->sites[before.site].pc;
     r.other_block = before.block - 1;
     r.other_thread = before.thread;
     r.other_write = before_wrote;
-    if (write && before_wrote && !(flags & (ATOMIC | ASYNC)) && !(before.flags & ATOMIC) && bytes <= 16) {
+    if (write && before_wrote && !(flags & (ATOMIC | ASYNC)) && !(before.flags & (ATOMIC | ASYNC)) && bytes <= 16) {
         if (watch->doubt.open) return;
         watch->doubt.open = true;   // decided when the value has been written
         watch->doubt.address = address;
@@ -331,7 +364,7 @@ void watch_block_of_code(Worker* w, void* pc) { record(w, 0, 0, 0, pc); }
 void watch_access(Worker* w, uint64_t offset, uint64_t bytes, int write, int flags, void* pc) {
     Watch* watch = (Watch*)w->log;
     settle(watch);
-    record(w, offset, bytes, flags | (write ? 1 << 8 : 0), pc);
+    if (!(flags & UNCOUNTED)) record(w, offset, bytes, flags | (write ? 1 << 8 : 0), pc);
     uint64_t variables = VARIABLES_BEGIN, address = offset + arena_base;
     bool shared = offset < variables, module = !shared && offset < variables + VARIABLE_ROOM;
     bool atomic = flags & ATOMIC;
@@ -346,7 +379,7 @@ void watch_access(Worker* w, uint64_t offset, uint64_t bytes, int write, int fla
     }
     uint16_t site = site_of(watch, pc);
     Thread* t = w->current;
-    uint32_t warp = t->linear / 32, lane = t->linear % 32;
+    if ((flags & ASYNC) && (flags & UNCOUNTED) && !shared) watch->sites[site].copied += bytes;
     for (uint64_t word = offset / 4; word <= (offset + bytes - 1) / 4; word++) {
         uint64_t begin = word * 4 < offset ? offset - word * 4 : 0;
         uint64_t end = offset + bytes < word * 4 + 4 ? offset + bytes - word * 4 : 4;
@@ -356,7 +389,7 @@ void watch_access(Worker* w, uint64_t offset, uint64_t bytes, int write, int fla
             memset(c, 0, sizeof *c);
             c->launch = watch->launch;
         }
-        if (((write && c->leaving) || c->copying) && !(flags & ASYNC)) {
+        if ((write && c->leaving) || c->copying) {
             Report r = report_of(w, MISSING_WAIT, address, bytes, write, pc);
             r.other_thread = (c->copying ? c->copying : c->leaving) - 1;
             r.other_pc = watch->sites[c->copying ? c->writer.site : c->reader[0].site].pc;
@@ -365,9 +398,9 @@ void watch_access(Worker* w, uint64_t offset, uint64_t bytes, int write, int fla
             add_report(watch, r);
             continue;
         }
-        Access now = {(uint32_t)w->block_number + 1, watch->known[warp][warp],
-                      watch->lane_known[warp][lane][lane], (uint16_t)t->linear, mask,
-                      (uint8_t)(flags & (ATOMIC | VOLATILE)), (uint16_t)watch->fences, site};
+        uint16_t me = t->linear;
+        Access now = {(uint32_t)w->block_number + 1, watch->clocks[me].of[me], me, me, mask,
+                      (uint8_t)(flags & (ATOMIC | VOLATILE | ASYNC)), (uint16_t)watch->fences, site};
         conflict(watch, w, c->writer, true, word, address, bytes, write, flags, pc, mask);
         conflict(watch, w, c->other_atomic, true, word, address, bytes, write, flags, pc, mask);
         if (!write && (flags & ASYNC) && shared) c->leaving = t->linear + 1;  // a bulk store reads its source late
@@ -395,55 +428,53 @@ void watch_access(Worker* w, uint64_t offset, uint64_t bytes, int write, int fla
     if (!shared && (flags & (ATOMIC | VOLATILE))) synchronise(watch, w, offset);
 }
 
-static Mbarrier* mbarrier_at(Watch* watch, void* address) {
-    for (int i = 0; i < 64; i++) {
-        Mbarrier* m = &watch->mbarriers[i];
-        if (!m->address) m->address = (uintptr_t)address;
-        if (m->address == (uintptr_t)address) return m;
-    }
-    return &watch->mbarriers[63];
-}
-
-static void arrive_at(Watch* watch, Mbarrier* m, uint32_t thread) {
-    uint32_t warp = thread / 32, lane = thread % 32;
-    watch->known[warp][warp]++;
-    watch->lane_known[warp][lane][lane]++;
-    for (int v = 0; v < 32; v++) {
-        if (watch->known[warp][v] > m->known[v]) m->known[v] = watch->known[warp][v];
-        if (watch->lane_known[warp][lane][v] > m->lanes[warp][v]) m->lanes[warp][v] = watch->lane_known[warp][lane][v];
-    }
+static uint32_t mbarrier_at(Watch* watch, void* address) {
+    uint32_t i = 0;
+    while (i < MBARRIERS - 1 && watch->mbarriers[i].address && watch->mbarriers[i].address != (uintptr_t)address) i++;
+    watch->mbarriers[i].address = (uintptr_t)address;
+    return i;
 }
 
 void watch_release(Worker* w, void* address) {
     Watch* watch = (Watch*)w->log;
     settle(watch);
-    arrive_at(watch, mbarrier_at(watch, address), w->current->linear);
+    publish(watch, w, w->current->linear, watch->mbarriers[mbarrier_at(watch, address)].arriving);
+}
+
+void watch_phase_over(Worker* w, void* address) {
+    Watch* watch = (Watch*)w->log;
+    Mbarrier* m = &watch->mbarriers[mbarrier_at(watch, address)];
+    learn(m->over, m->arriving, w->thread_count);
+    memset(&m->arriving, 0, sizeof m->arriving);
 }
 
 void watch_acquire(Worker* w, void* address) {
     Watch* watch = (Watch*)w->log;
-    Mbarrier* m = mbarrier_at(watch, address);
-    uint32_t warp = w->current->linear / 32, lane = w->current->linear % 32;
-    for (uint32_t v = 0; v < 32; v++) {
-        if (v != warp && m->known[v] > watch->known[warp][v]) watch->known[warp][v] = m->known[v];
-        uint32_t* known = &watch->lane_known[warp][lane][v];
-        if (v != lane && m->lanes[warp][v] > *known) *known = m->lanes[warp][v];
-    }
+    teach(watch, w, w->current->linear, watch->mbarriers[mbarrier_at(watch, address)].over);
 }
 
 void watch_copy_landed(Worker* w, Pending* p) {
     Watch* watch = (Watch*)w->log;
     uint64_t offset = (uintptr_t)p->to - arena_base, from = (uintptr_t)p->from - arena_base;
-    uint32_t warp = p->thread / 32, lane = p->thread % 32;
+    uint32_t actor = p->thread, time = watch->clocks[actor].of[actor];
+    if (p->barrier) {  // nobody is in step with a bulk load but those who wait for its mbarrier
+        uint32_t i = mbarrier_at(watch, p->barrier);
+        actor = THREADS + i;
+        time = watch->mbarriers[i].landed++;
+        watch->mbarriers[i].arriving.of[actor] = time + 1;
+    }
     for (uint64_t word = offset / 4; word <= (offset + p->bytes - 1) / 4; word++) {
         Cell* c = &cells[word];
         c->copying = 0;
-        c->writer.warp_time = watch->known[warp][warp];
-        c->writer.lane_time = watch->lane_known[warp][lane][lane];
+        c->writer.time = time;
+        c->writer.actor = actor;
     }
     if (from < VARIABLES_BEGIN)
-        for (uint64_t word = from / 4; word <= (from + p->bytes - 1) / 4; word++) cells[word].leaving = 0;
-    if (p->barrier) arrive_at(watch, mbarrier_at(watch, p->barrier), p->thread);
+        for (uint64_t word = from / 4; word <= (from + p->bytes - 1) / 4; word++) {
+            cells[word].leaving = 0;
+            for (Access& reader : cells[word].reader)  // it read no earlier than now
+                if ((reader.flags & ASYNC) && reader.thread == p->thread) reader.time = time;
+        }
     set_bits(offset, p->bytes, true);
     if (offset >= VARIABLES_BEGIN) written[offset >> 16] = 1;
 }
@@ -562,10 +593,7 @@ void watch_arrive(Worker* w, uint32_t number, uint32_t threads, void* pc) {
             watch->mixed_thread = thread;
         }
     } else {
-        watch->known[warp][warp]++;
-        for (int v = 0; v < 32; v++)
-            if (watch->known[warp][v] > watch->barrier_known[number][v])
-                watch->barrier_known[number][v] = watch->known[warp][v];
+        publish(watch, w, thread, watch->barriers_arriving[number]);
     }
     watch->arrived[warp] |= 1u << thread % 32;
     if (watch->arrived[warp] == w->warps[warp].living) flush_warp(w, warp);
@@ -595,35 +623,37 @@ void watch_barrier(Worker* w, uint32_t number) {
             }
             add_report(watch, r);
         }
-        for (uint32_t v = 0; v < warps; v++) watch->known[v][v]++;
-        for (uint32_t v = 0; v < warps; v++)
-            for (uint32_t u = 0; u < warps; u++) watch->known[u][v] = watch->known[v][v];
-        for (uint32_t v = 0; v < warps; v++) join_lanes(watch, v, ~0u);
+        Clock all = {};
+        for (uint32_t t = 0; t < w->thread_count; t++) {
+            all.of[t] = ++watch->clocks[t].of[t];
+            learn(all.of + THREADS, watch->clocks[t].of + THREADS, MBARRIERS);
+        }
+        watch->lessons++;
+        for (uint32_t t = 0; t < w->thread_count; t++) {
+            memcpy(watch->clocks[t].of, all.of, sizeof(uint32_t) * w->thread_count);
+            memcpy(watch->clocks[t].of + THREADS, all.of + THREADS, sizeof(uint32_t) * MBARRIERS);
+            watch->learned[t] = watch->lessons;
+        }
         for (uint32_t v = 0; v < warps; v++) {
             flush_warp(w, v);
             watch->arrived[v] = 0;
         }
         return;
     }
-    for (uint32_t v = 0; v < warps; v++) {
-        uint32_t present = 0;
-        for (int l = 0; l < 32 && 32 * v + l < w->thread_count; l++) {
-            Thread* t = &w->threads[32 * v + l];
-            if (t->state == BARRIER && t->barrier == number) present |= 1u << l;
-        }
-        if (!present) continue;
-        join_lanes(watch, v, present);
-        for (int u = 0; u < 32; u++)
-            if (u != (int)v && watch->barrier_known[number][u] > watch->known[v][u])
-                watch->known[v][u] = watch->barrier_known[number][u];
-        watch->arrived[v] &= ~present;
+    Clock& arriving = watch->barriers_arriving[number];
+    for (uint32_t i = 0; i < w->thread_count; i++) {
+        Thread* t = &w->threads[i];
+        if (t->state != BARRIER || t->barrier != number) continue;
+        teach(watch, w, i, arriving);
+        watch->arrived[i / 32] &= ~(1u << i % 32);
     }
+    memset(&arriving, 0, sizeof arriving);
 }
 
 void watch_meeting(Worker* w, uint32_t warp, uint32_t present) {
     Watch* watch = (Watch*)w->log;
     settle(watch);
-    join_lanes(watch, warp, present);
+    join_lanes(watch, w, warp, present);
     if (present == w->warps[warp].living) flush_warp(w, warp);
 }
 
@@ -631,9 +661,12 @@ void watch_exit(Worker* w, Thread*) { settle((Watch*)w->log); }
 
 void watch_block_begin(Worker* w) {
     Watch* watch = (Watch*)w->log;
-    memset(watch->known, 0, sizeof watch->known);
-    memset(watch->lane_known, 0, sizeof watch->lane_known);
-    memset(watch->barrier_known, 0, sizeof watch->barrier_known);
+    for (uint32_t t = 0; t < w->thread_count; t++) {
+        memset(watch->clocks[t].of, 0, sizeof(uint32_t) * w->thread_count);
+        memset(watch->clocks[t].of + THREADS, 0, sizeof(uint32_t) * MBARRIERS);
+        watch->learned[t] = 0;
+    }
+    memset(watch->barriers_arriving, 0, sizeof watch->barriers_arriving);
     memset(watch->arrived, 0, sizeof watch->arrived);
     memset(watch->mbarriers, 0, sizeof watch->mbarriers);
     watch->fences = 0;
