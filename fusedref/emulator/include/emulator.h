@@ -73,16 +73,16 @@ template <class... A> struct Layout {
         static const Parameter list[] = {parameter(I, sequence)..., Parameter{}};
         return list;
     }
-    template <class T> __attribute__((no_sanitize("thread"))) static T argument(const char* buffer, size_t index) {
+    template <class T> EMU_UNWATCHED static T argument(const char* buffer, size_t index) {
         T value;
         __builtin_memcpy(&value, buffer + offset(index), sizeof(T));
         return value;
     }
     template <size_t... I>
-    __attribute__((no_sanitize("thread"))) static void call(void (*f)(A...), const char* b, std::index_sequence<I...>) {
+    EMU_UNWATCHED static void call(void (*f)(A...), const char* b, std::index_sequence<I...>) {
         f(argument<A>(b, I)...);
     }
-    __attribute__((no_sanitize("thread"))) static void entry(void* function, const char* arguments) {
+    EMU_UNWATCHED static void entry(void* function, const char* arguments) {
         call((void (*)(A...))function, arguments, std::index_sequence_for<A...>());
     }
 };
@@ -224,7 +224,7 @@ struct Lane {
     uint32_t result;
 };
 
-inline __attribute__((no_sanitize("thread"))) void do_shuffle(void* const payload[32], uint32_t present, const void*) {
+inline EMU_UNWATCHED void do_shuffle(void* const payload[32], uint32_t present, const void*) {
     uint64_t values[32];
     for (int i = 0; i < 32; i++) values[i] = present >> i & 1 ? ((Lane*)payload[i])->value : 0;
     for (int i = 0; i < 32; i++) {
@@ -235,7 +235,7 @@ inline __attribute__((no_sanitize("thread"))) void do_shuffle(void* const payloa
     }
 }
 
-inline __attribute__((no_sanitize("thread"))) void do_ballot(void* const payload[32], uint32_t present, const void*) {
+inline EMU_UNWATCHED void do_ballot(void* const payload[32], uint32_t present, const void*) {
     uint32_t votes = 0;
     for (int i = 0; i < 32; i++)
         if (present >> i & 1) votes |= (uint32_t)(((Lane*)payload[i])->value != 0) << i;
@@ -246,7 +246,7 @@ inline __attribute__((no_sanitize("thread"))) void do_ballot(void* const payload
         }
 }
 
-inline __attribute__((no_sanitize("thread"))) void do_match(void* const payload[32], uint32_t present, const void*) {
+inline EMU_UNWATCHED void do_match(void* const payload[32], uint32_t present, const void*) {
     for (int i = 0; i < 32; i++) {
         if (!(present >> i & 1)) continue;
         uint32_t same = 0;
@@ -258,7 +258,7 @@ inline __attribute__((no_sanitize("thread"))) void do_match(void* const payload[
 }
 
 template <class T, int OPERATION>
-inline __attribute__((no_sanitize("thread"))) void do_reduce(void* const payload[32], uint32_t present, const void*) {
+inline EMU_UNWATCHED void do_reduce(void* const payload[32], uint32_t present, const void*) {
     T total{};
     bool first = true;
     for (int i = 0; i < 32; i++) {

@@ -8,6 +8,12 @@
 #else
 #define EMU_TLS __thread
 #endif
+// The emulator's own work inside a kernel's thread: neither its accesses nor its branches are the kernel's.
+#ifdef __clang__
+#define EMU_UNWATCHED __attribute__((no_sanitize("thread", "coverage")))
+#else
+#define EMU_UNWATCHED __attribute__((no_sanitize("thread"), no_sanitize_coverage))
+#endif
 #define EMU_EXPORT extern "C" __attribute__((visibility("default")))
 #define EMU_CONST __attribute__((const))  // the same in one thread for ever: may be hoisted, merged or dropped
 

@@ -26,7 +26,7 @@ struct Row {
 
 // Lane l of matrix m gets bytes 4 (l % 4) to 4 (l % 4) + 3 of row l / 4; transposed, two elements of column l / 4.
 template <int MATRICES, bool TRANSPOSED>
-__attribute__((no_sanitize("thread"))) void load(void* const payload[32], uint32_t, const void*)
+EMU_UNWATCHED void load(void* const payload[32], uint32_t, const void*)
 {
     for (int matrix = 0; matrix < MATRICES; matrix++) {
         uint16_t element[8][8];
@@ -79,7 +79,7 @@ enum Type { f16, bf16, tf32 };
 
 // The warp's d[16, 8] = a[16, K] b[K, 8] + c[16, 8]; which lane holds what is in fusedref/kernels/ptx.cuh.
 template <Type TYPE, int K>
-__attribute__((no_sanitize("thread"))) void multiply(void* const payload[32], uint32_t, const void*)
+EMU_UNWATCHED void multiply(void* const payload[32], uint32_t, const void*)
 {
     using namespace tensor_core;
     constexpr Format format = TYPE == f16 ? tensor_core::fp16 : TYPE == Type::bf16 ? tensor_core::bf16 : tensor_core::tf32;
@@ -91,10 +91,10 @@ __attribute__((no_sanitize("thread"))) void multiply(void* const payload[32], ui
         for (int half = 0; half < halves; half++)
             for (int e = 0; e < packed; e++) {
                 const int k = half * 4 * packed + lane % 4 * packed + e;
-                auto element = [=](uint32_t bits) { return take_apart(packed == 1 ? bits >> 13 : bits >> 16 * e & 0xffff, format); };
-                a[lane / 4][k] = element(mine.a[2 * half]);
-                a[lane / 4 + 8][k] = element(mine.a[2 * half + 1]);
-                b[lane / 4][k] = element(mine.b[half]);
+                const int shift = packed == 1 ? 13 : 16 * e;  // take_apart looks at no more bits than the format has
+                a[lane / 4][k] = take_apart(mine.a[2 * half] >> shift, format);
+                a[lane / 4 + 8][k] = take_apart(mine.a[2 * half + 1] >> shift, format);
+                b[lane / 4][k] = take_apart(mine.b[half] >> shift, format);
             }
     }
     for (int lane = 0; lane < 32; lane++) {
@@ -187,7 +187,7 @@ struct Share {
 
 // A warp's 16 rows of d[64, N] = a[64, 16] b[16, N] + (accumulate ? d : 0).
 template <int N>
-__attribute__((no_sanitize("thread"))) void multiply_share(void* const payload[32], uint32_t, const void*)
+EMU_UNWATCHED void multiply_share(void* const payload[32], uint32_t, const void*)
 {
     using namespace tensor_core;
     Number a[16][16], b[16];
@@ -239,6 +239,7 @@ EMU_INLINE void wgmma_f16(float (&d)[32], uint32_t a0, uint32_t a1, uint32_t a2,
 // ---- hints ------------------------------------------------------------------------------------------------------------
 
 EMU_INLINE void prefetch_l2(const void*) {}
+EMU_INLINE void keep(float&) {}
 EMU_INLINE bool elect() { return emu_lane() == 0; }
 template <int registers> EMU_INLINE void more_registers() {}
 template <int registers> EMU_INLINE void fewer_registers() {}

@@ -12,10 +12,7 @@
 // Bit-Accurate Reference Model of Tensor Cores and Matrix Cores", arXiv:2511.10909.
 #pragma once
 
-#include <stdint.h>
-
-// The emulator's own work, not the kernel's: none of these accesses is watched.
-#define UNWATCHED __attribute__((no_sanitize("thread")))
+#include "emulator_abi.h"
 
 namespace tensor_core {
 
@@ -33,7 +30,7 @@ struct Number {
     enum Kind : int16_t { finite, infinite, nan } kind;
 };
 
-UNWATCHED inline Number take_apart(uint32_t bits, Format format)
+EMU_UNWATCHED inline Number take_apart(uint32_t bits, Format format)
 {
     const int all_ones = (1 << format.exponent_bits) - 1, bias = all_ones >> 1;
     const uint32_t fraction = bits & ((1u << format.fraction_bits) - 1);
@@ -44,7 +41,7 @@ UNWATCHED inline Number take_apart(uint32_t bits, Format format)
             exponent < all_ones ? Number::finite : fraction ? Number::nan : Number::infinite};
 }
 
-UNWATCHED inline double power_of_two(int exponent)  // -1022 to 1023
+EMU_UNWATCHED inline double power_of_two(int exponent)  // -1022 to 1023
 {
     const uint64_t bits = uint64_t(exponent + 1023) << 52;
     double value;
@@ -52,14 +49,14 @@ UNWATCHED inline double power_of_two(int exponent)  // -1022 to 1023
     return value;
 }
 
-UNWATCHED inline float from_bits(uint32_t bits)
+EMU_UNWATCHED inline float from_bits(uint32_t bits)
 {
     float value;
     __builtin_memcpy(&value, &bits, 4);
     return value;
 }
 
-UNWATCHED inline uint32_t to_bits(float value)
+EMU_UNWATCHED inline uint32_t to_bits(float value)
 {
     uint32_t bits;
     __builtin_memcpy(&bits, &value, 4);
@@ -67,7 +64,7 @@ UNWATCHED inline uint32_t to_bits(float value)
 }
 
 // The fp32 number nearest to `value` on the side of zero.
-UNWATCHED inline float truncate_to_fp32(double value)
+EMU_UNWATCHED inline float truncate_to_fp32(double value)
 {
     const float nearest = float(value);
     const double magnitude = value < 0 ? -value : value;
@@ -76,7 +73,7 @@ UNWATCHED inline float truncate_to_fp32(double value)
 }
 
 // Moves a significand `left` binary places, towards zero where bits fall off.
-UNWATCHED inline int64_t shifted(int64_t significand, int left)
+EMU_UNWATCHED inline int64_t shifted(int64_t significand, int left)
 {
     if (left >= 0) return significand * (int64_t(1) << left);
     if (left <= -63) return 0;
@@ -84,7 +81,7 @@ UNWATCHED inline int64_t shifted(int64_t significand, int left)
 }
 
 // A step in which something is not finite: NaN, or the infinity that is left.
-UNWATCHED inline float step_of_infinities(const Number* a, const Number* b, int count, float c)
+EMU_UNWATCHED inline float step_of_infinities(const Number* a, const Number* b, int count, float c)
 {
     const Number start = take_apart(to_bits(c), fp32);
     int infinite = start.kind == Number::infinite ? (c > 0 ? 1 : -1) : 0;
@@ -101,7 +98,7 @@ UNWATCHED inline float step_of_infinities(const Number* a, const Number* b, int 
 }
 
 // One step: c + sum of a[i] * b[i], i < count <= 16, with `kept` fraction bits behind the largest exponent.
-UNWATCHED inline float step(const Number* a, const Number* b, int count, Format format, float c, int kept)
+EMU_UNWATCHED inline float step(const Number* a, const Number* b, int count, Format format, float c, int kept)
 {
     const int nothing = -1000;
     const Number start = take_apart(to_bits(c), fp32);
@@ -122,7 +119,7 @@ UNWATCHED inline float step(const Number* a, const Number* b, int count, Format 
     return truncate_to_fp32(double(sum) * power_of_two(largest - kept));
 }
 
-UNWATCHED inline double value_of(const Number& n, Format format)
+EMU_UNWATCHED inline double value_of(const Number& n, Format format)
 {
     if (n.kind == Number::nan) return from_bits(0x7fffffff);
     if (n.kind == Number::infinite) return from_bits(n.significand > 0 ? 0x7f800000 : 0xff800000);
@@ -130,7 +127,7 @@ UNWATCHED inline double value_of(const Number& n, Format format)
 }
 
 // c + sum of a[i] * b[i] over the k products of one mma instruction.
-UNWATCHED inline float dot(const Number* a, const Number* b, int k, Format format, float c, Rounding rounding)
+EMU_UNWATCHED inline float dot(const Number* a, const Number* b, int k, Format format, float c, Rounding rounding)
 {
     if (rounding == exact) {
         double sum = c;
