@@ -19,7 +19,7 @@ ladder: $(VENV)/.ready
 	$(RUN) -m kernels
 
 test: $(VENV)/.ready
-	$(RUN) -m pytest -n auto --maxprocesses 4
+	$(RUN) -m pytest -n auto --maxprocesses 8
 
 lab: $(VENV)/.ready
 	$(RUN) -m jupyter lab lessons
