@@ -1,7 +1,7 @@
 """Small kernels, each with one planted bug and the finding that must name it, and for each a correct look-alike.
 
-Every case is whole: source, launch and arguments. ``run`` takes the objects that run it, so that the same corpus runs on
-the emulator (test_emulator_watch.py) and on a card (corpus_on_card.py).
+Every case is whole: source, launch and arguments. ``run`` takes the objects that run it, so that the same corpus runs
+on the emulator (test_emulator_watch.py) and on a card (corpus_on_card.py).
 """
 
 from __future__ import annotations
@@ -436,6 +436,130 @@ pair("wait_without_barrier", ASYNC + """extern "C" __global__ void k(int* y, con
     @(||__syncthreads();)@
     y[threadIdx.x] = s[255 - 4 * threadIdx.x];
 }""", (("empty", 64), ("arange", 256)), ("race", "s", None, None))
+
+# ------------------------------------------------------------- bulk copies, mbarriers and barriers for part of a block
+
+BULK = ASYNC + """extern "C" __global__ void k(int* y, const int* x) {
+    __shared__ __align__(128) int s[64];
+    __shared__ uint64_t full;
+    if (threadIdx.x == 0) { ptx::mbarrier_init(&full, 1); ptx::mbarrier_init_fence(); }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        ptx::mbarrier_arrive_expect_tx(&full, 256);
+        ptx::bulk_load(@LOAD@, 256, &full);
+    }
+"""
+pair("bulk_read_before_its_wait", BULK.replace("@LOAD@", "s, x") + """    @(y[threadIdx.x] = s[63 - threadIdx.x];||)@
+    ptx::mbarrier_wait(&full, 0);
+    @(||y[threadIdx.x] = s[63 - threadIdx.x];)@
+}""", (("empty", 64), ("arange", 64)), ("missing-wait", "s", None, 11))
+pair("bulk_wait_of_one_thread", BULK.replace("@LOAD@", "s, x") + """    @(if (threadIdx.x == 0)||)@
+    ptx::mbarrier_wait(&full, 0);
+    y[threadIdx.x] = s[63 - threadIdx.x];
+    __syncthreads();
+}""", (("empty", 64), ("arange", 64)), ("missing-wait", "s", None, 13))
+pair("bulk_bounds", BULK.replace("@LOAD@", "s, x + @(16||0)@") + """    ptx::mbarrier_wait(&full, 0);
+    y[threadIdx.x] = s[threadIdx.x];
+}""", (("empty", 64), ("arange", 64)), ("out-of-bounds", "x", 64, 9))
+pair("bulk_misaligned", BULK.replace("@LOAD@", "s, x + @(2||4)@") + """    ptx::mbarrier_wait(&full, 0);
+    y[threadIdx.x] = s[threadIdx.x];
+}""", (("empty", 64), ("arange", 68)), ("misaligned", "x", 2, 9))
+pair("bulk_store_overwritten", ASYNC + """extern "C" __global__ void k(int* y) {
+    __shared__ __align__(128) int s[64];
+    for (int i = 0; i < 4; i++) {
+        s[threadIdx.x] = 64 * i + threadIdx.x;
+        ptx::fence_async_shared();
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            ptx::bulk_store(y + 64 * i, s, 256);
+            ptx::bulk_commit();
+            @(||ptx::bulk_wait_read<0>();)@
+        }
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) ptx::bulk_wait_read<0>();
+    __syncthreads();
+}""", (("empty", 256),), ("missing-wait", "s", None, 5))
+pair("bulk_store_without_barrier", ASYNC + """extern "C" __global__ void k(int* y) {
+    __shared__ __align__(128) int s[64];
+    s[threadIdx.x] = threadIdx.x;
+    ptx::fence_async_shared();
+    @(||__syncthreads();)@
+    if (threadIdx.x == 63) {
+        ptx::bulk_store(y, s, 256);
+        ptx::bulk_commit();
+        ptx::bulk_wait_read<0>();
+    }
+    __syncthreads();
+}""", (("empty", 64),), ("race", "s", None, 4))
+
+# Warp 0 fills two stages in turn, warps 1 and 2 empty them. RELEASE: how a consumer gives a stage back.
+SPECIALISTS = ASYNC + """extern "C" __global__ void k(int* y, const int* x, int tiles) {
+    __shared__ __align__(128) int s[2][64];
+    __shared__ uint64_t full[2], empty[2];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < 2; i++) { ptx::mbarrier_init(&full[i], 1); ptx::mbarrier_init(&empty[i], 2); }
+        ptx::mbarrier_init_fence();
+    }
+    __syncthreads();
+    if (warp == 0) {
+        for (int i = 0; i < tiles; i++) {
+            @EMPTY@
+            @FILL@
+        }
+    } else {
+        for (int i = 0; i < tiles; i++) {
+            ptx::mbarrier_wait(&full[i % 2], i / 2 % 2);
+            y[64 * i + 32 * (warp - 1) + lane] = s[i % 2][95 - threadIdx.x];
+            @RELEASE@
+        }
+    }
+}"""
+EMPTY = "ptx::mbarrier_wait(&empty[i % 2], (i / 2 + 1) % 2);"
+RELEASE = "__syncwarp(); if (lane == 0) ptx::mbarrier_arrive(&empty[i % 2]);"
+COPIED = ("if (lane == 0) { ptx::mbarrier_arrive_expect_tx(&full[i % 2], 256); "
+          "ptx::bulk_load(s[i % 2], x + 64 * i, 256, &full[i % 2]); } __syncwarp();")
+STORED = ("s[i % 2][lane] = x[64 * i + lane]; s[i % 2][lane + 32] = x[64 * i + lane + 32]; "
+          "__syncwarp(); if (lane == 0) ptx::mbarrier_arrive(&full[i % 2]);")
+
+
+def specialists(name: str, line: int, empty: str = EMPTY, fill: str = STORED, release: str = RELEASE) -> None:
+    source = SPECIALISTS.replace("@EMPTY@", empty).replace("@FILL@", fill).replace("@RELEASE@", release)
+    pair(name, source, (("empty", 320), ("arange", 320), 5), ("race", "s", None, line), block=(96, 1, 1))
+
+
+specialists("pipeline_stores_into_a_full_stage", 14, empty=f"@(||{EMPTY})@")
+specialists("pipeline_copies_into_a_full_stage", 14, empty=f"@(||{EMPTY})@", fill=COPIED)
+specialists("pipeline_hands_on_before_all_lanes_stored", 19,
+            fill=STORED.replace("__syncwarp();", "@(||__syncwarp();)@"))
+specialists("pipeline_gives_back_before_all_lanes_read", 19, fill=COPIED,
+            release=RELEASE.replace("__syncwarp();", "@(||__syncwarp();)@"))
+
+pair("barrier_for_part_of_a_block", ASYNC + """extern "C" __global__ void k(int* y) {
+    __shared__ int s[64];
+    if (threadIdx.x < 64) {
+        s[threadIdx.x] = threadIdx.x;
+        ptx::named_barrier_sync(@(1 + threadIdx.x / 32, 32||1, 64)@);
+        y[threadIdx.x] = s[63 - threadIdx.x];
+    } else {
+        y[threadIdx.x] = 0;
+        ptx::named_barrier_sync(3, 32);
+    }
+}""", (("empty", 96),), ("race", "s", None, 5), block=(96, 1, 1))
+pair("barriers_in_turn", ASYNC + """extern "C" __global__ void k(int* y) {
+    __shared__ int s[32];
+    for (int i = 0; i < 4; i++) {
+        if (threadIdx.x < 32) {
+            s[threadIdx.x] = i;
+            ptx::named_barrier_sync(1, 64);
+        } else {
+            ptx::named_barrier_sync(1, 64);
+            y[32 * i + threadIdx.x - 32] = s[63 - threadIdx.x];
+        }
+        @(||ptx::named_barrier_sync(2, 64);)@
+    }
+}""", (("empty", 128),), ("race", "s", None, 6))
 
 BUGS = [case for case in CASES if case.expected]
 CORRECT = [case for case in CASES if not case.expected]

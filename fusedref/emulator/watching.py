@@ -252,6 +252,8 @@ def launch(function: Function, arguments: bytes, grid: tuple, block: tuple, shar
         findings.append(Finding("divergent-barrier", function.name, None, None, tuple(error.thread), tuple(error.block),
                                 place[1], place[0], str(raised)))
     elif error:
+        if _collectors():
+            _deliver(findings)
         raise launching.explain(function, arguments, error, shared)
     _deliver(findings)
 
@@ -324,6 +326,8 @@ def _explain(function: Function, arguments: bytes, report: _Report, grid: tuple,
                        "been waited for", other, blocks, other_line)
     if other_block != blocks:
         reason = f"thread {other} of block {other_block} {did} {there}: blocks run in any order"
+    elif thread == other:
+        reason = f"an asynchronous copy that the same thread started {there} {did}: it has not waited for that one"
     elif report.thread // 32 == report.other_thread // 32:
         reason = (f"thread {other} of the same warp {did} {there}: nothing makes the lanes of a warp keep step but "
                   "__syncwarp() or __syncthreads()")

@@ -674,7 +674,7 @@ static void run_block(Worker* w, uint64_t number) {
             Thread* lanes = w->threads + 32 * warp_order[i];
             uint32_t lane_count = count - 32 * warp_order[i] < 32 ? count - 32 * warp_order[i] : 32;
             if (launch->seed) shuffle(lane_order, 32, &state);
-            for (bool again = true; again;) {
+            for (bool again = true, gave_way = false; again && !gave_way;) {
                 again = false;
                 for (int l = 0; l < 32; l++) {
                     if (lane_order[l] >= lane_count) continue;
@@ -683,7 +683,7 @@ static void run_block(Worker* w, uint64_t number) {
                     if (t->state != READY) continue;
                     t->yielded = false;
                     resume(w, t);
-                    if (t->yielded) yielded = true;
+                    if (t->yielded) yielded = gave_way = true;
                     else { ran = true; again = true; }
                     if (launch->cancel) return;
                     if (w->released) break;

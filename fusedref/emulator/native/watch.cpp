@@ -332,7 +332,8 @@ static void conflict(Watch* watch, Worker* w, const Access& before, bool before_
     bool elsewhere = before.block != w->block_number + 1;
     if (elsewhere && (before.flags & (ATOMIC | VOLATILE)) && (flags & (ATOMIC | VOLATILE))) return;
     if (ordered(watch, w, before, 4 * word)) return;
-    Report r = report_of(w, before.actor >= THREADS ? MISSING_WAIT : RACE, address, bytes, write, pc);
+    bool copy = write && (flags & ASYNC);
+    Report r = report_of(w, before.actor >= THREADS && !copy ? MISSING_WAIT : RACE, address, bytes, write, pc);
     r.other_pc = watch->sites[before.site].pc;
     r.other_block = before.block - 1;
     r.other_thread = before.thread;
@@ -390,7 +391,8 @@ void watch_access(Worker* w, uint64_t offset, uint64_t bytes, int write, int fla
             c->launch = watch->launch;
         }
         if ((write && c->leaving) || c->copying) {
-            Report r = report_of(w, MISSING_WAIT, address, bytes, write, pc);
+            bool two_copies = c->copying && write && (flags & ASYNC);
+            Report r = report_of(w, two_copies ? RACE : MISSING_WAIT, address, bytes, write, pc);
             r.other_thread = (c->copying ? c->copying : c->leaving) - 1;
             r.other_pc = watch->sites[c->copying ? c->writer.site : c->reader[0].site].pc;
             r.other_block = w->block_number;
