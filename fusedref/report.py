@@ -231,7 +231,8 @@ class Report:
         )
 
     def _verdict(self) -> str:
-        return "right to float32 rounding" if self.ok else "REFUSED"
+        arithmetic = {"fp32": "float32", "tf32": "tf32"}[self.precision]
+        return f"right to {arithmetic} rounding" if self.ok else "REFUSED"
 
     def _shown(self) -> Case | None:
         """The case to draw: the first with wrong elements."""

@@ -1,4 +1,4 @@
-"""validate(candidate, problem) -> Report: is this function, or this kernel, the operator, to float32 rounding?
+"""validate(candidate, problem) -> Report: is this function, or this kernel, the operator, to rounding?
 
 The candidate is called on fresh random inputs, in several shapes around the problem, with every parameter of BatchNorm,
 eps and the scale drawn anew, so that nothing can be left out unseen. Memory that it allocates through torch starts as
@@ -17,6 +17,17 @@ rounded to tf32 the largest errors are some 3000 u m at K = 72 and 500 at K = 46
 The error of all elements together, in the L2 norm, must be within (8 + sqrt(K)) u of the result's: the sequential sum
 gives 0.3 sqrt(K) u, tf32 2000 u and more. Where the terms of a result happen to cancel, its norm counts as
 |m| / sqrt(K + 3) at least, which is no more than terms of random signs would give.
+
+At precision tf32 the factors of the products may have been rounded to tf32 as well, nothing else. Let t = 2**-11, the
+largest relative error of that rounding, and
+
+    q = sqrt(conv(x**2, weight**2)) / sqrt(running_var + eps) * |gamma|, times |scale|
+
+The errors of the products are independent, so an element is off by 0.6 t q in standard deviation, whatever K is. Where
+the low bits are cut off instead of rounded, as tensor cores do with what nobody has rounded, it is 1.6 t q, and with
+bfloat16 factors 4.8 t q. Each element may be 10 t q farther off than in float32, six times the deviation of cut ones,
+and all together, in the L2 norm, 2.5 t |q|: a single product, rounded, is off by 2 t q at most. So bfloat16 is
+refused, by the norm at the latest.
 """
 
 from __future__ import annotations
@@ -44,6 +55,9 @@ Candidate = Callable[..., Tensor]
 
 UNIT = 2.0**-24  # half the distance from 1 to the next float32: the largest relative error of one rounding
 ELEMENT_LIMIT = 32  # units of UNIT * m
+TF32_UNIT = 2.0**-11  # the same for tf32
+TF32_ELEMENT_LIMIT = 10  # units of TF32_UNIT * q
+TF32_NORM_LIMIT = 2.5
 
 
 class Inputs(NamedTuple):
@@ -127,13 +141,14 @@ def validate(
     leave its inputs alone and return new memory. An exception that it raises becomes a reason.
 
     ``problem`` is KERNELBENCH_73 on a GPU and SMALL_73 elsewhere if not given. ``device`` is the GPU if there is one
-    (and FUSEDREF_DEVICE does not say emulator). The same ``seed`` draws the same inputs. ``precision="fp32"``, the
-    only one so far, accepts the rounding of float32 arithmetic and refuses tf32; the module's text has the bounds.
+    (and FUSEDREF_DEVICE does not say emulator). The same ``seed`` draws the same inputs. ``precision="fp32"`` accepts
+    the rounding of float32 arithmetic and refuses tf32; ``"tf32"`` accepts x and weight rounded to tf32 besides, and
+    refuses bfloat16. The module's text has the bounds.
     """
     if not callable(candidate):
         raise TypeError(f"candidate must be callable, got {type(candidate).__name__}")
-    if precision != "fp32":
-        raise ValueError(f"precision must be 'fp32', got {precision!r}")
+    if precision not in ("fp32", "tf32"):
+        raise ValueError(f"precision must be 'fp32' or 'tf32', got {precision!r}")
     if device is None:
         device = "cuda" if torch.cuda.is_available() and not forced_to_emulator() else "cpu"
     device = torch.device(device)
@@ -160,7 +175,7 @@ def validate(
         if y is None:
             cases.append(Case(name, shape, math.nan, None, None, tuple(reasons)))
         else:
-            cases.append(compare(name, shape, inputs, y, reasons))
+            cases.append(compare(name, shape, inputs, y, reasons, precision))
             if y.numel() <= 2**20:
                 earlier = y, y.clone()
     return Report(problem, precision, str(device), seed, tuple(cases))
@@ -268,7 +283,14 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
-def compare(name: str, problem: Problem, inputs: Inputs, y: Tensor, reasons: Sequence[str] = ()) -> Case:
+def compare(
+    name: str,
+    problem: Problem,
+    inputs: Inputs,
+    y: Tensor,
+    reasons: Sequence[str] = (),
+    precision: str = "fp32",
+) -> Case:
     """The case for ``y``: how far from float64 it is, where it is too far, and why, as far as can be seen.
 
     ``reasons`` are those already found; those found here join them in the case.
@@ -276,30 +298,33 @@ def compare(name: str, problem: Problem, inputs: Inputs, y: Tensor, reasons: Seq
     reasons = list(reasons)
     errors = Errors(problem)
     worst = None
-    squares = torch.zeros(3, dtype=torch.float64)  # of the error, of the result, of m
+    squares = torch.zeros(4, dtype=torch.float64)  # of the error, of the result, of m, of q
     images = max(1, 2**24 // math.prod(problem.output_shape[1:]))  # at a time, for the memory's sake
     for start in range(0, problem.batch, images):
         part = inputs._replace(x=inputs.x[start : start + images])
         got = y[start : start + images].double()
         expected, magnitude = _expected(problem, part), _magnitude(problem, part)
+        spread = _spread(problem, part, precision)
         error = (got - expected).abs()
-        bounds = (error / (ELEMENT_LIMIT * UNIT * magnitude)).nan_to_num(nan=math.inf)
+        bounds = (error / _allowed(magnitude, spread)).nan_to_num(nan=math.inf)
         errors.add(start, bounds > 1, got)
-        squares += torch.stack([error.square().sum(), expected.square().sum(), magnitude.square().sum()]).cpu()
+        squares += torch.stack([values.square().sum() for values in (error, expected, magnitude, spread)]).cpu()
         index = int(bounds.argmax())
         if worst is None or bounds.view(-1)[index] > worst.bounds:
             image, *rest = (int(i) for i in np.unravel_index(index, bounds.shape))
             here = (image, *rest)
             worst = Worst((start + image, *rest), got[here].item(), expected[here].item(), bounds[here].item())
 
-    error, result, magnitude = squares.sqrt().tolist()
+    error, result, magnitude, spread = squares.sqrt().tolist()
     relative_l2 = error / result
-    limit = (8 + math.sqrt(problem.taps)) * UNIT
+    limit = (8 + math.sqrt(problem.taps)) * UNIT * max(result, magnitude / math.sqrt(problem.taps + 3))
+    limit += TF32_NORM_LIMIT * TF32_UNIT * spread
     if errors.wrong:
         reasons += errors.in_words()
-        reasons += _explained(problem, inputs, y, relative_l2, errors)
-    elif not error <= limit * max(result, magnitude / math.sqrt(problem.taps + 3)):
-        reasons.append(f"the relative L2 error is {relative_l2:.1e}, float32 arithmetic stays below {limit:.1e}")
+        reasons += _explained(problem, inputs, y, relative_l2, precision)
+    elif not error <= limit:
+        arithmetic = {"fp32": "float32", "tf32": "tf32"}[precision]
+        reasons.append(f"the relative L2 error is {relative_l2:.1e}, {arithmetic} stays below {limit / result:.1e}")
     return Case(name, problem, relative_l2, worst, errors, tuple(reasons))
 
 
@@ -320,14 +345,30 @@ def _magnitude(problem: Problem, inputs: Inputs) -> Tensor:
     return _expected(problem, positive)
 
 
-def _explained(problem: Problem, inputs: Inputs, y: Tensor, relative_l2: float, errors: Errors) -> list[str]:
+def _spread(problem: Problem, inputs: Inputs, precision: str) -> Tensor:
+    """q of the module's text; zero in float32, where it allows nothing."""
+    if precision == "fp32":
+        return torch.zeros((), dtype=torch.float64, device=inputs.x.device)
+    # q squared is the operator too: of squares, and with the square of the variance, for its root is taken.
+    x, weight, gamma = (tensor.double().square() for tensor in (inputs.x, inputs.weight, inputs.gamma))
+    variance, nothing = (inputs.running_var.double() + inputs.eps) ** 2, torch.zeros_like(inputs.running_mean)
+    squares = Inputs(x, weight, None, nothing, variance, gamma, nothing, inputs.scaling_factor**2, 0.0)
+    return _expected(problem, squares).sqrt()
+
+
+def _allowed(magnitude: Tensor, spread: Tensor) -> Tensor:
+    """How far off an element may be."""
+    return ELEMENT_LIMIT * UNIT * magnitude + TF32_ELEMENT_LIMIT * TF32_UNIT * spread
+
+
+def _explained(problem: Problem, inputs: Inputs, y: Tensor, relative_l2: float, precision: str) -> list[str]:
     """What the candidate may have done instead, where one of the usual slips gives exactly its first image."""
     if not y.any():
         return ["every element is zero"]
     first = inputs._replace(x=inputs.x[:1])
     for slip, changed in _slips(first):
         difference = (y[:1].double() - _expected(problem, changed)).abs()
-        if (difference <= ELEMENT_LIMIT * UNIT * _magnitude(problem, changed)).all():
+        if (difference <= _allowed(_magnitude(problem, changed), _spread(problem, changed, precision))).all():
             return [f"y is what comes out where {slip}"]
     if relative_l2 < 2.0**-6:
         bits = -math.log2(relative_l2)

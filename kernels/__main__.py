@@ -56,7 +56,7 @@ def climb(ladder: list[Rung], device: torch.device, console: Console) -> list[St
         for rung in ladder:
             progress.update(task, description=f"validating {rung.title}")
             problem = KERNELBENCH_73 if device.type == "cuda" and rung.fits(KERNELBENCH_73) else SMALL_73
-            report = validate(rung.candidate, problem, device=device)
+            report = validate(rung.candidate, problem, precision=rung.precision, device=device)
             steps.append(Step(rung, report, None if rung.fits(KERNELBENCH_73) else refusal(rung, device)))
             progress.advance(task)
     return steps
@@ -74,7 +74,7 @@ def refusal(rung: Rung, device: torch.device) -> str | None:
 def measure() -> list[bench.Row]:
     """Times the floor, the peers and every rung that fits, at problem 73 on the current GPU, in one run."""
     rungs = [
-        bench.Peer(rung.title, "fp32", "NCHW", lambda inputs, rung=rung: lambda: rung.candidate(*inputs))
+        bench.Peer(rung.title, rung.precision, "NCHW", lambda inputs, rung=rung: lambda: rung.candidate(*inputs))
         for rung in LADDER
         if rung.fits(KERNELBENCH_73)
     ]
@@ -84,7 +84,7 @@ def measure() -> list[bench.Row]:
 def ladder_rows(rows: list[bench.Row]) -> list[bench.Row]:
     """Of the rows of a file, those that the ladder shows: the floor, the peers and the rungs, in this order."""
     order = [(bench.FLOOR, "fp32", "NCHW"), *[(peer.name, peer.precision, peer.layout) for peer in PEERS]]
-    order += [(rung.title, "fp32", "NCHW") for rung in LADDER]
+    order += [(rung.title, rung.precision, "NCHW") for rung in LADDER]
     found = {
         (row.name, row.precision, row.layout): row for row in rows if row.problem == bench.describe(KERNELBENCH_73)
     }
@@ -107,6 +107,7 @@ def table(steps: list[Step], rows: list[bench.Row], card: str | None, device: to
     result = Table(title=title, box=box.SIMPLE_HEAD)
     result.add_column("rung", no_wrap=True)
     result.add_column("validated")
+    result.add_column("precision")
     for heading in ("relative L2", "launches", "MB moved", "x floor"):
         result.add_column(heading, justify="right")
     if rows:
@@ -117,6 +118,7 @@ def table(steps: list[Step], rows: list[bench.Row], card: str | None, device: to
         cells = [
             step.rung.title,
             "[green]yes[/]" if step.ok else "[red]no[/]",
+            step.rung.precision,
             f"{step.report.relative_l2:.1e}",
             str(step.rung.launches),
             f"{moved / 1e6:.2f}",
@@ -132,7 +134,7 @@ def table(steps: list[Step], rows: list[bench.Row], card: str | None, device: to
             if row.name not in [rung.title for rung in LADDER]:
                 error = "" if row.relative_l2 is None else f"{row.relative_l2:.1e}"
                 name = row.name if row.layout == "NCHW" else f"{row.name}, {row.layout}"
-                result.add_row(name, "", error, "", "", "", *figures(row, rows))
+                result.add_row(name, "", row.precision, error, "", "", "", *figures(row, rows))
     return result
 
 
@@ -170,10 +172,10 @@ def markdown() -> str:
     lines = [
         f"![The ladder: bytes and times of every rung]({README_PICTURE.relative_to(ROOT)})",
         "",
-        f"Problem 73 in fp32 on an {card}; the floor there is {floor.us:.0f} µs (a copy of the least bytes).",
+        f"Problem 73 on an {card}; the floor there is {floor.us:.0f} µs (a copy of the least bytes).",
         "",
-        "| rung | what runs | launches | bytes, x floor | µs | x eager | of the floor | relative L2 |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| rung | what runs | precision | launches | bytes, x floor | µs | x eager | of the floor | relative L2 |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for rung in LADDER:
         moved = f"{rung.bytes_moved(KERNELBENCH_73) / KERNELBENCH_73.least_bytes:.2f}"
@@ -182,11 +184,12 @@ def markdown() -> str:
             times = f"{' | '.join(figures(row, rows))} | {row.relative_l2:.1e}"
         else:
             times = "does not launch | | | "
-        lines.append(f"| {rung.title} | {rung.how} | {rung.launches} | {moved} | {times} |")
+        lines.append(f"| {rung.title} | {rung.how} | {rung.precision} | {rung.launches} | {moved} | {times} |")
     for row in rows:
         if row.name != bench.FLOOR and row.name not in [rung.title for rung in LADDER]:
             name = row.name if row.layout == "NCHW" else f"{row.name}, {row.layout}"
-            lines.append(f"| *{name}* | | | | {' | '.join(figures(row, rows))} | {row.relative_l2:.1e} |")
+            times = f"{' | '.join(figures(row, rows))} | {row.relative_l2:.1e}"
+            lines.append(f"| *{name}* | | {row.precision} | | | {times} |")
     lines += ["", f"Measured by `{MEASURE}`, put here by `python -m kernels --readme`."]
     return "\n".join(lines)
 

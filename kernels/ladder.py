@@ -25,6 +25,8 @@ from fusedref.problem import Problem
 
 KERNELS = Path(__file__).parent
 THREADS = 256  # in a block of one thread per number
+SHARED_MEMORY = 48 * 1024  # bytes that a block has on every card without asking for more
+MOST_BLOCKS = 65535  # of a grid, along y and z
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Rung:
     launches: int  # passes over the tensors, ours and the library's
     round_trips: int  # how often a tensor of y's size is written and read again before y is finished
     most_threads: int | None = None  # output pixels per image and channel that the launch geometry allows
+    precision: str = "fp32"  # at which it validates
 
     @property
     def title(self) -> str:
@@ -51,6 +54,8 @@ class Rung:
 
     def fits(self, problem: Problem) -> bool:
         """Whether the rung can be launched on ``problem`` at all."""
+        if isinstance(self.candidate, Tiled) and self.candidate.refusal(problem):
+            return False
         return self.most_threads is None or problem.out_height * problem.out_width <= self.most_threads
 
 
@@ -114,6 +119,96 @@ def fused_block(x, weight, bias, running_mean, running_var, gamma, beta, scaling
     return y
 
 
+@dataclasses.dataclass(frozen=True)
+class Tiled:
+    """The candidate of a rung whose blocks compute a tile of the output each, with its sizes compiled in (06 on)."""
+
+    file: str
+    kernel: str
+    block: tuple[int, int, int]
+    channels: int | None  # of a tile; None: all
+    rows: int
+    columns: int
+    shared: Callable[[int, int], int]  # bytes of shared memory, from in_channels and kernel_size
+    dynamic: bool = True  # whether the launch gives them; else the kernel declares them
+    declared: int = 0  # bytes that the kernel declares beside them
+
+    def __call__(self, x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps) -> Tensor:
+        problem = Problem(x.shape[0], x.shape[1], weight.shape[0], x.shape[2], x.shape[3], tuple(weight.shape[2:]))
+        refusal = self.refusal(problem)
+        if refusal:
+            raise ValueError(refusal)
+        y = x.new_empty(problem.output_shape)
+        vectors = _or_zeros(bias, running_mean), running_mean, running_var, _or_ones(gamma, running_mean)
+        numbers = np.float32(scaling_factor), np.float32(eps)
+        launch(
+            source_module(KERNELS / f"{self.file}.cu", self.options(problem), x.device).get_function(self.kernel),
+            *(x, weight, *vectors, _or_zeros(beta, running_mean), *numbers, Out(y)),
+            block=self.block,
+            grid=self.grid(problem),
+            shared=self.shared(problem.in_channels, problem.kernel[0]) if self.dynamic else 0,
+        )
+        return y
+
+    def options(self, problem: Problem) -> tuple[str, ...]:
+        """nvcc's, with the sizes."""
+        sizes = {
+            "IN_CHANNELS": problem.in_channels,
+            "OUT_CHANNELS": problem.out_channels,
+            "HEIGHT": problem.height,
+            "WIDTH": problem.width,
+            "KERNEL_SIZE": problem.kernel[0],
+        }
+        return tuple(f"-D{name}={size}" for name, size in sizes.items())
+
+    def grid(self, problem: Problem) -> tuple[int, int, int]:
+        """A block for every tile: columns, rows, and images times groups of channels."""
+        groups = 1 if self.channels is None else math.ceil(problem.out_channels / self.channels)
+        across, down = math.ceil(problem.out_width / self.columns), math.ceil(problem.out_height / self.rows)
+        return across, down, problem.batch * groups
+
+    def refusal(self, problem: Problem) -> str | None:
+        """Why the kernel cannot be launched on ``problem``; None if it can."""
+        plain = Problem(*problem.input_shape[:2], problem.out_channels, *problem.input_shape[2:], problem.kernel[0])
+        if problem.output_shape != plain.output_shape or problem.groups > 1:
+            return f"{self.kernel} serves stride 1, no padding, no dilation and one group, by a square kernel"
+        needed = self.shared(problem.in_channels, problem.kernel[0]) + self.declared
+        if needed > SHARED_MEMORY:
+            return (
+                f"{self.kernel} needs {needed} bytes of shared memory for {problem.in_channels} input channels and a "
+                f"{problem.kernel[0]}x{problem.kernel[0]} kernel, a block has {SHARED_MEMORY}"
+            )
+        if max(self.grid(problem)[1:]) > MOST_BLOCKS:
+            return f"{self.kernel} needs {self.grid(problem)} blocks, of which only the first may pass {MOST_BLOCKS}"
+        return None
+
+
+def _bytes_of_06(in_channels: int, kernel_size: int) -> int:
+    halo = (8 + kernel_size - 1) * (32 + kernel_size - 1)
+    return 4 * in_channels * (halo + 16 * kernel_size**2)
+
+
+def _bytes_of_07(in_channels: int, kernel_size: int) -> int:
+    halo = (4 + kernel_size - 1) * (128 + kernel_size - 1)
+    return 4 * in_channels * (halo + (64 + 4) * kernel_size**2)
+
+
+def _bytes_of_08(in_channels: int, kernel_size: int) -> int:
+    pixels = (6 + kernel_size - 1) * (64 + kernel_size - 1)
+    return 16 * math.ceil(in_channels / 8) * (2 * pixels + (2 * 64 + 1) * kernel_size**2)
+
+
+def _bytes_of_09(in_channels: int, kernel_size: int) -> int:
+    runs = 8 * 8 * (32 + 8)
+    return _bytes_of_08(in_channels, kernel_size) + 4 * runs
+
+
+shared_tile = Tiled("06_shared_tile", "shared_tile", (32, 8, 1), None, 8, 32, _bytes_of_06, dynamic=False)
+register_tile = Tiled("07_register_tile", "register_tile", (32, 8, 1), 64, 4, 128, _bytes_of_07)
+tensor_cores = Tiled("08_tensor_cores", "tensor_cores", (256, 1, 1), 64, 6, 64, _bytes_of_08)
+split_fp32 = Tiled("09_split_fp32", "split_fp32", (256, 1, 1), 64, 6, 64, _bytes_of_09, declared=784)
+
+
 def library_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """torch's convolution, in fp32 as it is asked for: torch would let cuDNN round the inputs to tf32."""
     with bench.arithmetic("fp32"):
@@ -162,6 +257,16 @@ LADDER = [
     Rung(5, "folded_weights", "one library convolution",
          "the multiply-add folds into the weights: any library's convolution computes the operator",
          _rung_05_weights, 1, 0),
+    Rung(6, "shared_tile", "one kernel, a tile of inputs in shared memory",
+         "a block fetches once what its outputs share: the barrier parts the copying from the reading",
+         shared_tile, 1, 0),
+    Rung(7, "register_tile", "one kernel, 8 channels x 4 pixels in a thread's registers",
+         "12 numbers fetched serve 32 multiply-adds, and the multiply-adds are the wall", register_tile, 1, 0),
+    Rung(8, "tensor_cores", "one kernel, on the tensor cores, in tf32",
+         "an instruction of a warp multiplies small matrices: past the wall, at the price of 13 of 24 bits",
+         tensor_cores, 1, 0, precision="tf32"),
+    Rung(9, "split_fp32", "one kernel, on the tensor cores, every number two of fp16",
+         "three products of halves and the order of their sums give fp32's accuracy back", split_fp32, 1, 0),
 ]  # fmt: skip
 
 

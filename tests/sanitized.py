@@ -31,6 +31,9 @@ def rungs() -> None:
     ladder.bn_scale(convolved, mean, var, gamma, beta, factor, eps)
     ladder.fused(*inputs)
     ladder.fused_block(*inputs)
+    for rung in ladder.LADDER:
+        if isinstance(rung.candidate, ladder.Tiled):
+            rung.candidate(*inputs)
     fusedref.fused_conv_bn_scale(*inputs)
     options = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "groups": 2}
     fusedref.fused_conv_bn_scale(*draw(fusedref.Problem(3, 4, 6, 17, 21, (3, 5), **options), 0, "cuda"), **options)

@@ -53,5 +53,6 @@ def test_the_rung_is_the_kernel_of_the_package(device):
 def test_every_rung_that_fits_validates_at_problem_73(device):
     for rung in ladder.LADDER:
         if rung.fits(KERNELBENCH_73):
-            report = validate(rung.candidate, KERNELBENCH_73, device=device)
-            assert report.ok and report.relative_l2 <= 2e-7, f"{rung.title}: {report}"
+            report = validate(rung.candidate, KERNELBENCH_73, precision=rung.precision, device=device)
+            limit = {"fp32": 2e-7, "tf32": 4e-4}[rung.precision]
+            assert report.ok and report.relative_l2 <= limit, f"{rung.title}: {report}"

@@ -41,7 +41,11 @@ def measured(tmp_path, monkeypatch):
     times = {bench.FLOOR: 100.0, "eager PyTorch": 900.0, "torch.compile": 700.0, "folded cuDNN": 500.0}
     times |= {rung.title: 3000.0 - 100 * index for index, rung in enumerate(ladder.LADDER) if rung is not FUSED_BLOCK}
     shape = bench.describe(KERNELBENCH_73)
-    rows = [bench.Row(name, "eval", "fp32", "NCHW", shape, us, 1.0, 5e-8, 100.0) for name, us in times.items()]
+    precision = {rung.title: rung.precision for rung in ladder.LADDER}
+    rows = [
+        bench.Row(name, "eval", precision.get(name, "fp32"), "NCHW", shape, us, 1.0, 5e-8, 100.0)
+        for name, us in times.items()
+    ]
     path = tmp_path / "lessons" / "measured" / "card.json"
     path.parent.mkdir(parents=True)
     content = {"card": "Test Card", "versions": {}, "rows": [dataclasses.asdict(row) for row in rows]}
@@ -66,6 +70,10 @@ def test_bytes_moved_at_problem_73():
         "04 fused_block": least,
         "05 folded": least,
         "05 folded_weights": least,
+        "06 shared_tile": least,
+        "07 register_tile": least,
+        "08 tensor_cores": least,
+        "09 split_fp32": least,
     }
 
 
@@ -124,9 +132,9 @@ def test_the_table_holds_the_committed_times(measured):
     assert "from an Test Card" in printed
     lines = [line.split() for line in printed.splitlines()]
     moved = f"{FOLDED.bytes_moved(SMALL_73) / 1e6:.2f}"
-    assert ["05", "folded", "yes", "1.0e-07", "1", moved, "1.00", "2400", "0.38", "4%"] in lines
-    assert ["04", "fused_block", "yes", "1.0e-07", "1", moved, "1.00", "none"] in lines
-    assert ["folded", "cuDNN", "5.0e-08", "500", "1.80", "20%"] in lines
+    assert ["05", "folded", "yes", "fp32", "1.0e-07", "1", moved, "1.00", "2400", "0.38", "4%"] in lines
+    assert ["04", "fused_block", "yes", "fp32", "1.0e-07", "1", moved, "1.00", "none"] in lines
+    assert ["folded", "cuDNN", "fp32", "5.0e-08", "500", "1.80", "20%"] in lines
 
 
 def test_the_readme_is_written_from_the_measured_file(measured):
@@ -150,4 +158,5 @@ def test_the_rungs_and_the_peers_are_timed_in_one_run():
     rows = command.measure()
     timed = [rung.title for rung in ladder.LADDER if rung is not FUSED_BLOCK]
     assert [row.name for row in rows] == [bench.FLOOR, *[peer.name for peer in command.PEERS], *timed]
-    assert all(row.us > 0 for row in rows) and all(row.relative_l2 <= 2e-7 for row in rows[1:])
+    assert all(row.us > 0 for row in rows)
+    assert all(row.relative_l2 <= {"fp32": 2e-7, "tf32": 4e-4}[row.precision] for row in rows[1:])

@@ -148,6 +148,29 @@ def test_wrong_arithmetic(name):
     assert any(words in reason for reason in report.reasons), str(report)
 
 
+ACCEPTED_AT_TF32 = ("tf32", "fp16 inputs", "fp16 sum", "two bf16 pieces", "one ulp too many")
+
+
+@pytest.mark.parametrize("name", [name for name in EVERYWHERE if name not in ACCEPTED_AT_TF32])
+def test_wrong_arithmetic_at_precision_tf32(name):
+    candidate, _ = EVERYWHERE[name]  # the words may be others: a wider bound takes one slip for its neighbour
+    report = validate(candidate, PLAIN, precision="tf32", device="cpu")
+    assert not report.ok
+
+
+@pytest.mark.parametrize("name", ["tf32", "fp16 inputs", "two bf16 pieces"])  # fp16 keeps as many bits as tf32
+def test_what_precision_tf32_accepts(name):
+    candidate, _ = EVERYWHERE[name]
+    report = validate(candidate, PLAIN, precision="tf32", device="cpu")
+    assert report.ok, str(report)
+
+
+def test_bf16_inputs_are_refused_at_precision_tf32():
+    bfloat16 = altered(lambda given: {name: given[name].bfloat16().float() for name in ("x", "weight")})
+    report = validate(bfloat16, PLAIN, precision="tf32", device="cpu")
+    assert not report.ok
+
+
 IN_PLACES = {
     "last column": (filled(0.0, (..., -1)), "the last column (6) is wrong (84 of 588 elements)"),
     "first column": (filled(0.0, (..., 0)), "the first column (0) is wrong"),
@@ -191,6 +214,7 @@ def test_wrong_places(name):
     report = validate(candidate, PLAIN, device="cpu")
     assert not report.ok
     assert any(words in reason for reason in report.reasons), str(report)
+    assert not validate(candidate, PLAIN, precision="tf32", device="cpu").ok
 
 
 def test_what_a_square_image_hides():

@@ -13,8 +13,8 @@ from PIL import Image
 import fusedref
 from fusedref import KERNELBENCH_73, Problem, validate
 from fusedref.problem import SMALL_73
-from fusedref.reference import conv_bn_scale
-from fusedref.validator import candidate_from_kernel, compare, draw, shapes_around
+from fusedref.reference import conv_bn_scale, oracle
+from fusedref.validator import _spread, candidate_from_kernel, compare, draw, shapes_around
 from tests.strategies import fast, options, problems
 
 SMALL = Problem(2, 3, 4, 8, 7, 3)
@@ -107,6 +107,52 @@ def test_float32_arithmetic_is_accepted_and_tf32_is_not(problem):
     assert not validate(rounded, problem, device="cpu").ok
 
 
+@fast
+@given(problems())
+def test_at_precision_tf32_rounded_and_cut_factors_are_accepted_and_bfloat16_is_not(problem):
+    def with_factors(change):
+        def candidate(x, weight, *rest):
+            return conv_bn_scale(change(x), change(weight), *rest, **options(problem))
+
+        return candidate
+
+    def rounded(tensor):
+        return ((tensor.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+    def nothing(tensor):
+        return tensor
+
+    for change in (nothing, rounded):
+        report = validate(with_factors(change), problem, precision="tf32", device="cpu")
+        assert report.ok and str(report).startswith("right to tf32 rounding (tf32, cpu, seed 0)"), str(report)
+    assert not validate(with_factors(lambda t: t.bfloat16().float()), problem, precision="tf32", device="cpu").ok
+
+
+@pytest.mark.parametrize("taps", [1, 8, 72, 4608])
+def test_the_bounds_of_tf32(taps):
+    """Errors in units of t q: what the module's text says of rounding, cutting off and bfloat16."""
+    problem = Problem(256, taps, 64, 1, 1, 1)
+    inputs = draw(problem, seed=0)
+    changes = {
+        "rounded": lambda t: ((t.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32),
+        "cut": lambda t: (t.view(torch.int32) & ~0x1FFF).view(torch.float32),
+        "bfloat16": lambda t: t.bfloat16().float(),
+    }
+    spread = _spread(problem, inputs, "tf32")
+    exact = oracle(*inputs)
+    found = {}
+    for name, change in changes.items():
+        y = oracle(change(inputs.x), change(inputs.weight), *inputs[2:])
+        found[name] = float((y - exact).norm() / spread.norm()) * 2**11
+        case = compare("", problem, inputs, y.float(), precision="tf32")
+        assert case.ok == (name != "bfloat16"), str(case)
+    assert found == {
+        "rounded": pytest.approx(0.6, rel=0.3),
+        "cut": pytest.approx(1.6, rel=0.3),
+        "bfloat16": pytest.approx(4.8, rel=0.3),
+    }
+
+
 @pytest.mark.parametrize("taps", [1, 72, 512, 4608])
 def test_the_bounds_hold_whatever_the_number_of_taps(taps):
     """A sequential sum that starts from the folded bias, the worst order there is, keeps well inside both."""
@@ -165,7 +211,7 @@ def test_an_interrupt_passes():
     [
         ({"candidate": 3}, TypeError, "candidate must be callable, got int"),
         ({"problem": 73}, TypeError, "problem must be a Problem, got int"),
-        ({"precision": "tf32"}, ValueError, "precision must be 'fp32', got 'tf32'"),
+        ({"precision": "fp16"}, ValueError, "precision must be 'fp32' or 'tf32', got 'fp16'"),
         ({"problem": dataclasses.replace(SMALL, batch=0)}, ValueError, "a batch of at least 1"),
         ({"problem": dataclasses.replace(SMALL, dtype=torch.float16)}, ValueError, "problem must be float32"),
     ],

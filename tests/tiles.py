@@ -1,0 +1,76 @@
+"""What the tests of the rungs with compiled-in sizes (06 on) share."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from fusedref import Problem, cuda
+from fusedref.cuda import drv
+from fusedref.cuda.compile import HEADERS
+from fusedref.validator import compare, draw
+from kernels import ladder
+
+ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+needs_emulator = pytest.mark.skipif(cuda.device() == "gpu", reason="counts are the emulator's")
+
+
+def compiled(tiled: ladder.Tiled, problem: Problem, architecture: int, folder) -> str:
+    """What ptxas reports of the kernel; fails where nvcc warns or refuses."""
+    options = [f"-arch=sm_{architecture}", "-std=c++17", "--Werror=all-warnings", "-Xptxas=-v", f"-I{HEADERS}"]
+    source = ladder.KERNELS / f"{tiled.file}.cu"
+    command = ["nvcc", "-cubin", *options, *tiled.options(problem), "-o", str(folder / "kernel.cubin"), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def shared_bytes(report: str) -> int:
+    """The bytes of shared memory that the kernel declares, from ptxas' report."""
+    found = re.search(r"(\d+) bytes smem", report)
+    return int(found[1]) if found else 0
+
+
+def assert_no_spills(report: str) -> None:
+    assert "0 bytes spill stores, 0 bytes spill loads" in report, report
+
+
+def refused(rung: ladder.Rung, device) -> bool:
+    """Whether the rung fails, or its result is refused, on a small problem: one shape, so that little is compiled."""
+    problem = Problem(2, 3, 20, 10, 38, 2)
+    given = draw(problem, 0, device)
+    try:
+        y = rung.candidate(*given)
+    except drv.Error:
+        return True
+    return not compare("", problem, given, y, precision=rung.precision).ok
+
+
+def watched(tiled: ladder.Tiled, *sizes: int):
+    """What the emulator saw of a launch on ``Problem(*sizes)``, where nothing may be found: its counters."""
+    from fusedref.emulator import watch
+
+    with watch() as seen:
+        tiled(*draw(Problem(*sizes), 0))
+    assert [finding.message for finding in seen.findings] == []
+    return seen.counters[tiled.kernel]
+
+
+def findings(tiled: ladder.Tiled, *sizes: int) -> list:
+    """What the emulator finds wrong with a launch on ``Problem(*sizes)``."""
+    from fusedref.emulator import watch
+
+    with watch() as seen:
+        tiled(*draw(Problem(*sizes), 0))
+    return seen.findings
+
+
+def at(counters, tiled: ladder.Tiled, text: str):
+    """The counters of the one line of the kernel that has ``text`` in it."""
+    lines = (ladder.KERNELS / f"{tiled.file}.cu").read_text().splitlines()
+    (number,) = [number for number, line in enumerate(lines, 1) if text in line]
+    return counters.by_line[f"{tiled.file}.cu", number]
+
+
