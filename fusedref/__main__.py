@@ -21,9 +21,14 @@ SIZES = "BATCH,IN_CHANNELS,OUT_CHANNELS,HEIGHT,WIDTH,KERNEL_SIZE"
 
 def problem(text: str) -> Problem:
     """A Problem from the six numbers that SIZES names."""
+    sizes = text.replace("x", ",").split(",")
     try:
-        return Problem(*[int(size) for size in text.replace("x", ",").split(",")])
-    except (TypeError, ValueError) as error:
+        if len(sizes) != 6:
+            raise ValueError(f"these are {len(sizes)} sizes, not 6")
+        if int(sizes[0]) == 0:
+            raise ValueError("batch must be at least 1, got 0")  # nothing to compare, though the operator serves it
+        return Problem(*map(int, sizes))
+    except ValueError as error:
         raise argparse.ArgumentTypeError(f"{SIZES} expected, got {text!r} ({error})") from None
 
 
@@ -34,9 +39,13 @@ def run_validate(file: Path, kernel: str, problem: Problem | None, seed: int) ->
         return _cannot(f"there is no file {file}")
     try:
         torch.zeros(1, device=device)  # on a GPU: the context that the module is loaded into
-        source_module(file, device=device).get_function(kernel)
-    except Exception as error:  # nvcc's, PyCUDA's or the emulator's
-        return _cannot(f"{file} gives no kernel {kernel!r}: {type(error).__name__}: {error}")
+        module = source_module(file, device=device)
+    except Exception as error:  # nvcc's, PyCUDA's or the emulator's, or of a file that is no text
+        return _cannot(f"{file} does not compile: {type(error).__name__}: {error}")
+    try:
+        module.get_function(kernel)
+    except Exception as error:
+        return _cannot(f'{file} has no kernel {kernel!r} marked extern "C": {type(error).__name__}: {error}')
     report = validate(candidate_from_kernel(file, kernel), problem, device=device, seed=seed)
     print(report)
     return 0 if report.ok else 1
@@ -71,6 +80,10 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--plot", type=Path, metavar="FILE", help="draw the rows into FILE (.png, .svg or .pdf)")
 
     given = parser.parse_args(arguments)
+    try:
+        cuda.device()
+    except (RuntimeError, ValueError) as error:  # FUSEDREF_DEVICE names what is not here
+        return _cannot(str(error))
     if given.command == "validate":
         return run_validate(given.file, given.kernel, given.problem, given.seed)
     return bench.main(given.json, given.plot, Console())

@@ -53,15 +53,23 @@ def test_a_file_that_is_not_there(capsys):
 
 def test_a_kernel_that_is_not_there(kernel, capsys):
     assert main(["validate", kernel(), "--kernel", "fussed", *SMALL]) == 2
-    assert "no kernel 'fussed'" in capsys.readouterr().err
+    assert "no kernel 'fussed' marked extern" in capsys.readouterr().err
 
 
 def test_a_file_that_does_not_compile(kernel, capsys):
     assert main(["validate", kernel("float sum = bias[channel];", "flaot sum;"), "--kernel", "fused", *SMALL]) == 2
-    assert "flaot" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "does not compile" in error and "flaot" in error
 
 
-@pytest.mark.parametrize("sizes", ["1,2,3", "1,2,3,8,9,three", "1,2,3,2,2,3", "0,2,3,8,9,3,1"])
+@pytest.mark.parametrize("arguments", [["validate", "mine.cu", "--kernel", "fused"], ["bench"]])
+def test_a_device_that_is_none(arguments, monkeypatch, capsys):
+    monkeypatch.setenv("FUSEDREF_DEVICE", "tpu")
+    assert main(arguments) == 2
+    assert "FUSEDREF_DEVICE is 'tpu'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sizes", ["1,2,3", "1,2,3,8,9,three", "1,2,3,2,2,3", "0,2,3,8,9,3", "1,2,3,8,9,3,1"])
 def test_sizes_that_make_no_problem(kernel, capsys, sizes):
     with pytest.raises(SystemExit) as end:
         main(["validate", kernel(), "--kernel", "fused", "--problem", sizes])
