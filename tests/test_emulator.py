@@ -187,6 +187,101 @@ def test_shuffles():
     assert np.array_equal(y[5], (np.where(i == 31, i, i + 1) * 2.5).astype(int))
 
 
+@pytest.mark.parametrize("width", [1, 2, 4, 8, 16, 32])
+@pytest.mark.parametrize("kind", ["int", "unsigned", "long long", "float", "double"])
+def test_shuffles_within_parts_of_a_warp(kind, width):
+    source = f"""
+    __global__ void k({kind}* out) {{
+        int i = threadIdx.x, n = 32, w = {width};
+        {kind} v = i;
+        out[0 * n + i] = __shfl_sync(0xffffffff, v, 5, w);
+        out[1 * n + i] = __shfl_up_sync(0xffffffff, v, 3, w);
+        out[2 * n + i] = __shfl_down_sync(0xffffffff, v, 3, w);
+        out[3 * n + i] = __shfl_xor_sync(0xffffffff, v, 3, w);
+    }}"""
+    dtype = {"int": np.int32, "unsigned": np.uint32, "long long": np.int64, "float": np.float32, "double": np.float64}
+    y = result(source, (4, 32), dtype[kind], block=(32, 1, 1))
+    i = np.arange(32)
+    first = i // width * width
+    assert np.array_equal(y[0], first + 5 % width)
+    assert np.array_equal(y[1], np.where(i - 3 < first, i, i - 3))
+    assert np.array_equal(y[2], np.where(i + 3 >= first + width, i, i + 3))
+    # xor reads lanes of earlier parts, but none of later ones
+    assert np.array_equal(y[3], np.where(i ^ 3 >= first + width, i, i ^ 3))
+
+
+def test_reductions_and_matches_of_a_part_of_a_warp():
+    source = """
+    __global__ void k(unsigned* out) {
+        unsigned i = threadIdx.x, all = 0xffffffff;
+        int same, n = 32;
+        unsigned odd = i & 1 ? 0xaaaaaaaa : 0x55555555;
+        out[0 * n + i] = __reduce_add_sync(odd, i);
+        out[1 * n + i] = (unsigned)__reduce_add_sync(all, -(int)i);
+        out[2 * n + i] = __reduce_min_sync(odd, i + 5);
+        out[3 * n + i] = __reduce_max_sync(odd, i + 5);
+        out[4 * n + i] = (unsigned)__reduce_max_sync(all, (int)i - 40);
+        out[5 * n + i] = __reduce_and_sync(all, i | 0x70);
+        out[6 * n + i] = __reduce_or_sync(odd, 1u << i);
+        out[7 * n + i] = __reduce_xor_sync(all, i == 3 ? 9u : 5u);
+        out[8 * n + i] = __match_any_sync(odd, i / 4);
+        out[9 * n + i] = __match_all_sync(odd, i & 1, &same) + same;
+        out[10 * n + i] = __match_any_sync(all, i < 7 ? 1.5 : -0.0);
+        out[11 * n + i] = __match_all_sync(all, (long long)i << 40, &same) + same;
+    }"""
+    y = result(source, (12, 32), np.uint32, block=(32, 1, 1))
+    i = np.arange(32)
+    odd, mine = i % 2, np.where(i % 2, 0xAAAAAAAA, 0x55555555)
+    assert np.array_equal(y[0], np.where(odd, 256, 240)) and np.all(y[1].view(int32) == -496)
+    assert np.array_equal(y[2], np.where(odd, 6, 5)) and np.array_equal(y[3], np.where(odd, 36, 35))
+    assert np.all(y[4].view(int32) == -9) and np.all(y[5] == 0x70) and np.array_equal(y[6], mine)
+    assert np.all(y[7] == 5 ^ 9)
+    assert np.array_equal(y[8], mine & (0xF << i // 4 * 4)) and np.array_equal(y[9], mine + 1)
+    assert np.array_equal(y[10], np.where(i < 7, 0x7F, 0xFFFFFF80)) and np.all(y[11] == 0)
+
+
+@pytest.mark.parametrize("kind", ["int", "float", "unsigned char", "double", "float2", "float4", "int4"])
+def test_loads_and_stores_with_hints_for_the_caches(kind):
+    loads = ("__ldg", "__ldca", "__ldcg", "__ldcs", "__ldlu", "__ldcv")
+    stores = ("__stwb", "__stcg", "__stcs", "__stwt")
+    pairs = [(load, stores[i % len(stores)]) for i, load in enumerate(loads)]
+    lines = "".join(f"    {store}(y + {i} * 32 + threadIdx.x, {load}(x + threadIdx.x));\n"
+                    for i, (load, store) in enumerate(pairs))
+    bytes_each = {"int": 4, "float": 4, "unsigned char": 1, "double": 8, "float2": 8}.get(kind, 16)
+    x = np.random.default_rng(1).integers(0, 100, 32 * bytes_each).astype(np.uint8)
+    source = f"__global__ void k({kind}* y, const {kind}* x) {{\n{lines}}}"
+    y = result(source, (len(pairs), x.size), np.uint8, gpuarray.to_gpu(x), block=(32, 1, 1))
+    assert np.array_equal(y, np.tile(x, (len(pairs), 1)))
+
+
+def test_hints_take_braces_and_are_checked():
+    source = "__global__ void k(float2* y) {\n    __stcs(&y[threadIdx.x], float2{1.0f, 2.0f});\n}"
+    assert np.array_equal(result(source, (4, 2), float32, block=(4, 1, 1)), np.tile(float32([1, 2]), (4, 1)))
+    finding = refused(source, gpuarray.zeros(6, float32), block=(4, 1, 1))
+    assert (finding.argument, finding.element, finding.line) == ("y", 3, 2)
+
+
+@pytest.mark.parametrize("fence", ["__threadfence_block", "__threadfence", "__threadfence_system"])
+def test_fences_publish_to_who_looks(fence):
+    source = f"""
+    __global__ void k(volatile int* out, volatile int* data) {{
+        if (threadIdx.x == 0) {{ data[0] = 7; {fence}(); data[1] = 1; }}
+        if (threadIdx.x == 32) {{ while (!data[1]) {{}} {fence}(); out[0] = data[0]; }}
+    }}"""
+    assert result(source, 1, int32, gpuarray.zeros(2, int32), block=(64, 1, 1))[0] == 7
+
+
+@pytest.mark.parametrize(("operation", "start", "value", "expected"), [
+    ("atomicAdd", -np.inf, 1, -np.inf), ("atomicAdd", -np.inf, np.inf, np.nan), ("atomicAdd", 1, np.nan, np.nan),
+    ("atomicAdd", np.nan, 1, np.nan), ("atomicExch", np.nan, 2, 2), ("atomicExch", 1, np.nan, np.nan),
+    ("atomicAdd", -0.0, 0.0, 0.0), ("atomicAdd", 3e38, 3e38, np.inf),
+])
+def test_atomics_on_what_is_not_finite(operation, start, value, expected):
+    y = gpuarray.to_gpu(np.array([start], float32))
+    run(f"__global__ void k(float* y, float v) {{ {operation}(y, v); }}", "k", y, float32(value))
+    assert np.array_equal(y.get(), [float32(expected)], equal_nan=True)
+
+
 def test_votes_matches_and_reductions():
     source = """
     __global__ void k(unsigned* out) {
@@ -663,6 +758,24 @@ def test_deadlocks_end(body):
     with pytest.raises(drv.DeadlockError, match=r"kernel k \(kernel.cu:2\): .* thread \(0,0,0\) waits at a warp oper"):
         run(f"__global__ void k() {{\n {body}\n}}", "k", block=(32, 1, 1))
     assert issubclass(drv.DeadlockError, drv.LaunchError)
+
+
+@pytest.mark.parametrize("look", ["*(volatile unsigned*)n", "atomicAdd(n, 0)", "atomicCAS(n, 0, 0)"])
+def test_blocks_that_wait_for_all_blocks(look, monkeypatch):
+    """A barrier over the grid holds where all blocks run at once; where they cannot, it is an error and no hang."""
+    source = f"""
+    __global__ void k(unsigned* y, unsigned* n) {{
+        if (threadIdx.x == 0) {{ atomicAdd(n, 1);
+            while ({look} < gridDim.x) __nanosleep(20); }}
+        __syncthreads();
+        y[blockIdx.x * 32 + threadIdx.x] = atomicAdd(n, 0);
+    }}"""
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    if hasattr(os, "sched_getaffinity"):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    assert np.all(result(source, 96, np.uint32, gpuarray.zeros(1, np.uint32), block=(32, 1, 1), grid=(3, 1)) == 3)
+    with pytest.raises(drv.DeadlockError, match=r"\(kernel.cu:\d\): thread .* again and again .* 3 of 4 blocks have"):
+        result(source, 128, np.uint32, gpuarray.zeros(1, np.uint32), block=(32, 1, 1), grid=(4, 1))
 
 
 def test_threads_that_returned_are_not_waited_for():

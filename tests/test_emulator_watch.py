@@ -153,6 +153,42 @@ def test_atomics_and_launches_are_counted():
     assert y.get()[0] == 384
 
 
+COPIES = """#include "ptx.cuh"
+extern "C" __global__ void k(int* y, const int* x) {
+    __shared__ __align__(128) int s[256];
+    __shared__ uint64_t full;
+    ptx::cp_async_16(&s[4 * threadIdx.x], &x[4 * threadIdx.x], threadIdx.x != 31);
+    ptx::cp_async_commit();
+    ptx::cp_async_wait<0>();
+    if (threadIdx.x == 0) { ptx::mbarrier_init(&full, 1); ptx::mbarrier_init_fence(); }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        ptx::mbarrier_arrive_expect_tx(&full, 16);
+        ptx::bulk_load(s + 252, x + 252, 16, &full);
+        ptx::bulk_store(y, s, 896);
+        ptx::bulk_commit();
+        ptx::bulk_wait_read<0>();
+    }
+    ptx::mbarrier_wait(&full, 0);
+    if (threadIdx.x < 32) y[224 + threadIdx.x] = 0;
+}"""
+
+
+def test_copies_are_no_stores_of_the_warp():
+    x, y = gpuarray.zeros(256, int32), gpuarray.zeros(256, int32)
+    include = [str(ROOT / "fusedref" / "kernels")]
+    with watch() as seen:
+        SourceModule(COPIES, no_extern_c=True, include_dirs=include).get_function("k")(y, x, block=(64, 1, 1))
+    assert seen.findings == []
+    counters = seen.counters["k"]
+    assert (counters.global_load_requests, counters.global_load_sectors) == (2, 32)
+    assert counters.global_load_bytes_used == 63 * 16
+    assert (counters.shared_load_requests, counters.shared_store_requests, counters.atomic_requests) == (0, 0, 0)
+    assert counters.bulk_bytes == 16 + 896
+    assert counters.bytes_moved == 32 * (32 + counters.global_store_sectors) + 912
+    assert counters.by_line["kernel.cu", 12].bulk_bytes == 16 and counters.by_line["kernel.cu", 13].bulk_bytes == 896
+
+
 # ------------------------------------------------------------------------------------------- ways to switch it on
 
 RACY = """__global__ void k(int* y) {
@@ -248,6 +284,30 @@ def test_a_watch_draws_itself():
     assert "s[threadIdx.x] = threadIdx.x;" in page and "<svg" in page
     assert "by bank" in page and "sectors of 32 bytes" in page
     assert "/home" not in page and str(ROOT) not in page + text
+    assert repr(seen) == text and repr(seen.findings) == f"[<race: {seen.findings[0].message}>]"
+    assert page.count("background:#fdd") == 2  # both lines of the race
+    assert "atomics" not in page + text and "load requests" not in page + text  # it makes none
+
+
+def test_one_sector_is_one():
+    with watch() as seen:
+        SourceModule("__global__ void k(int* y) { y[0] = 1; }").get_function("k")(gpuarray.zeros(1, int32), block=MANY)
+    assert "1 sector of 32 bytes" in seen._repr_html_()
+
+
+def test_lines_are_the_kernels_own_wherever_the_package_is_imported_from():
+    source = "__global__ void k() {\nif (threadIdx.x < 32) __syncthreads();\n}"
+    code = f"""
+import sys
+sys.path.insert(0, "..")
+from fusedref.emulator import SourceModule, watch
+with watch() as seen:
+    SourceModule({source!r}).get_function("k")(block=(64, 1, 1))
+print(seen.findings[0].source, seen.findings[0].line)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "tests",
+                          env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"})
+    assert done.stdout == "kernel.cu 2\n", done.stderr
 
 
 def test_a_race_names_both_threads_and_both_lines():

@@ -12,7 +12,7 @@ from .findings import Finding
 if TYPE_CHECKING:
     from .driver import Function
 
-OUT_OF_BOUNDS, MISALIGNED, DEADLOCK, MISUSE, FAULT, STACK_OVERFLOW, ASSERTION, TRAP, NO_STACKS = range(1, 10)
+OUT_OF_BOUNDS, MISALIGNED, DEADLOCK, MISUSE, FAULT, STACK_OVERFLOW, ASSERTION, TRAP, NO_STACKS, SPINNING = range(1, 11)
 SIGNALS = {4: "an illegal instruction", 5: "a trap", 7: "a bad address", 8: "an integer division by zero",
            10: "a bad address", 11: "a bad address"}
 NOT_SHARED = 2**64 - 1
@@ -52,6 +52,10 @@ def explain(function: Function, arguments: bytes, error: native.Error, shared: i
     if error.kind == DEADLOCK:
         return driver.DeadlockError(f"kernel {function.name}{at}: block {block} waits for ever: {text}. "
                                     "A card would hang here.")
+    if error.kind == SPINNING:
+        return driver.DeadlockError(f"kernel {function.name}{at}: {who} looks again and again for what no block that "
+                                    f"runs will write; {text}. A card may run all blocks at the same time, the "
+                                    "emulator runs no more than one a processor core, and one when it watches.")
     if error.kind == MISUSE:
         return driver.LaunchError(f"kernel {function.name}{at}: {text}, in {who}")
     if error.kind == STACK_OVERFLOW:

@@ -408,10 +408,10 @@ EMU_INLINE unsigned short atomicCAS(unsigned short* p, unsigned short compare, u
 #define __ldcs(p) (*(p))
 #define __ldlu(p) (*(p))
 #define __ldcv(p) (*(p))
-#define __stwb(p, v) ((void)(*(p) = (v)))
-#define __stcg(p, v) ((void)(*(p) = (v)))
-#define __stcs(p, v) ((void)(*(p) = (v)))
-#define __stwt(p, v) ((void)(*(p) = (v)))
+#define __stwb(p, ...) ((void)(*(p) = (__VA_ARGS__)))
+#define __stcg(p, ...) ((void)(*(p) = (__VA_ARGS__)))
+#define __stcs(p, ...) ((void)(*(p) = (__VA_ARGS__)))
+#define __stwt(p, ...) ((void)(*(p) = (__VA_ARGS__)))
 
 EMU_INLINE unsigned __cvta_generic_to_shared(const void* p) { return (unsigned)(uintptr_t)p; }
 

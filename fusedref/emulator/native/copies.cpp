@@ -175,6 +175,7 @@ void emu_async_wait(uint32_t groups_left) { wait_groups(CP_ASYNC, groups_left); 
 void emu_bulk_load(void* to, const void* from, uint32_t bytes, void* barrier) {
     void* pc = __builtin_return_address(0);
     issue(BULK_LOAD, to, from, bytes, bytes, opened(barrier, pc), pc);
+    self->current->changed = true;
     emu_yield();  // those who wait go on at once, so that a thread shows that runs ahead without waiting for them
 }
 void emu_bulk_store(void* to, const void* from, uint32_t bytes) {
@@ -198,6 +199,7 @@ void emu_mbarrier_arrive(void* barrier, uint32_t bytes) {
     b->bytes += bytes;
     b->missing--;
     end_phase_if_complete(b);
+    self->current->changed = true;
     if (!bytes) emu_yield();  // as after a bulk load
 }
 

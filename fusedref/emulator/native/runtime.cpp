@@ -321,6 +321,7 @@ __attribute__((noinline)) void slow_access(uintptr_t address, uint64_t bytes, in
     }
     if ((flags & VOLATILE) && !write && ++w->current->spins > 256) {  // it may wait for another thread
         w->current->spins = 0;
+        w->current->pc = pc;
         emu_yield();
     }
     if (watching) watch_access(w, offset, bytes, write, flags, pc);
@@ -640,6 +641,27 @@ static void shuffle(uint16_t* order, int count, uint64_t* state) {
     }
 }
 
+// All that can run in this block looks for what another block is to write. If every worker has looked for long, and
+// nothing has changed since, nothing will: what they wait for is up to blocks that have not begun.
+static void wait_for_another_block(Worker* w, uint32_t spins) {
+    Launch* launch = w->launch;
+    const uint64_t patience = watching ? 1 << 12 : 1 << 18, now = __atomic_load_n(&launch->changes, __ATOMIC_SEQ_CST);
+    w->vain = w->seen == now ? w->vain + spins : 0;
+    w->seen = now;
+    sched_yield();
+    for (uint32_t i = 0; i < launch->worker_count; i++) {
+        Worker* other = launch->workers[i];
+        if (!other->finished && (other->seen != now || other->vain < patience)) return;
+    }
+    uint64_t blocks = launch->grid[0] * launch->grid[1] * launch->grid[2], begun = launch->next_block;
+    char text[sizeof(Error::text)];
+    snprintf(text, sizeof text, "%llu of %llu blocks have begun", (unsigned long long)(begun < blocks ? begun : blocks),
+             (unsigned long long)blocks);
+    for (uint32_t i = 0; i < w->thread_count && !w->current; i++)
+        if (w->threads[i].state == READY) w->current = &w->threads[i];
+    fail(SPINNING, 0, 0, 0, w->current->pc, text);
+}
+
 static void run_block(Worker* w, uint64_t number) {
     Launch* launch = w->launch;
     w->block_number = number;
@@ -669,7 +691,8 @@ static void run_block(Worker* w, uint64_t number) {
     if (launch->seed) shuffle(warp_order, warps, &state);
 
     while (w->living) {
-        bool ran = false, yielded = false;
+        bool ran = false, changed = false;
+        uint32_t spins = 0;
         for (uint32_t i = 0; i < warps; i++) {
             Thread* lanes = w->threads + 32 * warp_order[i];
             uint32_t lane_count = count - 32 * warp_order[i] < 32 ? count - 32 * warp_order[i] : 32;
@@ -683,8 +706,10 @@ static void run_block(Worker* w, uint64_t number) {
                     if (t->state != READY) continue;
                     t->yielded = false;
                     resume(w, t);
-                    if (t->yielded) yielded = gave_way = true;
-                    else { ran = true; again = true; }
+                    if (t->yielded) {
+                        gave_way = true;
+                        if (t->changed) changed = true; else spins++;
+                    } else { ran = true; again = true; }
                     if (launch->cancel) return;
                     if (w->released) break;
                 }
@@ -698,9 +723,11 @@ static void run_block(Worker* w, uint64_t number) {
             if (!w->warps[warp_order[i]].living && watching) watch_warp_done(w, warp_order[i]);
         }
         if (launch->cancel) return;
-        if (!ran) {
-            if (!yielded && w->living) deadlock(w);
-            if (yielded) sched_yield();  // they wait for another block
+        if (ran || changed) {
+            __atomic_fetch_add(&launch->changes, 1, __ATOMIC_RELAXED);
+        } else if (w->living) {
+            if (!spins) deadlock(w);
+            wait_for_another_block(w, spins);
         }
     }
     copies_block_end(w);
@@ -742,6 +769,7 @@ static void* worker_main(void* argument) {
         }
     }
     w->current = 0;
+    w->finished = true;
     if (watching) watch_worker_end(w);
     watching = 0;
     set_shadow(region, (launch->dynamic_shared + 7) / 8 * 8, false);
@@ -846,6 +874,7 @@ EMU_EXPORT Launch* emu_launch(Kernel* kernel, Module* module, const void* argume
         if (pthread_create(&launch->workers[i]->handle, 0, worker_main, launch->workers[i])) {
             pthread_mutex_lock(&launch->lock);
             launch->workers_left--;
+            launch->workers[i]->finished = true;
             if (!i) launch->error.kind = NO_STACKS;
             pthread_mutex_unlock(&launch->lock);
         } else launch->workers[i]->started = true;
@@ -976,6 +1005,7 @@ void emu_yield(void) {
     Thread* t = self->current;
     t->yielded = true;
     suspend(t->coroutine);
+    t->changed = false;
 }
 
 void emu_wait_until(int (*condition)(void*), void* argument) {
@@ -1052,6 +1082,7 @@ static inline void atomic_access(void* p, int bytes, void* pc) {
     Thread* t = self->current;
     if (++t->spins > 256) {  // it may be waiting for a lock that another thread holds
         t->spins = 0;
+        t->pc = pc;
         emu_yield();
     }
     uint64_t offset = (uintptr_t)p - arena_base;
@@ -1089,6 +1120,7 @@ static inline T combine_integer(T old, T value, int operation) {
         __atomic_load(p, &old, __ATOMIC_RELAXED);                                                    \
         do next = COMBINE(old, value, operation);                                                    \
         while (!__atomic_compare_exchange(p, &old, &next, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)); \
+        self->current->changed |= next != old;                                                       \
         return old;                                                                                  \
     }
 ATOMIC(emu_atomic_u32, uint32_t, combine_integer)
@@ -1101,7 +1133,8 @@ ATOMIC(emu_atomic_f64, double, combine)
 #define COMPARE_AND_SWAP(NAME, T)                                                                    \
     T NAME(T* p, T compare, T value) {                                                               \
         atomic_access(p, sizeof(T), __builtin_return_address(0));                                    \
-        __atomic_compare_exchange(p, &compare, &value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);   \
+        if (__atomic_compare_exchange(p, &compare, &value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) \
+            self->current->changed |= compare != value;                                              \
         return compare;                                                                              \
     }
 COMPARE_AND_SWAP(emu_atomic_cas16, uint16_t)

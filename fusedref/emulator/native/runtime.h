@@ -19,7 +19,7 @@ enum { ALIGNED = 1, VOLATILE = 2, ATOMIC = 4, ASYNC = 8, UNCOUNTED = 16 };  // w
 enum { CP_ASYNC, BULK_STORE, BULK_LOAD };                    // Pending::kind
 enum { DONE, READY, BARRIER, RENDEZVOUS, CONDITION };       // what a thread of a block does
 enum {                                                      // Error::kind; findings.py has the same numbers
-    OUT_OF_BOUNDS = 1, MISALIGNED, DEADLOCK, MISUSE, FAULT, STACK_OVERFLOW, ASSERTION, TRAP, NO_STACKS
+    OUT_OF_BOUNDS = 1, MISALIGNED, DEADLOCK, MISUSE, FAULT, STACK_OVERFLOW, ASSERTION, TRAP, NO_STACKS, SPINNING
 };
 
 struct Allocation {
@@ -46,6 +46,7 @@ struct Thread {
     Coroutine* coroutine;
     uint32_t index[3], linear;
     uint8_t state, yielded;
+    bool changed;              // it has done more since it last gave way than to look and find nothing new
     uint32_t spins, mask, barrier;
     void* payload;
     WarpAction action;
@@ -81,6 +82,8 @@ struct Worker {
     Launch* launch;
     pthread_t handle;
     bool started;
+    volatile bool finished;
+    volatile uint64_t seen, vain;  // how often its threads gave way in vain since `seen` of the launch's changes
     uint32_t index;
     uintptr_t shared;
     uint32_t block_index[3], thread_count, living;
@@ -107,6 +110,7 @@ struct Launch {
     uint64_t grid[3];
     uint32_t block[3];
     uint64_t dynamic_shared, seed, next_block;
+    uint64_t changes;          // counts whatever may be what a spinning thread waits for
     void* watch;
     volatile int cancel;
     Error error;
