@@ -64,9 +64,12 @@ class Lines:
         if at < 0:
             return None
         _, file, line = self.rows[at]
-        while not line and file and at > 0:  # clang gives some instructions no line: they are their neighbour's
-            at -= 1
-            _, file, line = self.rows[at]
+        if not line and file:  # clang gives some instructions no line: they are their neighbours' in the kernel
+            before, behind = self.rows[at::-1], self.rows[at:]
+            near = next((row for row in before if row[2] or not row[1]), ("", "", 0))
+            if _ours(near[1]):
+                near = next((row for row in behind if row[2] or not row[1]), near)
+            _, file, line = near
         if _ours(file):
             around = sorted((i for i in self.inlined if i[0] <= offset - 1 < i[1]), key=lambda i: -i[2])
             for _, _, _, file, line in around:
