@@ -44,8 +44,13 @@ class Problem:
         for name in ("in_channels", "out_channels"):
             if getattr(self, name) % self.groups:
                 raise ValueError(f"{name} must be a multiple of groups ({self.groups}), got {getattr(self, name)}")
+        if not isinstance(self.bias, bool):
+            raise TypeError(f"bias must be True or False, got {self.bias!r}")
         if not isinstance(self.dtype, torch.dtype) or not self.dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating torch.dtype, got {self.dtype!r}")
+        for name in ("kernel_size", "stride", "padding", "dilation"):
+            if isinstance(getattr(self, name), list):  # or the problem had no hash
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         _ = self.strides, self.dilations  # each checks itself
         (top, bottom), (left, right) = self.pads
         padded = self.height + top + bottom, self.width + left + right
@@ -134,7 +139,7 @@ def _integer(name: str, value: object, least: int) -> None:
 
 
 def _pair(name: str, value: object, least: int) -> Pair:
-    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    pair = value if isinstance(value, tuple) else (value, value)
     if len(pair) != 2:
         raise ValueError(f"{name} must be an integer or a pair of them, got {value!r}")
     for number in pair:

@@ -44,6 +44,7 @@ def test_pairs_and_integers_mean_the_same():
     long = Problem(1, 2, 2, 9, 9, (3, 3), stride=[2, 2], padding=(1, 1), dilation=(2, 2))
     for name in ("kernel", "strides", "pads", "dilations", "output_shape"):
         assert getattr(short, name) == getattr(long, name)
+    assert hash(long) == hash(Problem(1, 2, 2, 9, 9, (3, 3), stride=(2, 2), padding=(1, 1), dilation=(2, 2)))
 
 
 def test_same_puts_the_odd_row_at_the_bottom():
@@ -71,6 +72,8 @@ GOOD = {"batch": 1, "in_channels": 4, "out_channels": 4, "height": 5, "width": 6
         ({"groups": 4, "out_channels": 6}, ValueError, r"out_channels must be a multiple of groups \(4\), got 6"),
         ({"kernel_size": (6, 3)}, ValueError, "a kernel of 6 x 3 .* spans 6 x 3, the padded input is 5 x 6"),
         ({"dilation": 3, "padding": (0, 1)}, ValueError, "dilation 3 x 3 spans 7 x 7, the padded input is 5 x 8"),
+        ({"padding": [[1], 1]}, TypeError, r"padding must be an integer, got \[1\]"),
+        ({"bias": "no"}, TypeError, "bias must be True or False, got 'no'"),
         ({"dtype": torch.int32}, TypeError, "dtype must be a floating torch.dtype, got torch.int32"),
         ({"dtype": "float32"}, TypeError, "dtype must be a floating torch.dtype, got 'float32'"),
     ],
