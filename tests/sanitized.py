@@ -35,6 +35,10 @@ def rungs() -> None:
         if isinstance(rung.candidate, ladder.Tiled):
             rung.candidate(*inputs)
     fusedref.fused_conv_bn_scale(*inputs)
+    spread = draw(fusedref.Problem(3, 8, 70, 19, 23, 3), 0, "cuda")  # for the pipeline, where the card has wgmma
+    fusedref.fused_conv_bn_scale(*spread)
+    spread.x[1, 2, 3, 4] = 1e30  # a tile that it computes plainly
+    fusedref.fused_conv_bn_scale(*spread)
     options = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "groups": 2}
     fusedref.fused_conv_bn_scale(*draw(fusedref.Problem(3, 4, 6, 17, 21, (3, 5), **options), 0, "cuda"), **options)
 

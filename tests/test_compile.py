@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fusedref import KERNELBENCH_73, cuda, plan
+from fusedref import KERNELBENCH_73, cuda
 from fusedref.cuda import compile as compile_module
 from fusedref.cuda.compile import CompileError, cubin
-from fusedref.fused import KERNELS
+from fusedref.fused import KERNELS, folded_plan
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
@@ -151,7 +151,7 @@ def test_two_processes_at_once(tmp_path):
 @needs_nvcc
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_finished_kernel_compiles(cache, arch):
-    options = tuple(f"-D{name}={value}" for name, value in plan(KERNELBENCH_73).macros)
+    options = tuple(f"-D{name}={value}" for name, value in folded_plan(KERNELBENCH_73).macros)
     assert cubin((KERNELS / "folded.cu").read_text(), options, arch)[:4] == b"\x7fELF"
 
 

@@ -1,11 +1,12 @@
-"""Every kernel compiles, without a warning, for every architecture of today. Needs nvcc, not a GPU."""
+"""Every kernel compiles, without a warning, for every architecture that it is for. Needs nvcc, not a GPU."""
 
 import shutil
 import subprocess
 
 import pytest
 
-from fusedref import fused
+from fusedref import KERNELBENCH_73, Problem, fused
+from fusedref.cuda.compile import NVCC_OPTIONS
 from fusedref.problem import SMALL_73
 from kernels.ladder import KERNELS, LADDER, Tiled
 
@@ -17,8 +18,11 @@ pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is no
 
 
 def compile_for_all(path, folder):
-    targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in ARCHITECTURES]
-    macros = [f"-D{name}={value}" for name, value in fused.plan(SMALL_73).macros] if "folded" in path.name else []
+    wgmma = "pipeline" in path.name
+    targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in (["90a"] if wgmma else ARCHITECTURES)]
+    plans = {"folded": fused.folded_plan, "pipeline": fused.pipeline_plan}
+    make_plan = next((plans[name] for name in plans if name in path.name), None)
+    macros = [f"-D{name}={value}" for name, value in make_plan(SMALL_73).macros] if make_plan else []
     options = ["-fatbin", "-std=c++17", "--Werror=all-warnings", f"-I{fused.KERNELS}", *targets, *macros]
     command = ["nvcc", *options, "-o", str(folder / "kernel.fatbin"), str(path)]
     return subprocess.run(command, capture_output=True, text=True)
@@ -35,3 +39,38 @@ def test_a_kernel_for_newer_architectures_alone_is_refused(tmp_path):
     source.write_text('#include "ptx.cuh"\n__global__ void f() { asm("griddepcontrol.wait;"); }\n')
     done = compile_for_all(source, tmp_path)
     assert done.returncode != 0 and "sm_90" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        KERNELBENCH_73,
+        SMALL_73,
+        Problem(8, 8, 100, 61, 400, 3, padding=1),
+        Problem(8, 6, 64, 20, 30, (1, 9)),
+        Problem(8, 8, 64, 32, 32, 3, dilation=3),
+    ],
+    ids=str,
+)
+def test_the_pipeline_neither_spills_nor_waits_for_each_product(problem, tmp_path):
+    said = pipeline_report(problem, (fused.KERNELS / "pipeline.cu").read_text(), tmp_path)
+    assert "0 bytes spill stores, 0 bytes spill loads" in said
+    assert "serialized" not in said
+
+
+def test_a_pipeline_with_too_many_accumulators_would_wait(tmp_path):
+    text = (fused.KERNELS / "pipeline.cu").read_text()
+    assert "serialized" in pipeline_report(KERNELBENCH_73, text.replace("UNIT = 32", "UNIT = 64"), tmp_path)
+
+
+def pipeline_report(problem, text, folder):
+    """What ptxas says of the kernel."""
+    source = folder / "pipeline.cu"
+    source.write_text(text)
+    macros = [f"-D{name}={value}" for name, value in fused.pipeline_plan(problem).macros]
+    options = ["-cubin", "-arch=sm_90a", *NVCC_OPTIONS, f"-I{fused.KERNELS}", "-Xptxas", "-v", *macros]
+    done = subprocess.run(
+        ["nvcc", *options, "-o", str(folder / "kernel.cubin"), str(source)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr

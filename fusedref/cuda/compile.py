@@ -62,7 +62,7 @@ def source_module(source: str | Path, options: tuple[str, ...] = (), device: tor
             f"running a kernel on {device} needs PyCUDA (pip install fusedref[gpu]) and FUSEDREF_DEVICE unset or 'gpu'"
         )
     index = torch.cuda.current_device() if device is None or device.index is None else device.index
-    arch = "sm_{}{}".format(*torch.cuda.get_device_capability(index))
+    arch = architecture(index)
     key = _digest(text, options, arch, include_dirs), index
     with _modules_lock:
         if key not in _modules:
@@ -72,6 +72,27 @@ def source_module(source: str | Path, options: tuple[str, ...] = (), device: tor
             with pushed(index):
                 _modules[key] = kept(drv.module_from_buffer(image))
         return _modules[key]
+
+
+def architecture(index: int | None) -> str:
+    """nvcc's name for CUDA device ``index`` (None: the current one): ``'sm_80'``; ``'sm_90a'`` where there is wgmma."""
+    major, minor = torch.cuda.get_device_capability(index)
+    return "sm_90a" if (major, minor) == (9, 0) else f"sm_{major}{minor}"
+
+
+def allow_shared(function, bytes_: int, device: torch.device) -> None:
+    """Lets ``function`` be launched on ``device`` with so much dynamic shared memory; above 48 KB it must be asked."""
+    if bytes_ <= 48 * 1024:
+        return
+    if device.type == "cpu":
+        from fusedref.emulator import driver as drv
+
+        function.set_attribute(drv.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes_)
+    else:
+        import pycuda.driver as drv
+
+        with pushed(torch.cuda.current_device() if device.index is None else device.index):
+            function.set_attribute(drv.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes_)
 
 
 def cubin(source: str, options: tuple[str, ...], arch: str, include_dirs: list[Path] = [HEADERS]) -> bytes:

@@ -250,6 +250,97 @@ static __device__ __forceinline__ void fence_async_shared()
 
 #endif  // sm_90
 
+#if PTX_SINCE(900)
+
+// True in one lane of the whole warp, the same one every time. Unlike with lane == 0, the compiler knows that it is one
+// [sm_90].
+static __device__ __forceinline__ bool elect()
+{
+    uint32_t chosen;
+    asm volatile("{ .reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p; }" : "=r"(chosen));
+    return chosen;
+}
+
+#endif  // sm_90
+
+// The number is worked out here, not in a later branch that alone needs it.
+static __device__ __forceinline__ void keep(float& number) { asm volatile("" : "+f"(number)); }
+
+// Asks the L2 cache for the line of a global address, which must lie inside its allocation.
+static __device__ __forceinline__ void prefetch_l2(const void* global)
+{
+    asm volatile("prefetch.global.L2 [%0];" :: "l"(global));
+}
+
+// ---- wgmma [sm_90a]: a warpgroup (four warps in line) multiplies, without waiting --------------------------------------
+// d[64, N] = a[64, 16] b[16, N] + (accumulate ? d : 0), fp16 in, fp32 accumulated; N is 32 or 64.
+// Warp w of the group has rows 16 w to 16 w + 15 of a and d: a as mma_m16n8k16_f16 has it, d[4 j] to d[4 j + 3] as its d
+// for columns 8 j to 8 j + 7. Column n of b is the 16 bytes of shared memory at rows + 16 n (first half of k) and the
+// 16 bytes `next` >= 0 bytes on (second half); both are multiples of 16.
+// wgmma_fence comes before the first; until wgmma_wait d and a must not be touched, nor b's shared memory be written.
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
+
+// Orders the registers' earlier use before the products that follow.
+static __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+// Closes this warpgroup's group of products.
+static __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// Waits until at most `pending` of its latest groups are unfinished.
+template <int pending>
+static __device__ __forceinline__ void wgmma_wait()
+{
+    asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(pending) : "memory");
+}
+
+// What wgmma knows b by: 8 rows of 16 bytes are one of its matrices, 128 bytes from the next along n, `next` along k.
+static __device__ __forceinline__ uint64_t matrix_descriptor(const void* rows, int next)
+{
+    return (uint64_t)(shared_address(rows) >> 4 | (uint32_t)next >> 4 << 16) | (uint64_t)(128 >> 4) << 32;
+}
+
+static __device__ __forceinline__ void wgmma_f16(float (&d)[16], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                                 const void* rows, int next, bool accumulate)
+{
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %21, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 "
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, {%16,%17,%18,%19}, %20, p, 1, 1, 0; }"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+          "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(matrix_descriptor(rows, next)), "r"((int)accumulate));
+}
+
+static __device__ __forceinline__ void wgmma_f16(float (&d)[32], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                                 const void* rows, int next, bool accumulate)
+{
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %37, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
+        "{%32,%33,%34,%35}, %36, p, 1, 1, 0; }"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+          "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+          "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+          "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(matrix_descriptor(rows, next)), "r"((int)accumulate));
+}
+
+// ---- setmaxnreg [sm_90a]: registers move between warpgroups; each thread of this one has so many from here on ---------
+
+template <int registers>
+static __device__ __forceinline__ void more_registers()
+{
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(registers));
+}
+
+template <int registers>
+static __device__ __forceinline__ void fewer_registers()
+{
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(registers));
+}
+
+#endif  // sm_90a
+
 // ---- named barriers: a barrier for part of a block ------------------------------------------------------------------
 
 // Waits until `threads` threads (a multiple of 32) have come to barrier `id` (1 to 15; __syncthreads uses 0).

@@ -1,0 +1,359 @@
+"""Rung 10: the pipeline over the tensor cores. Its errors, its range, what it serves, and bugs that must show."""
+
+import math
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusedref import KERNELBENCH_73, Problem, fused, plan
+from fusedref.cuda.compile import allow_shared, source_module
+from fusedref.cuda.tensors import Out, launch
+from fusedref.emulator import driver, watch
+from fusedref.problem import SMALL_73
+from fusedref.reference import conv_bn_scale, oracle
+from fusedref.validator import Inputs, compare, draw
+from kernels import ladder
+from tests.strategies import compiling, options
+
+UNIT = 2.0**-24
+SOURCE = fused.KERNELS / "pipeline.cu"
+SMALL = Problem(2, 8, 64, 8, 34, 3)  # rows of 32, seven of six a tile: two tiles an image
+
+
+@pytest.fixture(autouse=True)
+def a_card_that_has_wgmma(device):
+    if device.type == "cuda" and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("wgmma is sm_90a's")
+
+
+def pipeline(problem, inputs, multiprocessors=3):
+    """The kernel, whatever the plan would choose; so few blocks that each has several tiles."""
+    return fused.run(
+        fused.pipeline_plan(problem, multiprocessors), problem, inputs[:7], inputs.scaling_factor, inputs.eps
+    )
+
+
+def folded(problem, inputs):
+    """The float32 sums that errors are measured by."""
+    return fused.run(fused.folded_plan(problem), problem, inputs[:7], inputs.scaling_factor, inputs.eps)
+
+
+def convolution(x, weight):
+    """Inputs whose y is the convolution and nothing more."""
+    zeros, ones = (function(weight.shape[0], device=x.device) for function in (torch.zeros, torch.ones))
+    return Inputs(x, weight, None, zeros, ones, None, None, 1.0, 0.0)
+
+
+class TestPlan:
+    def test_problem_73(self):
+        chosen = plan(KERNELBENCH_73)
+        assert (chosen.kernel, chosen.tile, chosen.shared) == ("pipeline", (64, 2, 126), 182784)
+        assert (chosen.grid, chosen.block) == ((132, 1, 1), (512, 1, 1))
+        assert "memory" in chosen.reason
+
+    @pytest.mark.parametrize(
+        ("problem", "words"),
+        [
+            (Problem(128, 8, 64, 128, 128, 3, stride=2), "stride 1"),
+            (Problem(128, 8, 64, 128, 128, 3, groups=2), "one group"),
+            (Problem(128, 9, 64, 128, 128, 3), "8 input channels"),
+            (Problem(128, 8, 64, 128, 128, 5), "9 taps"),
+            (Problem(128, 5, 64, 128, 128, 3), "48 products"),
+            (Problem(128, 8, 12, 128, 128, 3), "16 output channels"),
+            (Problem(128, 8, 64, 9, 9, 3), "64 pixels"),
+            (Problem(1, 8, 64, 400, 400, 3, dilation=100), "shared memory"),
+            (Problem(2**20, 8, 64, 40, 40, 3), "32 bits"),
+        ],
+    )
+    def test_what_it_does_not_serve(self, problem, words):
+        chosen = plan(problem)
+        assert chosen.kernel == "folded" and words in chosen.reason
+
+    def test_another_architecture(self):
+        chosen = plan(KERNELBENCH_73, "sm_80", 108)
+        assert chosen.kernel == "folded" and "sm_80" in chosen.reason
+
+    def test_a_batch_is_no_constant(self):
+        one, many = (plan(Problem(batch, 8, 64, 40, 40, 3)) for batch in (1, 100))
+        assert one.macros == many.macros and one.grid == (7, 1, 1) and many.grid == (132, 1, 1)
+
+    def test_it_is_what_the_package_runs(self, device):
+        inputs = draw(SMALL_73, 3, device)
+        chosen = plan(SMALL_73, *fused._card(device))
+        assert chosen.kernel == "pipeline"
+        expected = fused.run(chosen, SMALL_73, inputs[:7], inputs.scaling_factor, inputs.eps)
+        assert fused.fused_conv_bn_scale(*inputs).equal(expected)
+
+    def test_the_rung_is_the_kernel_of_the_package(self, device):
+        inputs = draw(SMALL_73, 3, device)
+        y = run_source((ladder.KERNELS / "10_pipeline.cu").read_text(), SMALL_73, inputs)
+        assert y.equal(fused.fused_conv_bn_scale(*inputs))
+
+
+SHAPES = {
+    "one pixel": Problem(1, 8, 64, 3, 3, 3),
+    "one pixel a window of ones": Problem(3, 8, 64, 1, 1, 1),
+    "two tiles that do not divide": Problem(2, 8, 64, 11, 34, 3),
+    "odd plane, ordinary stores": Problem(2, 8, 64, 9, 11, 3),
+    "odd width, plane of fours": Problem(1, 8, 64, 10, 23, 3),
+    "odd pitch": Problem(2, 7, 64, 9, 20, (3, 2)),
+    "runs of rows that do not align": Problem(1, 8, 64, 32, 36, 3),
+    "rows in pieces": Problem(1, 8, 64, 4, 302, 3),
+    "rows in pieces, ordinary stores": Problem(1, 8, 64, 3, 303, 3),
+    "padding": Problem(2, 8, 64, 7, 33, 3, padding=(1, 2)),
+    "same, even kernel": Problem(1, 8, 64, 9, 13, (2, 4), padding="same"),
+    "far padding": Problem(1, 6, 64, 4, 4, 3, padding=9),
+    "dilation": Problem(2, 8, 64, 12, 31, 3, dilation=(2, 3)),
+    "few channels": Problem(2, 3, 20, 9, 30, 3, padding=1),
+    "three blocks of channels": Problem(2, 8, 130, 6, 18, 3),
+    "one tap": Problem(2, 8, 64, 5, 13, 1),
+    "a row of nine": Problem(1, 8, 64, 5, 40, (1, 9)),
+}
+
+
+class TestShapes:
+    @pytest.mark.parametrize("problem", SHAPES.values(), ids=SHAPES)
+    def test_kinds_of_shape(self, device, problem):
+        inputs = draw(problem, 0, device)
+        case = compare("", problem, inputs, pipeline(problem, inputs))
+        assert case.ok, case.reasons
+
+    def test_an_empty_batch(self, device):
+        problem = Problem(0, 8, 64, 8, 34, 3)
+        assert pipeline(problem, draw(problem, 0, device)).shape == problem.output_shape
+
+    @settings(compiling, max_examples=6)
+    @given(st.data())
+    def test_any_shape(self, device, data):
+        def number(low, high):
+            return data.draw(st.integers(low, high))
+
+        kernel = data.draw(st.sampled_from([(1, 1), (3, 3), (2, 3), (3, 1), (4, 2)]))
+        dilation = (number(1, 2), number(1, 2))
+        span = [d * (k - 1) for k, d in zip(kernel, dilation)]
+        height, width = (part + number(1, most) for part, most in zip(span, (14, 70)))
+        problem = Problem(
+            number(1, 3), number(1, 8), number(1, 80), height, width, kernel,
+            padding=(number(0, 2), number(0, 2)), dilation=dilation, bias=data.draw(st.booleans()),
+        )  # fmt: skip
+        inputs = draw(problem, 0, device)
+        case = compare("", problem, inputs, pipeline(problem, inputs, number(1, 5)))
+        assert case.ok, (problem, case.reasons)
+
+    @pytest.mark.parametrize("missing", ["bias", "gamma", "beta"])
+    def test_vectors_left_out(self, device, missing):
+        inputs = draw(SMALL, 0, device)
+        getattr(inputs, missing).fill_(1.0 if missing == "gamma" else 0.0)
+        case = compare("", SMALL, inputs, pipeline(SMALL, inputs._replace(**{missing: None})))
+        assert case.ok, case.reasons
+
+    @pytest.mark.parametrize("problem", [Problem(2, 6, 64, 9, 36, (2, 4)), Problem(2, 8, 64, 10, 34, 3)], ids=str)
+    def test_errors_are_no_larger_than_those_of_a_float32_sum(self, device, problem):
+        """At the fewest products that the plan gives to it, and at problem 73's."""
+        inputs = convolution(*draw(problem, 0, device)[:2])
+        truth = oracle(*inputs)
+        ours, plain = ((run(problem, inputs).double() - truth).norm().item() for run in (pipeline, folded))
+        assert ours <= plain and ours <= 1e-7 * truth.norm().item()
+
+
+def roundings(inputs):
+    """The largest error of one rounding of each output's sum, were all its products positive."""
+    return oracle(*convolution(inputs.x.abs(), inputs.weight.abs())) * UNIT + 2.0**-149
+
+
+def spread(shape, decades, seed=0):
+    """Random numbers whose magnitudes are spread evenly over so many decades."""
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, shape, generator=generator) * 2.0 - 1.0
+    return signs * 10 ** ((torch.rand(shape, generator=generator, dtype=torch.float64) - 0.5) * decades).float()
+
+
+def x_of(kind):
+    x = torch.randn(SMALL.input_shape, generator=torch.Generator().manual_seed(1))
+    if isinstance(kind, float):
+        return x * kind
+    if kind == "mean 1000":
+        return x + 1000
+    if kind == "an outlier":
+        x[0, 3, 4, 17] = 1e9
+    if kind == "a huge outlier":
+        x[1, 3, 4, 17] = -1e30
+    if kind == "zeros and one":
+        x = torch.zeros_like(x)
+        x[0, 0, 3, 3] = 1e-20
+    if kind == "a wall":  # left of it are windows that see nothing of what is large
+        x[:, :, :, 20:] *= 1e12
+    if kind == "no first channel":
+        x[:, 0] = 0.0
+    if kind == "12 decades":
+        x = spread(SMALL.input_shape, 12)
+    if kind == "60 decades":
+        x = spread(SMALL.input_shape, 60)
+    if kind == "one tile of 12 decades":
+        x[1, :, 3:] = spread(x[1, :, 3:].shape, 12)
+    return x
+
+
+def weight_of(kind):
+    weight = torch.randn(SMALL.weight_shape, generator=torch.Generator().manual_seed(2)) / 8
+    if isinstance(kind, float):
+        return weight * kind
+    if kind == "12 decades":
+        weight = spread(SMALL.weight_shape, 12)
+    if kind == "a heavy first channel":
+        weight[:, 0] *= 1e12
+    if kind == "12 decades between channels":
+        weight *= 10 ** torch.linspace(-6, 6, 64)[:, None, None, None]
+    if kind == "one channel of 12 decades":
+        weight[17] = spread(weight[17].shape, 12)
+    if kind == "a dead channel":
+        weight[3] = 0.0
+    return weight
+
+
+class TestRange:
+    @pytest.mark.parametrize(
+        ("x", "weight"),
+        [
+            (1e30, 1.0), (1e-30, 1.0), (1e-37, 1e37), (1e-42, 1.0), (1e-45, 1e30), (1.0, 1e-40), (1e-25, 1e-15),
+            (1e37, 1e-37), (1e20, 1e18), (1e30, 1e30),
+            ("mean 1000", 1.0), ("an outlier", 1.0), ("a huge outlier", 1.0), ("zeros and one", 1.0),
+            ("12 decades", 1.0), ("60 decades", 1e-5), ("one tile of 12 decades", 1.0), ("12 decades", "12 decades"),
+            (1.0, "12 decades"), (1.0, "12 decades between channels"), (1.0, "one channel of 12 decades"),
+            (1.0, "a dead channel"), ("a wall", 1.0), ("no first channel", "a heavy first channel"),
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_errors_are_those_of_float32(self, device, x, weight):
+        """No larger than the float32 sum's, all together and at the worst, or than eight roundings."""
+        inputs = convolution(x_of(x).to(device), weight_of(weight).to(device))
+        truth, sizes = oracle(*inputs), roundings(inputs)
+        largest = torch.finfo(torch.float32).max
+        normal = sizes < largest * UNIT  # elsewhere a sum may overflow on the way
+        ours, plain = (
+            ((run(SMALL, inputs).double() - truth).abs() / sizes)[normal] for run in (pipeline, folded)
+        )
+        if normal.any():
+            assert ours.max() <= max(8, plain.max()) and ours.square().mean() <= max(1, 1.05 * plain.square().mean())
+        beyond = pipeline(SMALL, inputs)[truth.abs() > 1.01 * largest]
+        assert not beyond.isfinite().any()
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    @pytest.mark.parametrize("name", ["x", "weight", "bias", "running_mean", "running_var", "gamma", "beta"])
+    def test_nan_and_infinity_come_out_where_the_formula_puts_them(self, device, name, value):
+        problem = Problem(2, 8, 64, 8, 32, 3, padding=1)
+        inputs = draw(problem, 0, device)
+        getattr(inputs, name).view(-1)[1] = value
+        y = pipeline(problem, inputs).double()
+        torch.testing.assert_close(y, oracle(*inputs, **options(problem)), rtol=1e-5, atol=1e-5, equal_nan=True)
+
+    @pytest.mark.parametrize("factor", [0.0, -2.0, 1e-30, 1e30, math.nan])
+    def test_any_scaling_factor(self, device, factor):
+        inputs = draw(SMALL, 0, device)._replace(scaling_factor=factor)
+        expected = conv_bn_scale(*inputs)
+        tolerance = 1e-5 * abs(factor) if math.isfinite(factor) else 0.0
+        torch.testing.assert_close(pipeline(SMALL, inputs), expected, rtol=1e-5, atol=tolerance, equal_nan=True)
+
+    def test_a_negative_variance_is_nan_in_its_channel_alone(self, device):
+        inputs = draw(SMALL, 0, device)
+        inputs.running_var[3] = -1.0
+        nan = pipeline(SMALL, inputs).isnan()
+        assert nan[:, 3].all() and not nan[:, :3].any() and not nan[:, 4:].any()
+
+
+def run_source(text, problem, inputs, multiprocessors=1):
+    """y by another text of the kernel."""
+    chosen = fused.pipeline_plan(problem, multiprocessors)
+    macros = tuple(f"-D{name}={value}" for name, value in chosen.macros)
+    function = source_module(text, macros, inputs.x.device).get_function("pipeline")
+    allow_shared(function, chosen.shared, inputs.x.device)
+    y = torch.full(problem.output_shape, math.nan, device=inputs.x.device)
+    numbers = np.float32(inputs.scaling_factor), np.float32(inputs.eps)
+    where = {"grid": chosen.grid, "block": chosen.block, "shared": chosen.shared}
+    launch(function, *inputs[:7], *numbers, Out(y), np.int64(problem.batch), **where)
+    return y
+
+
+PLAIN_TILE = "range.splits() ? range.exponent() : PLAIN"
+PLANTED = {
+    "the cross terms are left out": ("1.0f / LO_SCALE, dot)", "0.0f, dot)"),
+    "a product is not waited for": ("ptx::wgmma_wait<0>();", ""),
+    "a buffer is filled before it is stored":
+        ("ptx::mbarrier_wait(&shared.stored[buffer], (step / BUFFERS + 1) % 2);\n            #pragma", "#pragma"),
+    "a stage is filled before it is read": ("ptx::mbarrier_wait(&shared.empty[s], (step / STAGES + 1) % 2);", ""),
+    "a stage is read before it is filled": ("ptx::mbarrier_wait(&shared.full[s], step / STAGES % 2);", ""),
+    "a buffer is free before it is copied": ("ptx::bulk_wait_read<0>();", ""),
+    "the last tile is as long as any":
+        ("int(min((long long)RUN, OUT_PLANE - first()))", "RUN"),
+    "a row too far": ("tile.row - PAD_TOP + pixel / PITCH", "tile.row - PAD_TOP + 1 + pixel / PITCH"),
+    "a spread tile is split all the same": (PLAIN_TILE, "range.exponent()"),
+    "spread weights are split all the same": ("!range.splits() || !isfinite(slope[h])", "!isfinite(slope[h])"),
+    "an overflow is not looked for": ("x_exponent + largest_w_exponent - 28 > 127", "x_exponent > 500"),
+    "a missing gamma is zero": ("(double)in.gamma[channel] : 1.0", "(double)in.gamma[channel] : 0.0"),
+}  # fmt: skip
+
+
+def is_right(text, device):
+    """Whether the text passes a short form of the tests above."""
+    three = Problem(2, 8, 64, 21, 34, 3)  # four tiles an image: stages and buffers come round
+    drawn = draw(three, 0, device)
+    drawn.gamma.fill_(1.0)
+    with watch() if device.type == "cpu" else nullcontext() as seen:
+        y = run_source(text, three, drawn._replace(gamma=None))
+    if not compare("", three, drawn, y).ok or (seen and seen.findings):
+        return False
+    for x, weight in (("a wall", 1.0), ("no first channel", "a heavy first channel"), (1e30, 1e30)):
+        inputs = convolution(x_of(x).to(device), weight_of(weight).to(device))
+        inputs.x[:, :, :3, :3] = 0.0
+        y, truth = run_source(text, SMALL, inputs), oracle(*inputs)
+        beyond = truth.abs() > 1.01 * torch.finfo(torch.float32).max
+        if (y[:, :, 0, 0] != 0).any() or y[beyond].isfinite().any():  # a window of zeros is zero whatever the scales
+            return False
+        if not beyond.any() and ((y - truth).abs() > 20 * roundings(inputs)).any():
+            return False
+    return True
+
+
+class TestPlantedBugs:
+    def test_nothing_is_planted(self, device):
+        assert is_right(SOURCE.read_text(), device)
+
+    @pytest.mark.parametrize("name", PLANTED)
+    def test_it_shows(self, device, name):
+        if device.type == "cuda":
+            pytest.skip("a race need not show on a card, and a fault there ends the context")
+        right, wrong = PLANTED[name]
+        text = SOURCE.read_text()
+        assert text.count(right) == 1
+        try:
+            assert not is_right(text.replace(right, wrong), device)
+        except (driver.LogicError, driver.LaunchError):
+            pass  # the emulator noticed by itself
+
+
+def test_no_bank_conflicts_and_nothing_to_find(device):
+    if device.type == "cuda":
+        pytest.skip("counted on the emulator")
+    problem = Problem(1, 8, 64, 4, 128, 3)  # one tile of problem 73
+    inputs = draw(problem, 0)
+    with watch() as seen:
+        pipeline(problem, inputs)
+    assert seen.findings == []
+    counters = seen.counters["pipeline"]
+    assert counters.bank_conflicts == 0
+
+
+@pytest.mark.gpu
+class TestGpu:
+    def test_problem_73(self):
+        inputs = draw(KERNELBENCH_73, 0, "cuda")
+        y = fused.fused_conv_bn_scale(*inputs)
+        case = compare("", KERNELBENCH_73, inputs, y)
+        assert case.ok, case.reasons
+        truth = oracle(*inputs)
+        assert ((y.double() - truth).norm() / truth.norm()).item() <= 1e-7
+        assert all(fused.fused_conv_bn_scale(*inputs).equal(y) for _ in range(5))
