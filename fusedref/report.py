@@ -77,6 +77,8 @@ class Errors:
         sizes = dict(zip(AXES, self.problem.output_shape))
         wrong = {axis: self.by(axis).nonzero().view(-1).tolist() for axis in AXES}
         limited = {axis: indices for axis, indices in wrong.items() if len(indices) < sizes[axis]}
+        if self.wrong == 1:
+            return f"one element is wrong: y[{', '.join(str(indices[0]) for indices in wrong.values())}]"
         whole = self.wrong == math.prod(map(len, wrong.values()))  # all of the places where the limited axes meet
         if whole and len(limited) == 1:
             ((axis, indices),) = limited.items()
@@ -148,7 +150,7 @@ class Case:
         return not self.reasons
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Report:
     """What ``validate`` found. True where the candidate is right."""
 
@@ -204,6 +206,8 @@ class Report:
             lines.append(f"  where ({shown.name}): . right, + some wrong, # all wrong")
             lines += [f"    {axis:8}{_strip(shown.errors, axis)}" for axis in AXES]
         return "\n".join(lines)
+
+    __repr__ = __str__  # what a notebook keeps beside the HTML
 
     def _repr_html_(self) -> str:
         rows = "".join(

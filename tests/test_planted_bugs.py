@@ -188,12 +188,13 @@ IN_PLACES = {
         filled(0.0, (slice(None), 3, 2)),
         "where these meet: channel 3 is wrong; row 2 is wrong (14 of 588 elements)",
     ),
-    "one element": (filled(0.0, (1, 2, 3, 4)), "a run of elements is wrong, from y.view(-1)[417] to y.view(-1)[417]"),
-    "the last element, NaN": (
-        filled(torch.nan, (-1, -1, -1, -1)),
-        "the last 1 elements in memory are wrong, from y.view(-1)[587] on",
+    "one element": (filled(0.0, (1, 2, 3, 4)), "one element is wrong: y[1, 2, 3, 4] (1 of 588 elements)"),
+    "two elements in a row": (
+        filled(0.0, (1, 2, 3, slice(4, 6))),
+        "a run of elements is wrong, from y.view(-1)[417] to y.view(-1)[418] (2 of 588 elements)",
     ),
-    "infinity": (filled(torch.inf, (0, 0, 0, 0)), "the first 1 elements in memory are wrong"),
+    "the last element, NaN": (filled(torch.nan, (-1, -1, -1, -1)), "one element is wrong: y[1, 5, 6, 6]"),
+    "infinity": (filled(torch.inf, (0, 0, 0, 0)), "one element is wrong: y[0, 0, 0, 0]"),
     "last element unwritten": (
         unwritten(lambda y: y.view(-1)[:-1]),
         "NaN, which y's memory held before the call, in 1 of 588: never written?",

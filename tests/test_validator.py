@@ -47,6 +47,7 @@ def test_a_wrong_candidate_and_where():
     assert text.startswith("REFUSED (fp32, cpu, seed 0)")
     assert re.search(r"column  \.\.\.\.#$", text, re.MULTILINE)
     assert re.search(r"row     \+\+\+\+\+\+$", text, re.MULTILINE)
+    assert repr(report) == text
 
 
 def test_the_picture_shows_where():
