@@ -2,7 +2,7 @@
 //
 // An implicit matrix product: M = 64 output channels, N = pixels of a tile, K = taps x 8 input channels. Persistent blocks
 // of 16 warps take tiles; the warps are specialists, and mbarriers pass the tiles on:
-//   warps 0-7    multiply: two warpgroups; weights live in registers (a), pixels are read where they lie (b: a tap is an offset)
+//   warps 0-7    multiply: two warpgroups; weights live in registers (a), pixels stay where they lie (b: a tap is an offset)
 //   warps 8-13   load: one lane a pixel, all channels; scale, split, write rows of 8 channels
 //   warps 14-15  store: a buffer each, one bulk copy a channel
 //
@@ -48,8 +48,8 @@ constexpr int STAGED_PIXELS =  // whole units are read, with their last tap
     2 * MY_UNITS * UNIT + (KERNEL_HEIGHT - 1) * DILATION_H * PITCH + (KERNEL_WIDTH - 1) * DILATION_W;
 constexpr int LO = STAGED_PIXELS * 16;  // bytes from a pixel's hi to its lo
 constexpr int RUN = TILE_ROWS * TILE_COLUMNS;  // consecutive outputs of a tile's channel
-// Floats from one channel's run in a buffer to the next: 4 modulo 16, so that the channels of a store lie in banks of their own.
-constexpr int RUN_PITCH = (RUN + 4 - 4 + 15) / 16 * 16 + 4;
+// Floats from one channel's run in a buffer to the next: 4 modulo 16, so that a store's channels have banks of their own.
+constexpr int RUN_PITCH = (RUN + 15) / 16 * 16 + 4;
 constexpr float LO_SCALE = 4096.0f;
 // By how much a sum falls short, each step being cut off towards zero: half a unit of its last place a time.
 constexpr float SHORTFALL = STEPS / 5.0f / 16777216;
@@ -75,7 +75,6 @@ static_assert(sizeof(Shared) == SHARED_BYTES, "the plan reckons otherwise");
 struct Input {
     const float *x, *weight, *bias, *mean, *var, *gamma, *beta;
     float scaling_factor, eps;
-    long long batch;
 };
 
 // Where a tile lies.
@@ -407,7 +406,8 @@ __device__ __forceinline__ void consume(Shared& shared, const Input& in, const f
             #pragma unroll
             for (int h = 0; h < 2; h++) {
                 const int channel = channel_of(warp, h, group);
-                staged[h] = shared.buffer[buffer] + channel * RUN_PITCH + shift(y, here, channel, blockIdx.y * CHANNELS + channel);
+                staged[h] = shared.buffer[buffer] + channel * RUN_PITCH
+                    + shift(y, here, channel, blockIdx.y * CHANNELS + channel);
                 // The scales are undone in two steps where one would be too small a number.
                 const int e = x_exponent + w_exponent[h] - 28, within = max(-126, e);
                 affine.unscale[h] = power_of_two(within);
@@ -434,7 +434,8 @@ __device__ __forceinline__ void store(Shared& shared, float* __restrict__ y, int
 {
     const int first_channel = blockIdx.y * CHANNELS, channels = min(CHANNELS, OUT_CHANNELS - first_channel);
     int step = mine;
-    for (long long tile = blockIdx.x + (long long)mine * gridDim.x; tile < tiles; tile += BUFFERS * gridDim.x, step += BUFFERS) {
+    const long long stride = (long long)BUFFERS * gridDim.x;
+    for (long long tile = blockIdx.x + (long long)mine * gridDim.x; tile < tiles; tile += stride, step += BUFFERS) {
         const Tile here(tile);
         ptx::mbarrier_wait(&shared.staged[mine], step / BUFFERS % 2);
         float* plane = y + (here.image * OUT_CHANNELS + first_channel) * OUT_PLANE + here.first();
@@ -442,7 +443,7 @@ __device__ __forceinline__ void store(Shared& shared, float* __restrict__ y, int
             const bool chosen = ptx::elect();
             #pragma unroll 1
             for (int base = 0; base < channels; base += 32) {
-                // Each lane works out the copy of its channel; one lane starts them all, from values that are the same in every lane.
+                // Each lane works out the copy of its channel; one lane starts them all, from values that all lanes have.
                 const int channel = base + lane;
                 const uint64_t to = reinterpret_cast<uint64_t>(plane + channel * OUT_PLANE);
                 const uint64_t from = reinterpret_cast<uint64_t>(
@@ -507,7 +508,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pipeline(
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
     if (warp < CONSUMERS) {
         ptx::more_registers<168>();
-        const Input in = {x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps, batch};
+        const Input in = {x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps};
         consume(shared, in, y, tiles, threadIdx.x);
     } else {
         ptx::fewer_registers<88>();
