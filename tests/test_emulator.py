@@ -621,6 +621,9 @@ def test_calls_without_what_they_need():
     ("\n__global__ void k() {", "expected"),
     ('#include "nowhere.cuh"\n', "nowhere.cuh"),
     ("#error stop here\n", "stop here"),
+    ("__global__ void k() { exit(3); }", r'calling a __host__ function\("exit"\) from device code is not allowed'),
+    ("__global__ void k() { abort(); }", r'__host__ function\("abort"\)'),
+    ('__global__ void k() { system("true"); }', r'__host__ function\("system"\)'),
 ])
 def test_errors_of_the_compiler_name_the_line(source, message):
     with pytest.raises(drv.CompileError, match="nvcc compilation of .*kernel.cu failed") as raised:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from . import build, driver, native
 from .frontend import Frontend, TranslationError
+from .hostcalls import host_calls
 
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*[<"]([^>"]+)[>"]', re.MULTILINE)
 NAME = "kernel.cu"
@@ -132,6 +133,10 @@ class SourceModule:
                 built = os.path.join(scratch, "kernel.so")
                 command = [*base, "-c", "kernel.ii", "-o", "kernel.o"]
                 build.run(command, cwd=scratch)
+                if calls := host_calls(os.path.join(scratch, "kernel.o")):
+                    raise TranslationError("\n".join(
+                        f'{NAME}: error: calling a __host__ function("{name}") from device code is not allowed'
+                        for name in calls))
                 runtime = str(build.runtime())
                 own_symbols = [] if sys.platform == "darwin" else ["-Wl,-Bsymbolic"]
                 command = cxx.link(["kernel.o"], built, [runtime, "-lm", *own_symbols])

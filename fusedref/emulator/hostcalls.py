@@ -1,0 +1,41 @@
+"""What a kernel may call: a function of the host, such as ``exit``, would act on the machine that emulates."""
+
+from __future__ import annotations
+
+import re
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
+
+MATHEMATICS = """
+acos acosh asin asinh atan atan2 atanh cbrt ceil copysign cos cosh erf erfc exp exp10 exp2 expm1 fabs fdim floor fma
+fmax fmin fmod frexp hypot ilogb j0 j1 jn ldexp lgamma llrint llround log log10 log1p log2 logb lrint lround modf
+nearbyint nextafter pow remainder remquo rint round scalbln scalbn sin sincos sinh sqrt tan tanh tgamma trunc y0 y1 yn
+""".split()
+ALLOWED = re.compile(
+    "|".join([
+        r"emu_\w+|_ZN3emu\w+",  # the emulator's runtime
+        r"__tsan_\w+|__sanitizer_cov_\w+",  # what it sees accesses and branches by
+        rf"(?:{'|'.join(MATHEMATICS)})[fl]?",
+        r"__(?:isnan|isinf|finite|signbit|fpclassify)[fl]?",
+        r"mem(?:cpy|move|set|cmp)|malloc|free|_Zn[wa]m\w*|_Zd[la]Pv\w*",  # CUDA has these in device code too
+        r"_GLOBAL_OFFSET_TABLE_|_DYNAMIC|__tls_get_addr|__dso_handle|__cxa_\w+|__gxx_personality_v0|_Unwind_Resume",
+        r"__zig\w+|__\w+[sdtx][ifc]\d?|__\w+[sdtx]i[sdtx]f\d?",  # the compiler's own: 128-bit division ...
+    ])
+)
+
+
+def host_calls(path: str) -> list[str]:
+    """The functions that an object file needs and that no kernel may call. (Of ELF files; elsewhere none is found.)"""
+    with open(path, "rb") as file:
+        try:
+            sections = list(ELFFile(file).iter_sections())
+        except ELFError:
+            return []
+        needed = {
+            symbol.name
+            for section in sections if isinstance(section, SymbolTableSection)
+            for symbol in section.iter_symbols() if symbol["st_shndx"] == "SHN_UNDEF" and symbol.name
+        }
+    return sorted(name for name in needed if not ALLOWED.fullmatch(name))
