@@ -46,7 +46,10 @@ def run_validate(file: Path, kernel: str, problem: Problem | None, seed: int) ->
         module.get_function(kernel)
     except Exception as error:
         return _cannot(f'{file} has no kernel {kernel!r} marked extern "C": {type(error).__name__}: {error}')
-    report = validate(candidate_from_kernel(file, kernel), problem, device=device, seed=seed)
+    try:
+        report = validate(candidate_from_kernel(file, kernel), problem, device=device, seed=seed)
+    except ValueError as error:  # it names the argument
+        return _cannot(str(error))
     print(report)
     return 0 if report.ok else 1
 

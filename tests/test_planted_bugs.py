@@ -4,12 +4,13 @@ Each bug is the right thing with one slip. Where the report has words for it, th
 """
 
 import functools
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from fusedref import Problem, validate
+from fusedref import Problem, folding, validate
 from fusedref.reference import conv_bn_scale
 from fusedref.validator import candidate_from_kernel
 
@@ -304,6 +305,27 @@ class Stale:
         return self.results.setdefault(inputs[0].shape, right(*inputs)).clone()
 
 
+class FoldedOnce:
+    """Folds BatchNorm and the scale once for each address of gamma."""
+
+    def __init__(self):
+        self.folded = {}
+
+    def __call__(self, x, weight, *rest):
+        a, b = self.folded.setdefault(rest[3].data_ptr(), folding.affine(*rest))
+        return F.conv2d(x, weight) * a[:, None, None] + b[:, None, None]
+
+
+class PackedOnce:
+    """Keeps a copy of the filter, as another layout of it would be kept, for each address of it."""
+
+    def __init__(self):
+        self.packed = {}
+
+    def __call__(self, x, weight, *rest):
+        return right(x, self.packed.setdefault(weight.data_ptr(), weight.clone()), *rest)
+
+
 class Reused:
     """Right each time, in memory that the next call overwrites."""
 
@@ -345,11 +367,17 @@ def raises(*inputs):
     raise IndexError("out of range")
 
 
+def leaves(*inputs):
+    sys.exit("enough")
+
+
 @pytest.mark.parametrize(
     ("candidate", "words"),
     [
         (Stale(), "the same shape again: every element is wrong"),
         (Reused(), "the result of an earlier call changes with the next call: y must be new memory each time"),
+        (FoldedOnce(), "tall, odd sizes, the same shape again, wide, one image, one pixel: every element is wrong"),
+        (PackedOnce(), "tall, odd sizes, the same shape again, wide, one image, one pixel: every element is wrong"),
         (NotWrittenTwice(), "the same shape again: the last row (16) is wrong"),
         (modifies, "changes its input x"),
         (returns_input, "returned the memory of its input x: y must be new memory"),
@@ -358,11 +386,13 @@ def raises(*inputs):
         (spoilt(lambda y: y[:, :, :, :-1]), "returned shape (2, 6, 7, 6), (2, 6, 7, 7) is needed"),
         (spoilt(lambda y: y.numpy()), "returned ndarray, a torch.Tensor is needed"),
         (spoilt(lambda y: y.to("meta")), "returned a tensor on meta"),
+        (spoilt(lambda y: y.to_sparse()), "every case: returned a torch.sparse_coo tensor, a dense one is needed"),
         (raises, "every case: raised IndexError: out of range"),
+        (leaves, "every case: raised SystemExit: enough"),
     ],
     ids=[
-        "stale", "memory used again", "not written twice", "modifies its input", "returns its input", "float64",
-        "float16", "wrong shape", "NumPy", "wrong device", "raises",
+        "stale", "memory used again", "folded once", "packed once", "not written twice", "modifies its input",
+        "returns its input", "float64", "float16", "wrong shape", "NumPy", "wrong device", "sparse", "raises", "leaves",
     ],
 )  # fmt: skip
 def test_wrong_manners(candidate, words):

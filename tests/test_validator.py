@@ -50,6 +50,20 @@ def test_a_wrong_candidate_and_where():
     assert repr(report) == text
 
 
+@pytest.mark.parametrize(("rows", "bits"), [(1, False), (2, True)])
+def test_bits_are_told_where_errors_are_spread(rows, bits):
+    """Errors of tf32's size, in one row of six and in two."""
+
+    def candidate(*inputs):
+        y = conv_bn_scale(*inputs)
+        y[:, :, :rows] *= 1 + 2**-11
+        return y
+
+    case = validate(candidate, SMALL, device="cpu").cases[0]
+    assert case.errors.wrong >= 0.9 * rows * 40
+    assert any("the errors are those of about" in reason for reason in case.reasons) == bits, case.reasons
+
+
 def test_the_picture_shows_where():
     page = validate(wrong_in_the_last_column, SMALL, device="cpu")._repr_html_()
     assert "the last column (4) is wrong" in page
@@ -213,6 +227,14 @@ def test_an_interrupt_passes():
         ({"candidate": 3}, TypeError, "candidate must be callable, got int"),
         ({"problem": 73}, TypeError, "problem must be a Problem, got int"),
         ({"precision": "fp16"}, ValueError, "precision must be 'fp32' or 'tf32', got 'fp16'"),
+        ({"seed": 1.5}, TypeError, "seed must be an integer, got 1.5"),
+        ({"seed": True}, TypeError, "seed must be an integer, got True"),
+        ({"seed": -1}, ValueError, r"seed must be at least 0 and below 2\*\*63, got -1"),
+        ({"seed": 2**63}, ValueError, r"seed must be at least 0 and below 2\*\*63, got 9223372036854775808"),
+        ({"device": "tpu"}, ValueError, "device must be 'cpu' or 'cuda', got 'tpu'"),
+        ({"device": "meta"}, ValueError, "device must be 'cpu' or 'cuda', got 'meta'"),
+        ({"device": 1.5}, ValueError, "device must be 'cpu' or 'cuda', got 1.5"),
+        ({"device": "cuda:99"}, ValueError, "device must be here, got 'cuda:99' where torch finds [0-9]+ GPUs"),
         ({"problem": dataclasses.replace(SMALL, batch=0)}, ValueError, "a batch of at least 1"),
         ({"problem": dataclasses.replace(SMALL, dtype=torch.float16)}, ValueError, "problem must be float32"),
     ],
@@ -220,6 +242,12 @@ def test_an_interrupt_passes():
 def test_wrong_arguments_are_named(arguments, error, words):
     with pytest.raises(error, match=words):
         validate(**{"candidate": conv_bn_scale, "problem": SMALL, **arguments})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what is said where there is no GPU")
+def test_a_gpu_asked_for_where_there_is_none():
+    with pytest.raises(ValueError, match="got 'cuda' where torch finds 0 GPUs; on 'cpu' a kernel runs on the emulator"):
+        validate(conv_bn_scale, SMALL, device="cuda")
 
 
 def test_a_file_that_is_not_there(tmp_path):
