@@ -1,6 +1,6 @@
 """Climbs the ladder: validates every rung and, on a GPU, times it beside what PyTorch offers.
 
-Exit status: 0 where every rung validates, 1 where one does not.
+Exit status: 0 where every rung validates, 1 where one does not, 2 for a command that cannot be carried out.
 """
 
 from __future__ import annotations
@@ -219,9 +219,13 @@ def main(arguments: list[str] | None = None) -> int:
         write_readme()
         return 0
 
+    try:
+        on_gpu = cuda.device() == "gpu"
+    except (RuntimeError, ValueError) as error:  # FUSEDREF_DEVICE names what is not here
+        print(f"python -m kernels: {error}", file=sys.stderr)
+        return 2
     console = Console()
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)  # a compiler's text is no markup
-    on_gpu = cuda.device() == "gpu"
     device = torch.device("cuda" if on_gpu else "cpu")
     if not on_gpu:
         os.environ["FUSEDREF_DEVICE"] = "emulator"  # rung 05 is to run its kernel, not torch's folded convolution

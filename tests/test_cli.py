@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from fusedref.__main__ import main
+from kernels.__main__ import main as ladder
 from kernels.ladder import KERNELS
 
 SMALL = ["--problem", "1,2,3,8,9,3"]
@@ -62,11 +63,21 @@ def test_a_file_that_does_not_compile(kernel, capsys):
     assert "does not compile" in error and "flaot" in error
 
 
-@pytest.mark.parametrize("arguments", [["validate", "mine.cu", "--kernel", "fused"], ["bench"]])
-def test_a_device_that_is_none(arguments, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [(main, ["validate", "mine.cu", "--kernel", "fused"]), (main, ["bench"]), (ladder, [])],
+    ids=["validate", "bench", "ladder"],
+)
+def test_a_device_that_is_none(program, arguments, monkeypatch, capsys):
     monkeypatch.setenv("FUSEDREF_DEVICE", "tpu")
-    assert main(arguments) == 2
-    assert "FUSEDREF_DEVICE is 'tpu'" in capsys.readouterr().err
+    assert program(arguments) == 2
+    printed = capsys.readouterr()
+    assert "FUSEDREF_DEVICE is 'tpu'" in printed.err and printed.err.count("\n") == 1 and not printed.out
+
+
+def test_a_seed_that_is_none(kernel, capsys):
+    assert main(["validate", kernel(), "--kernel", "fused", *SMALL, "--seed", "-1"]) == 2
+    assert "seed must be at least 0 and below 2**63, got -1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("sizes", ["1,2,3", "1,2,3,8,9,three", "1,2,3,2,2,3", "0,2,3,8,9,3", "1,2,3,8,9,3,1"])
