@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fusedref.fused import fused_conv_bn_scale
-from fusedref.reference import ConvBnScale
+from fusedref.reference import ConvBnScale, number
 
 
 class FusedConvBnScale(ConvBnScale):
@@ -25,7 +25,7 @@ class FusedConvBnScale(ConvBnScale):
     def from_modules(cls, conv: nn.Conv2d, bn: nn.BatchNorm2d, scaling_factor: float) -> FusedConvBnScale:
         """A module around existing layers, which it shares and does not copy. Its mode is that of ``bn``.
 
-        Raises TypeError where ``conv`` or ``bn`` is something else, ValueError where their channels do not match.
+        Raises TypeError where an argument is something else, ValueError where the channels do not match.
         """
         for name, layer, needed in (("conv", conv, nn.Conv2d), ("bn", bn, nn.BatchNorm2d)):
             if not isinstance(layer, needed):
@@ -36,7 +36,7 @@ class FusedConvBnScale(ConvBnScale):
             )
         module = cls.__new__(cls)
         nn.Module.__init__(module)
-        module.conv, module.bn, module.scaling_factor = conv, bn, scaling_factor
+        module.conv, module.bn, module.scaling_factor = conv, bn, number("scaling_factor", scaling_factor)
         module.training = bn.training
         return module
 

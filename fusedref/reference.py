@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +14,8 @@ class ConvBnScale(nn.Module):
 
     x [batch, in_channels, height, width] -> y [batch, out_channels, out_height, out_width]. The keyword arguments are
     those of ``nn.Conv2d`` (stride to bias) and of ``nn.BatchNorm2d`` (eps, momentum, affine).
+
+    Raises TypeError where ``scaling_factor`` is no number, ValueError where it is beyond all floats.
     """
 
     def __init__(
@@ -31,12 +35,12 @@ class ConvBnScale(nn.Module):
         affine: bool = True,
     ) -> None:
         super().__init__()
+        self.scaling_factor = number("scaling_factor", scaling_factor)
         # In this order: whoever seeds torch gets the parameters that these two layers have anywhere else.
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, dilation=dilation, groups=groups, bias=bias
         )
         self.bn = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum, affine=affine)
-        self.scaling_factor = scaling_factor
 
     def forward(self, x: Tensor) -> Tensor:
         return self.bn(self.conv(x)) * self.scaling_factor
@@ -97,3 +101,15 @@ def oracle(
         if beta is not None:
             y += channels(beta)
         return y * scaling_factor
+
+
+def number(name: str, value: object) -> float:
+    """``value`` as a float, or the error that the argument ``name`` deserves."""
+    if type(value) is float:  # first, for this is on the way to every launch
+        return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must fit into a float, got a number above 1e308 in size") from None

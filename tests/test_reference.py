@@ -1,7 +1,8 @@
+import pytest
 import torch
 from hypothesis import given
 
-from fusedref import ConvBnScale
+from fusedref import ConvBnScale, FusedConvBnScale
 from fusedref.reference import conv_bn_scale, oracle
 from fusedref.validator import compare, draw
 from tests.strategies import fast, options, problems
@@ -33,3 +34,21 @@ def test_the_model_is_conv_then_bn_then_scale():
     x = torch.randn(2, 3, 5, 6)
     assert torch.equal(model(x), bn.eval()(conv(x)) * 1.5)
     assert "scaling_factor=1.5" in repr(model)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda factor: ConvBnScale(3, 4, 3, factor),
+        lambda factor: FusedConvBnScale(3, 4, 3, factor),
+        lambda factor: FusedConvBnScale.from_modules(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), factor),
+    ],
+    ids=["ConvBnScale", "FusedConvBnScale", "from_modules"],
+)
+def test_a_scaling_factor_is_a_number(build):
+    for wrong, kind in ((None, "NoneType"), ("2", "str"), (True, "bool"), (torch.ones(()), "Tensor")):
+        with pytest.raises(TypeError, match=f"scaling_factor must be a number, got {kind}"):
+            build(wrong)
+    with pytest.raises(ValueError, match="scaling_factor must fit into a float"):
+        build(10**400)
+    assert build(2).scaling_factor == 2.0
