@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +18,7 @@ from fusedref import folding
 from fusedref.cuda.compile import allow_shared, architecture, source_module
 from fusedref.cuda.tensors import Out, launch
 from fusedref.problem import Problem
-from fusedref.reference import conv_bn_scale
+from fusedref.reference import conv_bn_scale, number
 
 KERNELS = Path(__file__).parent / "kernels"
 NAMES = ("x", "weight", "bias", "running_mean", "running_var", "gamma", "beta")
@@ -57,16 +56,19 @@ def fused_conv_bn_scale(
     those of ``torch.nn.functional.conv2d``. On a CUDA device the kernel runs in torch's current stream; the first call
     for a shape compiles it, so make one before capturing a CUDA graph. On the CPU torch runs the folded convolution,
     or the emulator the kernel where FUSEDREF_DEVICE=emulator. Where a gradient is needed torch's own operators run.
+    Where gamma or a weight is infinite the kernel does as CUDA torch does, not as torch's folded BatchNorm on the CPU.
 
-    Raises TypeError for what is not a tensor, a number or float32, and ValueError for shapes, devices and sizes that do
-    not fit; the message names the argument.
+    Raises TypeError for what is not a dense tensor, a number or float32, and ValueError for shapes, devices and sizes
+    that do not fit and a negative eps; the message names the argument.
     """
     tensors = (x, weight, bias, running_mean, running_var, gamma, beta)
-    stride, padding, dilation = _hashable(stride), _hashable(padding), _hashable(dilation)
+    stride, padding = _hashable("stride", stride), _hashable("padding", padding)
+    dilation, groups = _hashable("dilation", dilation), _hashable("groups", groups)
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     problem = _problem(tuple([_described(tensor) for tensor in tensors]), **options)
-    _check_number("scaling_factor", scaling_factor)
-    _check_number("eps", eps)
+    scaling_factor, eps = number("scaling_factor", scaling_factor), number("eps", eps)
+    if eps < 0:
+        raise ValueError(f"eps must be at least 0, got {eps}")
 
     if _needs_gradient(tensors) or not (abs(scaling_factor) <= FLOAT32_MAX and abs(eps) <= FLOAT32_MAX):
         # An infinite factor cannot be folded: inf * (u + v) is not inf * u + inf * v.
@@ -270,7 +272,7 @@ def _needs_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
 def _described(tensor: object) -> object:
     """What a check needs to know about an argument, hashable."""
     if isinstance(tensor, Tensor):
-        return tensor.shape, tensor.dtype, tensor.device
+        return tensor.shape, tensor.dtype, tensor.device, tensor.layout
     return type(tensor)
 
 
@@ -285,7 +287,9 @@ def _problem(described: tuple, stride: object, padding: object, dilation: object
             raise TypeError(
                 f"{name} must be a torch.Tensor{' or None' if name in MAY_BE_NONE else ''}, got {argument.__name__}"
             )
-        shapes[name], dtype, device = argument
+        shapes[name], dtype, device, layout = argument
+        if layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, got a {layout} one")
         if dtype != torch.float32:
             raise TypeError(f"{name} must be float32, the only dtype supported, got {dtype}")
         if device != described[0][2]:
@@ -301,6 +305,8 @@ def _problem(described: tuple, stride: object, padding: object, dilation: object
             "weight must be [out_channels, in_channels / groups, kernel_height, kernel_width], "
             f"got shape {tuple(weight)}"
         )
+    if 0 in weight:
+        raise ValueError(f"weight must have no size of 0, got shape {tuple(weight)}")
     problem = Problem(
         x[0], x[1], weight[0], x[2], x[3], tuple(weight[2:]),
         stride=stride, padding=padding, dilation=dilation, groups=groups, bias="bias" in shapes,
@@ -318,10 +324,12 @@ def _problem(described: tuple, stride: object, padding: object, dilation: object
     return problem
 
 
-def _check_number(name: str, value: object) -> None:
-    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-
-
-def _hashable(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
+def _hashable(name: str, value: object) -> object:
+    """``value``, a list as a tuple, for ``_problem`` remembers by it."""
+    value = tuple(value) if isinstance(value, list) else value
+    try:
+        hash(value)
+    except TypeError:
+        needed = "an integer" if name == "groups" else "an integer or a pair of them"
+        raise TypeError(f"{name} must be {needed}, got {value!r}") from None
+    return value
