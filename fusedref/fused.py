@@ -56,7 +56,7 @@ def fused_conv_bn_scale(
     those of ``torch.nn.functional.conv2d``. On a CUDA device the kernel runs in torch's current stream; the first call
     for a shape compiles it, so make one before capturing a CUDA graph. On the CPU torch runs the folded convolution,
     or the emulator the kernel where FUSEDREF_DEVICE=emulator. Where a gradient is needed torch's own operators run.
-    Where gamma or a weight is infinite the kernel does as CUDA torch does, not as torch's folded BatchNorm on the CPU.
+    Where gamma is infinite the kernel does as CUDA torch does, not as torch's folded BatchNorm on the CPU.
 
     Raises TypeError for what is not a dense tensor, a number or float32, and ValueError for shapes, devices and sizes
     that do not fit and a negative eps; the message names the argument.
