@@ -398,3 +398,56 @@ def banks(pitches: Sequence[int], column: int, alt: str, *, rows: int = 8, colum
                 spine.set_visible(False)
 
     return draw((4.7 * len(pitches), 0.36 * rows + 0.9), paint, alt)
+
+
+def products(channels: int, pixels: int, alt: str) -> Image:
+    """What a thread with channels x pixels sums fetches, and what it multiplies: weights at the left, pixels on top."""
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        cells = [(-1.4, channel, f"w{channel}", PALE[1]) for channel in range(channels)]
+        cells += [(pixel, -1.4, f"x{pixel}", PALE[0]) for pixel in range(pixels)]
+        cells += [
+            (pixel, channel, f"+= w{channel} x{pixel}", "#efefef")
+            for channel in range(channels)
+            for pixel in range(pixels)
+        ]
+        for column, row, text, colour in cells:
+            axes.add_patch(matplotlib.patches.Rectangle((column, row), 1, 1, facecolor=colour, edgecolor="white"))
+            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=9)
+        axes.set(xlim=(-1.5, pixels), ylim=(channels, -1.5))
+        axes.set_title(f"{channels + pixels} numbers fetched, {channels * pixels} multiply-adds")
+        axes.set_axis_off()
+
+    return draw((1.0 * pixels + 1.8, 0.33 * channels + 1.1), paint, alt)
+
+
+def bits(rows: Mapping[str, Sequence[tuple[str, str]]], alt: str) -> Image:
+    """Numbers as the bits that hold them. rows: name -> fields of (what, its bits), such as ("fraction", "0110")."""
+    kinds = list(dict.fromkeys(kind for fields in rows.values() for kind, _ in fields))
+    longest = max(sum(len(text) for _, text in fields) for fields in rows.values())
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        for row, fields in enumerate(rows.values()):
+            column = 0
+            for kind, text in fields:
+                for bit in text:
+                    axes.add_patch(
+                        matplotlib.patches.Rectangle(
+                            (column, row), 1, 0.75, facecolor=PALE[kinds.index(kind) % len(PALE)], edgecolor="white"
+                        )
+                    )
+                    axes.text(column + 0.5, row + 0.4, bit, ha="center", va="center", fontsize=10)
+                    column += 1
+                column += 0.4
+            axes.text(-0.5, row + 0.4, list(rows)[row], ha="right", va="center")
+        axes.set(xlim=(-0.3 * max(map(len, rows)), longest + 1.2), ylim=(len(rows), 0))
+        axes.set_axis_off()
+        handles = [
+            matplotlib.patches.Patch(facecolor=PALE[place % len(PALE)], edgecolor=GREY, label=kind)
+            for place, kind in enumerate(kinds)
+        ]
+        axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=len(kinds))
+
+    return draw((0.27 * longest + 2.2, 0.42 * len(rows) + 0.7), paint, alt)

@@ -5,10 +5,13 @@ This is the one place where a lesson's size depends on the device: problem 73 on
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ import torch
 
 from fusedref import bench, cuda, validator
 from fusedref.problem import KERNELBENCH_73, SMALL_73, Problem
+from kernels import ladder
 
 COMMITTED = Path(__file__).parent / "measured" / "lessons.json"  # {"card": name, "us": {what: microseconds}}
 
@@ -66,6 +70,26 @@ def relative_l2(y: np.ndarray, expected: torch.Tensor) -> float:
     expected = expected.double()
     difference = torch.from_numpy(y).to(expected.device).double() - expected
     return float(difference.norm() / expected.norm())
+
+
+def variant(tiled: ladder.Tiled, *changes: tuple[str, str]) -> ladder.Tiled:
+    """The rung with changes (old, new) made to its source; the file of the rung stays as it is.
+
+    Raises ValueError where an old text is not there.
+    """
+    source = (ladder.KERNELS / f"{tiled.file}.cu").read_text()
+    for old, new in changes:
+        if old not in source:
+            raise ValueError(f"{tiled.file}.cu has no {old!r}")
+        source = source.replace(old, new)
+    changed = Path(tempfile.mkdtemp(dir=_variants().name)) / tiled.file
+    changed.with_suffix(".cu").write_text(source)
+    return dataclasses.replace(tiled, file=str(changed))
+
+
+@cache
+def _variants() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory()  # goes when Python ends
 
 
 def us(what: str, call: Callable[[], object]) -> float:

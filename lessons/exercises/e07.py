@@ -1,0 +1,51 @@
+"""Exercise of lesson 07: the shape of a thread's tile of sums."""
+
+from __future__ import annotations
+
+from lessons.exercises import Exercise, Wrong
+
+
+def best_tile_answer(registers):
+    fitting = [
+        (channels, pixels)
+        for channels in range(1, registers)
+        for pixels in range(1, registers)
+        if channels * pixels + channels + pixels <= registers
+    ]
+    return min(fitting, key=lambda tile: (tile[0] + tile[1]) / (tile[0] * tile[1]))
+
+
+def _judge_best_tile(answer) -> str:
+    for registers in (3, 15, 44, 63, 120, 200):
+        given = answer(registers)
+        whole = isinstance(given, tuple) and len(given) == 2 and all(type(n) is int and n > 0 for n in given)
+        if not whole:
+            raise Wrong(
+                f"With {registers} registers it returned {given!r}; it should return two whole numbers above 0."
+            )
+        channels, pixels = given
+        needed = channels * pixels + channels + pixels
+        if needed > registers:
+            raise Wrong(
+                f"With {registers} registers, {channels} x {pixels} does not fit: the sums and what is fetched for "
+                f"them need {needed}."
+            )
+        right = best_tile_answer(registers)
+        fetched, least = (sum(tile) / (tile[0] * tile[1]) for tile in (given, right))
+        if fetched > least * (1 + 1e-9):
+            raise Wrong(
+                f"With {registers} registers, {channels} x {pixels} fits and fetches {fetched:.3f} numbers for a "
+                f"multiply-add. There is a tile that fetches {least:.3f}."
+            )
+    return "The nearer to a square, the less is fetched; the more registers, the larger the square."
+
+
+best_tile = Exercise(
+    _judge_best_tile,
+    [
+        "channels x pixels sums stay in registers, and channels + pixels fetched numbers beside them.",
+        "What is to be least: the numbers fetched, divided by the multiply-adds that they serve.",
+        "Nobody asks for a formula. A loop over both numbers finds it.",
+    ],
+    best_tile_answer,
+)
