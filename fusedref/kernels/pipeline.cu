@@ -58,6 +58,9 @@ constexpr int PLAIN = 1000;  // an exponent that no finite tile has
 // Whether every run starts and ends at a multiple of 16 bytes, as bulk copies want it.
 constexpr bool BULK = OUT_PLANE % 4 == 0 && (TILES_DOWN == 1 || TILE_ROWS * OUT_WIDTH % 4 == 0)
     && (TILES_ACROSS == 1 || (OUT_WIDTH % 4 == 0 && TILE_COLUMNS % 4 == 0));
+// Lanes of a warp that report a filled or an emptied buffer. One does for its warp, behind __syncwarp. Where the storing
+// warps read by ordinary loads all do, so that racecheck, which follows each thread by itself, can see the order.
+constexpr int HANDS = BULK ? 1 : 32;
 constexpr bool IN_PAIRS = PITCH % 2 == 0 && TILE_COLUMNS % 2 == 0;  // outputs 2 n and 2 n + 1 of a row: one store
 
 static_assert(IN_CHANNELS <= 8 && TAPS <= 9 && (TILE_COLUMNS == OUT_WIDTH || TILE_ROWS == 1), "what this kernel serves");
@@ -424,7 +427,7 @@ __device__ __forceinline__ void consume(Shared& shared, const Input& in, const f
         }
         ptx::fence_async_shared();
         __syncwarp();
-        if (lane == 0) ptx::mbarrier_arrive(&shared.staged[buffer]);
+        if (lane < HANDS) ptx::mbarrier_arrive(&shared.staged[buffer]);
     }
 }
 
@@ -467,7 +470,7 @@ __device__ __forceinline__ void store(Shared& shared, float* __restrict__ y, int
                     plane[channel * OUT_PLANE + i] = shared.buffer[mine][channel * RUN_PITCH + i];
         }
         __syncwarp();
-        if (lane == 0) ptx::mbarrier_arrive(&shared.stored[mine]);
+        if (lane < HANDS) ptx::mbarrier_arrive(&shared.stored[mine]);
     }
 }
 
@@ -491,8 +494,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pipeline(
             ptx::mbarrier_init(&shared.empty[s], CONSUMERS);
         }
         for (int i = 0; i < BUFFERS; i++) {
-            ptx::mbarrier_init(&shared.staged[i], CONSUMERS);
-            ptx::mbarrier_init(&shared.stored[i], 1);
+            ptx::mbarrier_init(&shared.staged[i], CONSUMERS * HANDS);
+            ptx::mbarrier_init(&shared.stored[i], HANDS);
         }
         ptx::mbarrier_init_fence();
         shared.weight_exponent = -PLAIN;
