@@ -1,0 +1,105 @@
+"""The corpus of planted bugs under compute-sanitizer, on a card: who finds what.
+
+``python tests/corpus_on_card.py FILE`` runs every case under each of TOOLS, each time in a process of its own, and
+writes what was found to FILE; ``python tests/corpus_on_card.py FILE --show`` prints such a file as a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests import corpus
+
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+PATIENCE = 40  # seconds: a card may wait for ever where the emulator says that a barrier is not reached by all
+FOUND = 9  # exit status of a tool that found something
+RAN = "== the case has run"
+
+
+def run_case(name: str) -> None:
+    """Runs one case on the card, without torch: that would take longer to start than the case to run."""
+    import pycuda.autoprimaryctx  # noqa: F401  makes the context
+    import pycuda.driver as drv
+    import pycuda.gpuarray as gpuarray
+    from pycuda.compiler import SourceModule
+
+    case = {case.name: case for case in corpus.CASES}[name]
+    try:
+        corpus.run(case, partial(SourceModule, cache_dir=False), drv, gpuarray)
+    except drv.Error as error:  # what the bug did; the tool has its own word for it
+        print(error)
+    print(RAN)
+
+
+def verdict(name: str, tool: str) -> str:
+    """What the tool makes of the case: "found", "nothing", or "hangs" where the case does not end."""
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", str(FOUND)]
+    command += [sys.executable, __file__, "--run", name]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, start_new_session=True, **pipes)
+    try:
+        output, _ = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        return "hangs"
+    if RAN not in output:
+        raise RuntimeError(f"{name} under {tool} did not run:\n{output[-2000:]}")
+    return "found" if process.returncode == FOUND else "nothing"
+
+
+def measure() -> dict:
+    """Every case under every tool."""
+    import torch
+
+    from fusedref import bench
+
+    jobs = list(product([case.name for case in corpus.CASES], TOOLS))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        verdicts = dict(zip(jobs, pool.map(lambda job: verdict(*job), jobs)))
+    cases = {case.name: {tool: verdicts[case.name, tool] for tool in TOOLS} for case in corpus.CASES}
+    return {"card": torch.cuda.get_device_name(), "versions": bench.versions(), "cases": cases}
+
+
+def show(measured: dict) -> None:
+    """Prints a file as a table: the case, what it plants, and who found it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Planted bugs, found by the emulator and by compute-sanitizer on an {measured['card']}")
+    for heading in ("case", "planted", "emulator", *TOOLS):
+        table.add_column(heading)
+    for case in corpus.BUGS:
+        table.add_row(case.name, case.expected[0], "found", *[measured["cases"][case.name][tool] for tool in TOOLS])
+    Console().print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("file", nargs="?", type=Path)
+    parser.add_argument("--show", action="store_true", help="print FILE instead of writing it")
+    parser.add_argument("--run", metavar="CASE", help="only run this case: what the tools are given to watch")
+    given = parser.parse_args()
+    if given.run:
+        run_case(given.run)
+    elif given.file is None:
+        parser.error("name the FILE")
+    elif given.show:
+        show(json.loads(given.file.read_text()))
+    else:
+        given.file.write_text(json.dumps(measure(), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
