@@ -56,10 +56,13 @@ class Peer:
 
 
 def eager(inputs: tuple) -> Callable[[], torch.Tensor]:
+    """PyTorch's three operators."""
     return lambda: conv_bn_scale(*inputs)
 
 
 def compiled(mode: str) -> Callable[[tuple], Callable[[], torch.Tensor]]:
+    """The three operators through ``torch.compile`` in this mode."""
+
     def prepare(inputs: tuple) -> Callable[[], torch.Tensor]:
         torch._dynamo.reset()  # or a kernel compiled for another precision would be found again
         function = torch.compile(conv_bn_scale, mode=mode, dynamic=False)
@@ -69,6 +72,7 @@ def compiled(mode: str) -> Callable[[tuple], Callable[[], torch.Tensor]]:
 
 
 def folded(inputs: tuple) -> Callable[[], torch.Tensor]:
+    """One library convolution whose filters BatchNorm and scale were folded into beforehand."""
     x, weight, *vectors, scaling_factor, eps = inputs
     a, b = folding.affine(*vectors, scaling_factor, eps)
     filters = folding.fold(weight, a)  # keeps the layout of weight
@@ -76,6 +80,7 @@ def folded(inputs: tuple) -> Callable[[], torch.Tensor]:
 
 
 def ours(inputs: tuple) -> Callable[[], torch.Tensor]:
+    """This package, from raw parameters at every call."""
     return lambda: fused_conv_bn_scale(*inputs)
 
 

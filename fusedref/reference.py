@@ -43,9 +43,11 @@ class ConvBnScale(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
+        """y [batch, out_channels, out_height, out_width] of x [batch, in_channels, height, width]."""
         return self.bn(self.conv(x)) * self.scaling_factor
 
     def extra_repr(self) -> str:
+        """What ``repr`` adds to the two layers."""
         return f"scaling_factor={self.scaling_factor}"
 
 

@@ -147,6 +147,7 @@ class Case:
 
     @property
     def ok(self) -> bool:
+        """Whether nothing speaks against the candidate in this case."""
         return not self.reasons
 
 
@@ -162,6 +163,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
+        """Whether the candidate is right in every case."""
         return all(case.ok for case in self.cases)
 
     def __bool__(self) -> bool:
