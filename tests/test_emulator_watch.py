@@ -1,6 +1,7 @@
 """Watched kernels: the corpus of planted bugs, each found and named, and counts of what memory accesses cost."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -308,6 +309,23 @@ print(seen.findings[0].source, seen.findings[0].line)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "tests",
                           env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"})
     assert done.stdout == "kernel.cu 2\n", done.stderr
+
+
+def test_two_checkouts_may_share_a_cache(tmp_path):
+    """A library of one is none of the other's: its lines lead to headers at another place."""
+    code = """
+from fusedref.emulator import SourceModule, watch
+module = SourceModule("__global__ void k() {\\nif (threadIdx.x < 32) __syncthreads();\\n}")
+with watch() as seen:
+    module.get_function("k")(block=(64, 1, 1))
+print(seen.findings[0].source, seen.findings[0].line)
+"""
+    shutil.copytree(ROOT / "fusedref", tmp_path / "other" / "fusedref", ignore=shutil.ignore_patterns("__pycache__"))
+    for checkout in (ROOT, tmp_path / "other"):
+        environment = {**os.environ, "PYTHONPATH": str(checkout), "XDG_CACHE_HOME": str(tmp_path)}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+        assert done.stdout == "kernel.cu 2\n", done.stderr
 
 
 def test_a_race_names_both_threads_and_both_lines():

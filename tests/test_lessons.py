@@ -61,6 +61,7 @@ def words(cell) -> list[str]:
     said = []
     for output in cell.outputs:
         text = output["text"] if "text" in output else output["data"].get("text/markdown", "")
+        text = re.sub(r"(Conv2d|BatchNorm2d)\(.*\)", r"\1", text)  # torch's versions differ in what they say of a layer
         said += re.sub(r"-?(\d[\d,.]*(e[-+]?\d+)?|nan)", "#", text).split()
     return said
 

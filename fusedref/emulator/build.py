@@ -139,7 +139,8 @@ def digest(*parts: str | bytes) -> str:
 def headers_digest() -> str:
     """Of every header and source of the emulator, so that a changed one is never mixed with an old library."""
     files = sorted([*INCLUDE.glob("*"), *(HERE / "native").glob("*"), HERE / "frontend.py", HERE / "build.py"])
-    return digest(*[part for file in files for part in (file.name, file.read_bytes())])
+    # Their place too: by it a library's debug information tells the emulator's lines from a kernel's.
+    return digest(str(HERE), *[part for file in files for part in (file.name, file.read_bytes())])
 
 
 def run(command: list[str], **options: object) -> str:
