@@ -55,6 +55,7 @@ def run_validate(file: Path, kernel: str, problem: Problem | None, seed: int) ->
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Carries out the command line; returns its exit status: 0 done, 1 refused, 2 not run."""
     parser = argparse.ArgumentParser(prog="python -m fusedref", description="Validate a kernel, or time this package.")
     commands = parser.add_subparsers(dest="command", required=True)
 

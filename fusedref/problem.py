@@ -96,22 +96,27 @@ class Problem:
 
     @cached_property
     def out_height(self) -> int:
+        """Rows of an output plane."""
         return (self.height + sum(self.pads[0]) - self.span[0]) // self.strides[0] + 1
 
     @cached_property
     def out_width(self) -> int:
+        """Columns of an output plane."""
         return (self.width + sum(self.pads[1]) - self.span[1]) // self.strides[1] + 1
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
+        """[batch, in_channels, height, width]."""
         return self.batch, self.in_channels, self.height, self.width
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
+        """[out_channels, in_channels / groups, kernel_height, kernel_width]."""
         return self.out_channels, self.in_channels // self.groups, *self.kernel
 
     @cached_property
     def output_shape(self) -> tuple[int, int, int, int]:
+        """[batch, out_channels, out_height, out_width]."""
         return self.batch, self.out_channels, self.out_height, self.out_width
 
     @property

@@ -427,7 +427,7 @@ __device__ __forceinline__ void consume(Shared& shared, const Input& in, const f
         }
         ptx::fence_async_shared();
         __syncwarp();
-        if (lane < HANDS) ptx::mbarrier_arrive(&shared.staged[buffer]);
+        if (HANDS == 32 || lane == 0) ptx::mbarrier_arrive(&shared.staged[buffer]);
     }
 }
 
@@ -470,7 +470,7 @@ __device__ __forceinline__ void store(Shared& shared, float* __restrict__ y, int
                     plane[channel * OUT_PLANE + i] = shared.buffer[mine][channel * RUN_PITCH + i];
         }
         __syncwarp();
-        if (lane < HANDS) ptx::mbarrier_arrive(&shared.stored[mine]);
+        if (HANDS == 32 || lane == 0) ptx::mbarrier_arrive(&shared.stored[mine]);
     }
 }
 
