@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def run_case(name: str) -> None:
 
     case = {case.name: case for case in corpus.CASES}[name]
     try:
-        corpus.run(case, partial(SourceModule, cache_dir=False), drv, gpuarray)
+        corpus.run(case, SourceModule, drv, gpuarray)
     except drv.Error as error:  # what the bug did; the tool has its own word for it
         print(error)
     print(RAN)
@@ -65,7 +64,8 @@ def measure() -> dict:
 
     from fusedref import bench
 
-    jobs = list(product([case.name for case in corpus.CASES], TOOLS))
+    # One tool after the other: the first compiles, the next find what PyCUDA kept.
+    jobs = [(name, tool) for tool, name in product(TOOLS, [case.name for case in corpus.CASES])]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         verdicts = dict(zip(jobs, pool.map(lambda job: verdict(*job), jobs)))
     cases = {case.name: {tool: verdicts[case.name, tool] for tool in TOOLS} for case in corpus.CASES}
