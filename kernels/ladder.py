@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusedref import bench, folding, fused_conv_bn_scale
+from fusedref import bench, folding, fused_conv_bn_scale, planning
 from fusedref import fused as package
 from fusedref.cuda.compile import source_module
 from fusedref.cuda.tensors import Out, launch
@@ -222,7 +222,7 @@ def folded(x, weight, bias, running_mean, running_var, gamma, beta, scaling_fact
     batch, _, height, width = x.shape
     problem = Problem(batch, in_channels, out_channels, height, width, tuple(kernel), bias=bias is not None)
     tensors = x, weight, bias, running_mean, running_var, gamma, beta
-    return package.run(package.folded_plan(problem), problem, tensors, scaling_factor, eps)
+    return package.run(planning.folded_plan(problem), problem, tensors, scaling_factor, eps)
 
 
 def _rung_01(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps):

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from whole_numbers import SIZES, inputs
 
-from fusedref import KERNELBENCH_73, fused, validate
+from fusedref import KERNELBENCH_73, planning, validate
 from fusedref.cuda.compile import source_module
 from fusedref.cuda.tensors import Out, launch
 from fusedref.problem import SMALL_73
@@ -40,7 +40,7 @@ def test_the_rung_validates(device, rung):
 
 def test_the_rung_is_the_kernel_of_the_package(device):
     given = draw(SMALL_73, seed=1, device=device)
-    plan = fused.folded_plan(SMALL_73)
+    plan = planning.folded_plan(SMALL_73)
     options = tuple(f"-D{name}={value}" for name, value in plan.macros)
     function = source_module(ladder.KERNELS / "05_folded.cu", options, device).get_function(plan.kernel)
     y = torch.empty(SMALL_73.output_shape, device=device)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusedref import KERNELBENCH_73, Problem, fused, plan
+from fusedref import KERNELBENCH_73, Problem, fused, plan, planning
 from fusedref.cuda.compile import allow_shared, source_module
 from fusedref.cuda.tensors import Out, launch
 from fusedref.emulator import driver, watch
@@ -33,13 +33,13 @@ def a_card_that_has_wgmma(device):
 def pipeline(problem, inputs, multiprocessors=3):
     """The kernel, whatever the plan would choose; so few blocks that each has several tiles."""
     return fused.run(
-        fused.pipeline_plan(problem, multiprocessors), problem, inputs[:7], inputs.scaling_factor, inputs.eps
+        planning.pipeline_plan(problem, multiprocessors), problem, inputs[:7], inputs.scaling_factor, inputs.eps
     )
 
 
 def folded(problem, inputs):
     """The float32 sums that errors are measured by."""
-    return fused.run(fused.folded_plan(problem), problem, inputs[:7], inputs.scaling_factor, inputs.eps)
+    return fused.run(planning.folded_plan(problem), problem, inputs[:7], inputs.scaling_factor, inputs.eps)
 
 
 def convolution(x, weight):
@@ -267,7 +267,7 @@ class TestRange:
 
 def run_source(text, problem, inputs, multiprocessors=1):
     """y by another text of the kernel."""
-    chosen = fused.pipeline_plan(problem, multiprocessors)
+    chosen = planning.pipeline_plan(problem, multiprocessors)
     macros = tuple(f"-D{name}={value}" for name, value in chosen.macros)
     function = source_module(text, macros, inputs.x.device).get_function("pipeline")
     allow_shared(function, chosen.shared, inputs.x.device)

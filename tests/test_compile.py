@@ -10,7 +10,8 @@ import pytest
 from fusedref import KERNELBENCH_73, cuda
 from fusedref.cuda import compile as compile_module
 from fusedref.cuda.compile import CompileError, cubin
-from fusedref.fused import KERNELS, folded_plan
+from fusedref.fused import KERNELS
+from fusedref.planning import folded_plan
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 

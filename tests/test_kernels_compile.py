@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from fusedref import KERNELBENCH_73, Problem, fused
+from fusedref import KERNELBENCH_73, Problem, fused, planning
 from fusedref.cuda.compile import NVCC_OPTIONS
 from fusedref.problem import SMALL_73
 from kernels.ladder import KERNELS, LADDER, Tiled
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is no
 def compile_for_all(path, folder):
     wgmma = "pipeline" in path.name
     targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in (["90a"] if wgmma else ARCHITECTURES)]
-    plans = {"folded": fused.folded_plan, "pipeline": fused.pipeline_plan}
+    plans = {"folded": planning.folded_plan, "pipeline": planning.pipeline_plan}
     make_plan = next((plans[name] for name in plans if name in path.name), None)
     macros = [f"-D{name}={value}" for name, value in make_plan(SMALL_73).macros] if make_plan else []
     options = ["-fatbin", "-std=c++17", "--Werror=all-warnings", f"-I{fused.KERNELS}", *targets, *macros]
@@ -67,7 +67,7 @@ def pipeline_report(problem, text, folder):
     """What ptxas says of the kernel."""
     source = folder / "pipeline.cu"
     source.write_text(text)
-    macros = [f"-D{name}={value}" for name, value in fused.pipeline_plan(problem).macros]
+    macros = [f"-D{name}={value}" for name, value in planning.pipeline_plan(problem).macros]
     options = ["-cubin", "-arch=sm_90a", *NVCC_OPTIONS, f"-I{fused.KERNELS}", "-Xptxas", "-v", *macros]
     done = subprocess.run(
         ["nvcc", *options, "-o", str(folder / "kernel.cubin"), str(source)], capture_output=True, text=True
