@@ -1,12 +1,14 @@
 """The corpus of planted bugs under compute-sanitizer, on a card: who finds what.
 
-``python tests/corpus_on_card.py FILE`` runs every case under each of TOOLS, each time in a process of its own, and
-writes what was found to FILE; ``python tests/corpus_on_card.py FILE --show`` prints such a file as a table.
+``python tests/corpus_on_card.py FILE`` runs every case that FILE does not have yet as it is now under each of TOOLS,
+each time in a process of its own, and writes what was found to FILE. ``python tests/corpus_on_card.py FILE --show``
+prints such a file as a table. tests/test_sanitizer_table.py holds it against the emulator.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import signal
@@ -24,6 +26,24 @@ TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 PATIENCE = 40  # seconds: a card may wait for ever where the emulator says that a barrier is not reached by all
 FOUND = 9  # exit status of a tool that found something
 RAN = "== the case has run"
+
+# What the tools report of correct cases, and why they are correct all the same.
+ONE_LANE = ("racecheck follows each thread by itself: that __syncwarp() puts what all lanes did before the arrival of "
+            "lane 0, and an mbarrier hands it on, it does not follow")
+FALSE_REPORTS = {
+    ("pipeline_stores_into_a_full_stage_cured", "racecheck"): ONE_LANE,
+    ("pipeline_copies_into_a_full_stage_cured", "racecheck"): ONE_LANE,
+    ("pipeline_hands_on_before_all_lanes_stored_cured", "racecheck"): ONE_LANE,
+    ("pipeline_gives_back_before_all_lanes_read_cured", "racecheck"): ONE_LANE,
+    ("barriers_in_turn_cured", "synccheck"): "a named barrier may be used at several places in the code, each warp at "
+                                             "its own; synccheck wants all of a barrier's warps at one",
+}
+
+
+def digest(case: corpus.Case) -> str:
+    """A fingerprint of what runs on the card, so that a verdict on another text is found out."""
+    what = (case.source, case.arguments, case.block, case.grid, case.shared, case.dtype, case.options)
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
 
 def run_case(name: str) -> None:
@@ -58,17 +78,22 @@ def verdict(name: str, tool: str) -> str:
     return "found" if process.returncode == FOUND else "nothing"
 
 
-def measure() -> dict:
-    """Every case under every tool."""
+def measure(known: dict) -> dict:
+    """Every case under every tool; ``known``, of an earlier file, is kept where the case is still the same."""
     import torch
 
     from fusedref import bench
 
+    todo = [case for case in corpus.CASES if known.get(case.name, {}).get("digest") != digest(case)]
     # One tool after the other: the first compiles, the next find what PyCUDA kept.
-    jobs = [(name, tool) for tool, name in product(TOOLS, [case.name for case in corpus.CASES])]
+    jobs = [(case.name, tool) for tool, case in product(TOOLS, todo)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         verdicts = dict(zip(jobs, pool.map(lambda job: verdict(*job), jobs)))
-    cases = {case.name: {tool: verdicts[case.name, tool] for tool in TOOLS} for case in corpus.CASES}
+    cases = {case.name: known.get(case.name) for case in corpus.CASES}
+    for case in todo:
+        planted = case.expected[0] if case.expected else None
+        found = {tool: verdicts[case.name, tool] for tool in TOOLS}
+        cases[case.name] = {"planted": planted, "digest": digest(case), **found}
     return {"card": torch.cuda.get_device_name(), "versions": bench.versions(), "cases": cases}
 
 
@@ -79,10 +104,11 @@ def show(measured: dict) -> None:
 
     table = Table(title=f"Planted bugs, found by the emulator and by compute-sanitizer on an {measured['card']}")
     for heading in ("case", "planted", "emulator", *TOOLS):
-        table.add_column(heading)
-    for case in corpus.BUGS:
-        table.add_row(case.name, case.expected[0], "found", *[measured["cases"][case.name][tool] for tool in TOOLS])
-    Console().print(table)
+        table.add_column(heading, no_wrap=True)
+    for name, case in measured["cases"].items():
+        if case["planted"]:
+            table.add_row(name, case["planted"], "found", *[case[tool] for tool in TOOLS])
+    Console(width=140).print(table)
 
 
 def main() -> None:
@@ -98,7 +124,8 @@ def main() -> None:
     elif given.show:
         show(json.loads(given.file.read_text()))
     else:
-        given.file.write_text(json.dumps(measure(), indent=1) + "\n")
+        known = json.loads(given.file.read_text())["cases"] if given.file.exists() else {}
+        given.file.write_text(json.dumps(measure(known), indent=1) + "\n")
 
 
 if __name__ == "__main__":
