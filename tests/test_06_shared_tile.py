@@ -44,7 +44,6 @@ def test_the_rung_validates(device):
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("__syncthreads();  // the tile and the weights are there", ""),
         ("HALO_W = TILE_W + KERNEL_SIZE - 1", "HALO_W = TILE_W + KERNEL_SIZE - 2"),
         ("HALO_H = TILE_H + KERNEL_SIZE - 1", "HALO_H = TILE_H"),
         ("left + tile_column < WIDTH;", "left + tile_column < WIDTH - 1;"),

@@ -33,7 +33,6 @@ def test_the_rung_validates(device):
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("__syncthreads();", ""),
         ("HALO_H = TILE_H + KERNEL_SIZE - 1", "HALO_H = TILE_H + KERNEL_SIZE - 2"),
         ("[lane + 32 * p + tap % KERNEL_SIZE]", "[lane * 4 + p + tap % KERNEL_SIZE]"),
         ("[warp * CHANNELS + c]", "[c]"),

@@ -35,7 +35,6 @@ def test_the_rung_validates_at_its_precision_alone(device):
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("__syncthreads();", ""),
         ("HALO_H = TILE_H + KERNEL_SIZE - 1", "HALO_H = TILE_H + KERNEL_SIZE - 2"),
         ("lane / 16 * GROUP + warp_first + lane % 16", "lane / 8 % 2 * GROUP + warp_first + lane / 16 * 8 + lane % 8"),
         ("[lane / 8 % 2][corner + n * 8 + lane / 16 * 8", "[lane / 16][corner + n * 8 + lane / 8 % 2 * 8"),
