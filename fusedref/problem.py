@@ -10,6 +10,8 @@ import torch
 
 Pair = tuple[int, int]
 
+ELEMENTS = torch.float32, torch.float16, torch.bfloat16  # the dtypes served; the kernels know them by their places here
+
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
@@ -17,8 +19,8 @@ class Problem:
 
     ``kernel_size``, ``stride`` and ``dilation`` are an int or a pair (vertical, horizontal); ``padding`` is an int, a
     pair, ``'valid'`` (none) or ``'same'`` (stride 1 only; where the rows or columns to add are odd in number, the one
-    more goes to the bottom or right, as in torch). Padding is with zeros. The normalised forms are ``kernel``,
-    ``strides``, ``dilations`` and ``pads``.
+    more goes to the bottom or right, as in torch). Padding is with zeros. ``dtype`` is that of x, weight and y:
+    float32, float16 or bfloat16. The normalised forms are ``kernel``, ``strides``, ``dilations`` and ``pads``.
 
     Raises ValueError where the sizes do not fit together, TypeError where one is not a number at all.
     """
@@ -46,8 +48,8 @@ class Problem:
                 raise ValueError(f"{name} must be a multiple of groups ({self.groups}), got {getattr(self, name)}")
         if not isinstance(self.bias, bool):
             raise TypeError(f"bias must be True or False, got {self.bias!r}")
-        if not isinstance(self.dtype, torch.dtype) or not self.dtype.is_floating_point:
-            raise TypeError(f"dtype must be a floating torch.dtype, got {self.dtype!r}")
+        if self.dtype not in ELEMENTS:
+            raise TypeError(f"dtype must be torch.float32, torch.float16 or torch.bfloat16, got {self.dtype!r}")
         for name in ("kernel_size", "stride", "padding", "dilation"):
             if isinstance(getattr(self, name), list):  # or the problem had no hash
                 object.__setattr__(self, name, tuple(getattr(self, name)))

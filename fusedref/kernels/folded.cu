@@ -2,21 +2,30 @@
 // which belong to the channel:  a = scale * gamma / sqrt(var + eps)   shift = bias - mean   b = scale * beta
 // (Not a * conv2d + b': an infinite a would then make inf - inf of what is infinite in torch.)
 //
-// Every size but the batch, which varies from call to call, is a compile-time constant, a -D option from fusedref/fused.py:
+// Every size but the batch, which varies from call to call, is a compile-time constant, a -D option from
+// fusedref/planning.py:
 //   IN_CHANNELS HEIGHT WIDTH OUT_CHANNELS OUT_HEIGHT OUT_WIDTH GROUPS
 //   KERNEL_HEIGHT KERNEL_WIDTH STRIDE_H STRIDE_W PAD_TOP PAD_LEFT DILATION_H DILATION_W    (padding is zeros)
+//   ELEMENT VECTOR    the types, see elements.cuh; sums are float32 for all
+//   CHANNELS_LAST     1: x and y are [batch, row, column, channel] in memory, 0: [batch, channel, row, column]
 //
-// A unit of work is 256 consecutive outputs of one image and channel. Blocks take units until none is left, so a grid of
-// any size will do; units and offsets are counted in 64 bits.
+// A unit of work is 256 outputs that follow each other in memory: of one image and channel, or of one image with channels
+// last. Blocks take units until none is left, so a grid of any size will do; units and offsets are counted in 64 bits.
 //
 // Launch: block (256), grid (any number of blocks, at best one per unit).
+#include "elements.cuh"
 
 constexpr int THREADS = 256;
 constexpr int GROUP_IN = IN_CHANNELS / GROUPS;    // input channels that one output sees
 constexpr int GROUP_OUT = OUT_CHANNELS / GROUPS;  // output channels that share them
 constexpr long long IN_PLANE = (long long)HEIGHT * WIDTH;
 constexpr long long OUT_PLANE = (long long)OUT_HEIGHT * OUT_WIDTH;
-constexpr long long UNITS_PER_PLANE = (OUT_PLANE + THREADS - 1) / THREADS;
+constexpr long long RUN = CHANNELS_LAST ? OUT_PLANE * OUT_CHANNELS : OUT_PLANE;  // outputs that units divide
+constexpr long long UNITS_PER_RUN = (RUN + THREADS - 1) / THREADS;
+constexpr int RUNS_PER_IMAGE = CHANNELS_LAST ? 1 : OUT_CHANNELS;
+// Elements from an input to its neighbour in the next column, and in the next channel.
+constexpr int COLUMN_STEP = CHANNELS_LAST ? IN_CHANNELS : 1;
+constexpr long long CHANNEL_STEP = CHANNELS_LAST ? 1 : IN_PLANE;
 
 // A filter of up to 121 taps is unrolled whole; of a larger one, up to 16 taps of a row.
 constexpr int UNROLL_ROWS = KERNEL_HEIGHT * KERNEL_WIDTH <= 121 ? KERNEL_HEIGHT : 1;
@@ -28,29 +37,30 @@ constexpr bool PADDED = PAD_TOP > 0 || PAD_LEFT > 0
     || (OUT_WIDTH - 1LL) * STRIDE_W + (KERNEL_WIDTH - 1LL) * DILATION_W >= WIDTH;
 
 extern "C" __global__ void __launch_bounds__(THREADS) folded(
-    const float* __restrict__ x,             // [batch, IN_CHANNELS, HEIGHT, WIDTH]
-    const float* __restrict__ weight,        // [OUT_CHANNELS, GROUP_IN, KERNEL_HEIGHT, KERNEL_WIDTH]
-    const float* __restrict__ bias,          // [OUT_CHANNELS] or null: zeros
-    const float* __restrict__ running_mean,  // [OUT_CHANNELS]
-    const float* __restrict__ running_var,   // [OUT_CHANNELS]
-    const float* __restrict__ gamma,         // [OUT_CHANNELS] or null: ones
-    const float* __restrict__ beta,          // [OUT_CHANNELS] or null: zeros
+    const Element* __restrict__ x,            // [batch, IN_CHANNELS, HEIGHT, WIDTH]
+    const Element* __restrict__ weight,       // [OUT_CHANNELS, GROUP_IN, KERNEL_HEIGHT, KERNEL_WIDTH]
+    const Vector* __restrict__ bias,          // [OUT_CHANNELS] or null: zeros
+    const Vector* __restrict__ running_mean,  // [OUT_CHANNELS]
+    const Vector* __restrict__ running_var,   // [OUT_CHANNELS]
+    const Vector* __restrict__ gamma,         // [OUT_CHANNELS] or null: ones
+    const Vector* __restrict__ beta,          // [OUT_CHANNELS] or null: zeros
     float scaling_factor, float eps,
-    float* __restrict__ y,                   // [batch, OUT_CHANNELS, OUT_HEIGHT, OUT_WIDTH]
+    Element* __restrict__ y,                  // [batch, OUT_CHANNELS, OUT_HEIGHT, OUT_WIDTH]
     long long batch)
 {
-    const long long units = batch * OUT_CHANNELS * UNITS_PER_PLANE;
+    const long long units = batch * RUNS_PER_IMAGE * UNITS_PER_RUN;
     for (long long unit = blockIdx.x; unit < units; unit += gridDim.x) {
-        const long long plane = unit / UNITS_PER_PLANE;  // image * OUT_CHANNELS + channel
-        const int channel = plane % OUT_CHANNELS;
-        const long long image = plane / OUT_CHANNELS;
-        const long long pixel = unit % UNITS_PER_PLANE * THREADS + threadIdx.x;
-        if (pixel >= OUT_PLANE) continue;
+        const long long run = unit / UNITS_PER_RUN;  // NCHW: image * OUT_CHANNELS + channel
+        const long long place = unit % UNITS_PER_RUN * THREADS + threadIdx.x;
+        if (place >= RUN) continue;
+        const int channel = CHANNELS_LAST ? place % OUT_CHANNELS : run % OUT_CHANNELS;
+        const long long image = run / RUNS_PER_IMAGE;
+        const long long pixel = CHANNELS_LAST ? place / OUT_CHANNELS : place;
 
         const int top = int(pixel / OUT_WIDTH) * STRIDE_H - PAD_TOP;
         const int left = int(pixel % OUT_WIDTH) * STRIDE_W - PAD_LEFT;
-        const float* window = x + (image * IN_CHANNELS + channel / GROUP_OUT * GROUP_IN) * IN_PLANE;
-        const float* filter = weight + (long long)channel * GROUP_IN * KERNEL_HEIGHT * KERNEL_WIDTH;
+        const Element* window = x + image * IN_CHANNELS * IN_PLANE + channel / GROUP_OUT * GROUP_IN * CHANNEL_STEP;
+        const Element* filter = weight + (long long)channel * GROUP_IN * KERNEL_HEIGHT * KERNEL_WIDTH;
 
         float sum = 0.0f;
         for (int in_channel = 0; in_channel < GROUP_IN; in_channel++) {
@@ -61,20 +71,19 @@ extern "C" __global__ void __launch_bounds__(THREADS) folded(
                     const int row = top + i * DILATION_H;
                     const int column = left + j * DILATION_W;
                     // One comparison for both edges: a negative index is a huge unsigned one.
-                    if (!PADDED || ((unsigned)row < HEIGHT && (unsigned)column < WIDTH)) {
-                        sum += window[(long long)row * WIDTH + column] * filter[i * KERNEL_WIDTH + j];
-                    } else {
-                        sum += 0.0f * filter[i * KERNEL_WIDTH + j];  // a padded tap: zero times an infinite weight is NaN
-                    }
+                    const bool inside = !PADDED || ((unsigned)row < HEIGHT && (unsigned)column < WIDTH);
+                    // A padded tap is zero, and zero times an infinite weight is NaN.
+                    const float value = inside ? float(window[((long long)row * WIDTH + column) * COLUMN_STEP]) : 0.0f;
+                    sum += value * float(filter[i * KERNEL_WIDTH + j]);
                 }
             }
-            window += IN_PLANE;
+            window += CHANNEL_STEP;
             filter += KERNEL_HEIGHT * KERNEL_WIDTH;
         }
 
-        const float a = scaling_factor * (gamma ? gamma[channel] : 1.0f) / sqrtf(running_var[channel] + eps);
-        const float shift = (bias ? bias[channel] : 0.0f) - running_mean[channel];
-        const float b = beta ? scaling_factor * beta[channel] : 0.0f;
-        y[plane * OUT_PLANE + pixel] = a * (sum + shift) + b;
+        const float a = scaling_factor * (gamma ? float(gamma[channel]) : 1.0f) / sqrtf(float(running_var[channel]) + eps);
+        const float shift = (bias ? float(bias[channel]) : 0.0f) - float(running_mean[channel]);
+        const float b = beta ? scaling_factor * float(beta[channel]) : 0.0f;
+        y[run * RUN + place] = Element(a * (sum + shift) + b);
     }
 }
