@@ -113,6 +113,11 @@ class Errors:
         return rows[:, None] | columns[None, :]
 
 
+def rounding_of(precision: str, dtype: torch.dtype) -> str:
+    """Which format the errors are those of: of the products where they may be rounded, of y otherwise."""
+    return "tf32" if precision == "tf32" else str(dtype).removeprefix("torch.")
+
+
 def _named(axis: str, indices: list[int], size: int) -> str:
     """'the last column (125) is wrong', 'every second row from 1 on is wrong', ..."""
     first, last, count = indices[0], indices[-1], len(indices)
@@ -237,8 +242,7 @@ class Report:
         )
 
     def _verdict(self) -> str:
-        arithmetic = {"fp32": "float32", "tf32": "tf32"}[self.precision]
-        return f"right to {arithmetic} rounding" if self.ok else "REFUSED"
+        return f"right to {rounding_of(self.precision, self.problem.dtype)} rounding" if self.ok else "REFUSED"
 
     def _shown(self) -> Case | None:
         """The case to draw: the first with wrong elements."""

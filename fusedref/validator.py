@@ -28,6 +28,11 @@ the low bits are cut off instead of rounded, as tensor cores do with what nobody
 bfloat16 factors 4.8 t q. Each element may be 10 t q farther off than in float32, six times the deviation of cut ones,
 and all together, in the L2 norm, 2.5 t |q|: a single product, rounded, is off by 2 t q at most. So bfloat16 is
 refused, by the norm at the latest.
+
+Where the tensors are float16 or bfloat16, float64 gets them as they are, for the arithmetic is to be float32's on them,
+with one rounding at the end: each element may be half the distance between two numbers of y's dtype farther off, and
+all together by the norm of that. A second rounding, of the sum or of folded weights, or one through another dtype, is
+more than that wherever the first does not leave room for it, which it seldom does.
 """
 
 from __future__ import annotations
@@ -47,9 +52,10 @@ from torch import Tensor
 from fusedref.cuda.compile import source_module
 from fusedref.cuda.tensors import Out, launch
 from fusedref.fused import forced_to_emulator
+from fusedref.planning import check_precision
 from fusedref.problem import KERNELBENCH_73, SMALL_73, Problem
 from fusedref.reference import oracle
-from fusedref.report import Case, Errors, Report, Worst
+from fusedref.report import Case, Errors, Report, Worst, rounding_of
 
 Candidate = Callable[..., Tensor]
 
@@ -74,11 +80,15 @@ class Inputs(NamedTuple):
     eps: float
 
 
-def draw(problem: Problem, seed: int, device: torch.device | str = "cpu") -> Inputs:
+def draw(
+    problem: Problem, seed: int, device: torch.device | str = "cpu", vectors: torch.dtype | None = None
+) -> Inputs:
     """Random inputs in which no parameter is near 0 or the default, so that none can be left out unseen.
 
-    The sums have a standard deviation of 2, and what is added to them afterwards is of that order.
+    The sums have a standard deviation of 2, and what is added to them afterwards is of that order. All are rounded to
+    the problem's dtype; bias, running_mean, running_var, gamma and beta to ``vectors`` if given.
     """
+    vectors = vectors or problem.dtype
     generator = torch.Generator(device).manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -93,13 +103,13 @@ def draw(problem: Problem, seed: int, device: torch.device | str = "cpu") -> Inp
 
     channels = problem.out_channels
     return Inputs(
-        x=normal(*problem.input_shape),
-        weight=normal(*problem.weight_shape) * 2 / math.sqrt(problem.taps),
-        bias=signed(0.25, 1.0, channels) if problem.bias else None,
-        running_mean=signed(0.25, 1.0, channels),
-        running_var=uniform(0.25, 4.0, channels),
-        gamma=signed(0.5, 1.5, channels),
-        beta=signed(0.25, 1.0, channels),
+        x=normal(*problem.input_shape).to(problem.dtype),
+        weight=(normal(*problem.weight_shape) * 2 / math.sqrt(problem.taps)).to(problem.dtype),
+        bias=signed(0.25, 1.0, channels).to(vectors) if problem.bias else None,
+        running_mean=signed(0.25, 1.0, channels).to(vectors),
+        running_var=uniform(0.25, 4.0, channels).to(vectors),
+        gamma=signed(0.5, 1.5, channels).to(vectors),
+        beta=signed(0.25, 1.0, channels).to(vectors),
         scaling_factor=signed(1.1, 1.9).item(),
         eps=uniform(0.01, 0.1).item(),
     )
@@ -145,14 +155,13 @@ def validate(
     ``problem`` is KERNELBENCH_73 on a GPU and SMALL_73 elsewhere if not given. ``device`` is the GPU if there is one
     (and FUSEDREF_DEVICE does not say emulator). The same ``seed``, at least 0 and below 2**63, draws the same inputs.
     ``precision="fp32"`` accepts the rounding of float32 arithmetic and refuses tf32; ``"tf32"`` accepts x and weight
-    rounded to tf32 besides, and refuses bfloat16. The module's text has the bounds.
+    rounded to tf32 besides, and refuses bfloat16. All tensors have the problem's dtype; with float16 or bfloat16 the
+    arithmetic must be float32's and y rounded once. The module's text has the bounds.
 
     Raises TypeError and ValueError where an argument is none of these; the message names it.
     """
     if not callable(candidate):
         raise TypeError(f"candidate must be callable, got {type(candidate).__name__}")
-    if precision not in ("fp32", "tf32"):
-        raise ValueError(f"precision must be 'fp32' or 'tf32', got {precision!r}")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed must be an integer, got {seed!r}")
     if not 0 <= seed < 2**63:
@@ -164,8 +173,9 @@ def validate(
         problem = KERNELBENCH_73 if device.type == "cuda" else SMALL_73
     if not isinstance(problem, Problem):
         raise TypeError(f"problem must be a Problem, got {type(problem).__name__}")
-    if problem.dtype != torch.float32 or problem.batch == 0:
-        raise ValueError(f"problem must be float32 with a batch of at least 1, got {problem}")
+    if problem.batch == 0:
+        raise ValueError(f"problem must have a batch of at least 1, got {problem}")
+    check_precision(precision, problem.dtype)
 
     cases: list[Case] = []
     earlier: tuple[Tensor, Tensor] | None = None  # the result before, and what it was when it was returned
@@ -212,12 +222,16 @@ def candidate_from_kernel(path: str | Path, name: str) -> Candidate:
 
     It is launched with blocks of 256 threads, ceil(outputs / 256) of them, for stride 1, no padding, a square kernel
     and one group. A null pointer never reaches it: where bias, gamma or beta is None it gets zeros, ones and zeros.
+
+    Raises FileNotFoundError where there is no such file. The candidate raises TypeError where x is not float32.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
 
     def candidate(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps):
+        if x.dtype != torch.float32:
+            raise TypeError(f"the kernel takes float32 tensors, got {x.dtype}")
         batch, in_channels, height, width = x.shape
         out_channels, _, kernel_size, _ = weight.shape
         shape = batch, out_channels, height - kernel_size + 1, width - kernel_size + 1
@@ -344,32 +358,35 @@ def compare(
     reasons = list(reasons)
     errors = Errors(problem)
     worst = None
-    squares = torch.zeros(4, dtype=torch.float64)  # of the error, of the result, of m, of q
+    squares = torch.zeros(5, dtype=torch.float64)  # of the error, of the result, of m, of q, of the rounding of y
     images = max(1, 2**24 // math.prod(problem.output_shape[1:]))  # at a time, for the memory's sake
     for start in range(0, problem.batch, images):
         part = inputs._replace(x=inputs.x[start : start + images])
         got = y[start : start + images].double()
         expected, magnitude = _expected(problem, part), _magnitude(problem, part)
         spread = _spread(problem, part, precision)
+        allowed = _allowed(magnitude, spread)
+        rounding = _rounding(expected.abs() + allowed, problem.dtype)
         error = (got - expected).abs()
-        bounds = (error / _allowed(magnitude, spread)).nan_to_num(nan=math.inf)
+        bounds = (error / (allowed + rounding)).nan_to_num(nan=math.inf)
         errors.add(start, bounds > 1, got)
-        squares += torch.stack([values.square().sum() for values in (error, expected, magnitude, spread)]).cpu()
+        summed = error, expected, magnitude, spread, rounding
+        squares += torch.stack([values.square().sum() for values in summed]).cpu()
         index = int(bounds.argmax())
         if worst is None or bounds.view(-1)[index] > worst.bounds:
             image, *rest = (int(i) for i in np.unravel_index(index, bounds.shape))
             here = (image, *rest)
             worst = Worst((start + image, *rest), got[here].item(), expected[here].item(), bounds[here].item())
 
-    error, result, magnitude, spread = squares.sqrt().tolist()
+    error, result, magnitude, spread, rounding = squares.sqrt().tolist()
     relative_l2 = error / result
     limit = (8 + math.sqrt(problem.taps)) * UNIT * max(result, magnitude / math.sqrt(problem.taps + 3))
-    limit += TF32_NORM_LIMIT * TF32_UNIT * spread
+    limit += TF32_NORM_LIMIT * TF32_UNIT * spread + rounding
     if errors.wrong:
         reasons += errors.in_words()
         reasons += _explained(problem, inputs, y, relative_l2, errors, precision)
     elif not error <= limit:
-        arithmetic = {"fp32": "float32", "tf32": "tf32"}[precision]
+        arithmetic = rounding_of(precision, problem.dtype)
         reasons.append(f"the relative L2 error is {relative_l2:.1e}, {arithmetic} stays below {limit / result:.1e}")
     return Case(name, problem, relative_l2, worst, errors, tuple(reasons))
 
@@ -403,8 +420,17 @@ def _spread(problem: Problem, inputs: Inputs, precision: str) -> Tensor:
 
 
 def _allowed(magnitude: Tensor, spread: Tensor) -> Tensor:
-    """How far off an element may be."""
+    """How far off an element may be before it is rounded to the dtype of y."""
     return ELEMENT_LIMIT * UNIT * magnitude + TF32_ELEMENT_LIMIT * TF32_UNIT * spread
+
+
+def _rounding(sizes: Tensor, dtype: torch.dtype) -> Tensor:
+    """Half the distance of the numbers of ``dtype`` from each other at these sizes; 0 where y is float32 anyway."""
+    if dtype == torch.float32:
+        return torch.zeros_like(sizes)
+    numbers = torch.finfo(dtype)
+    fraction = torch.frexp(sizes.clamp(min=numbers.tiny)).mantissa  # from 0.5 to 1
+    return sizes.clamp(min=numbers.tiny) / (2 * fraction) * (numbers.eps / 2)
 
 
 def _explained(
@@ -415,8 +441,10 @@ def _explained(
         return ["every element is zero"]
     first = inputs._replace(x=inputs.x[:1])
     for slip, changed in _slips(first):
-        difference = (y[:1].double() - _expected(problem, changed)).abs()
-        if (difference <= _allowed(_magnitude(problem, changed), _spread(problem, changed, precision))).all():
+        expected = _expected(problem, changed)
+        allowed = _allowed(_magnitude(problem, changed), _spread(problem, changed, precision))
+        allowed = allowed + _rounding(expected.abs() + allowed, problem.dtype)
+        if ((y[:1].double() - expected).abs() <= allowed).all():
             return [f"y is what comes out where {slip}"]
     if relative_l2 < 2.0**-6 and errors.wrong >= y.numel() / 4:  # a few wrong elements are no matter of precision
         bits = -math.log2(relative_l2)

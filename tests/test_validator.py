@@ -184,6 +184,101 @@ def test_the_bounds_hold_whatever_the_number_of_taps(taps):
     assert case.relative_l2 < limit / 2
 
 
+HALVES = [torch.float16, torch.bfloat16]
+
+
+def in_float32(x, weight, bias, *rest, **kept):
+    """The operator on tensors of any dtype, in float32, with y rounded once."""
+    x, weight, bias, *rest = (v.float() if isinstance(v, torch.Tensor) else v for v in (x, weight, bias, *rest))
+    return conv_bn_scale(x, weight, bias, *rest, **kept)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@fast
+@given(problem=problems())
+def test_halves_are_accepted_in_float32_arithmetic_and_refused_with_a_second_rounding(dtype, problem):
+    problem = dataclasses.replace(problem, dtype=dtype)
+
+    def right(*inputs):
+        return in_float32(*inputs, **options(problem)).to(dtype)
+
+    def eager(*inputs):  # rounds after each of its three operators
+        return conv_bn_scale(*inputs, **options(problem))
+
+    report = validate(right, problem, device="cpu")
+    assert report.ok and str(report).startswith(f"right to {str(dtype)[6:]} rounding (fp32, cpu, seed 0)"), str(report)
+    assert not validate(eager, problem, device="cpu").ok
+
+
+def rounded_through(dtype):
+    return lambda *inputs: in_float32(*inputs).to(dtype).to(inputs[0].dtype)
+
+
+def with_folded_weights_rounded(x, weight, *rest):
+    a, b = fusedref.folding.affine(*[v if v is None or isinstance(v, float) else v.float() for v in rest])
+    filters = fusedref.folding.fold(weight.float(), a).to(x.dtype)
+    return (torch.nn.functional.conv2d(x.float(), filters.float()) + b.view(-1, 1, 1)).to(x.dtype)
+
+
+def with_a_rounded_affine_map(x, weight, *rest):
+    a, b = fusedref.folding.affine(*[v if v is None or isinstance(v, float) else v.float() for v in rest])
+    a, b = (v.to(x.dtype).float().view(-1, 1, 1) for v in (a, b))
+    return (torch.nn.functional.conv2d(x.float(), weight.float()) * a + b).to(x.dtype)
+
+
+def summed_in_halves(x, weight, bias, *rest):
+    patches = torch.nn.functional.unfold(x.float(), weight.shape[2:]).to(x.dtype)
+    sums = torch.zeros(len(x), len(weight), patches.shape[2], dtype=x.dtype)
+    for tap, column in enumerate(weight.flatten(1).T):
+        sums = (sums.float() + column[:, None].float() * patches[:, None, tap].float()).to(x.dtype)
+    sums = sums.view(len(x), -1, x.shape[2] - weight.shape[2] + 1, x.shape[3] - weight.shape[3] + 1).float()
+    one = torch.eye(len(weight)).view(len(weight), len(weight), 1, 1)
+    return in_float32(sums, one, bias, *rest).to(x.dtype)
+
+
+def not_rounded(*inputs):
+    return in_float32(*inputs)
+
+
+def cut_off(*inputs):
+    """bfloat16 by the upper half of a float32, whatever the lower half says."""
+    return (in_float32(*inputs).view(torch.int32) & ~0xFFFF).view(torch.float32).to(inputs[0].dtype)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "dtype"),
+    [
+        *[(slip, dtype) for dtype in HALVES for slip in (
+            with_folded_weights_rounded, with_a_rounded_affine_map, summed_in_halves, not_rounded,
+        )],
+        (rounded_through(torch.bfloat16), torch.float16),
+        (rounded_through(torch.float16), torch.bfloat16),
+        (cut_off, torch.bfloat16),
+    ],
+)  # fmt: skip
+def test_what_halves_are_refused_for(candidate, dtype):
+    problem = Problem(2, 8, 16, 9, 10, 3, dtype=dtype)
+    assert not validate(candidate, problem, device="cpu").ok
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_float32_vectors_beside_halves_count_whole(dtype):
+    problem = Problem(2, 8, 16, 9, 10, 3, dtype=dtype)
+    inputs = draw(problem, 0, vectors=torch.float32)
+    assert inputs.weight.dtype == dtype and inputs.beta.dtype == torch.float32
+    assert compare("", problem, inputs, in_float32(*inputs).to(dtype)).ok
+    for name in ("bias", "running_mean", "running_var", "gamma", "beta"):
+        changed = inputs._replace(**{name: getattr(inputs, name).to(dtype).float()})
+        case = compare("", problem, inputs, in_float32(*changed).to(dtype))
+        assert not case.ok, name
+
+
+def test_a_kernel_for_float32_gets_no_halves(tmp_path):
+    (tmp_path / "any.cu").write_text("")
+    report = validate(candidate_from_kernel(tmp_path / "any.cu", "k"), Problem(1, 1, 1, 3, 3, 3, dtype=torch.float16))
+    assert not report.ok and "the kernel takes float32 tensors, got torch.float16" in report.reasons[0]
+
+
 def test_inputs_are_drawn_by_the_seed_and_nothing_is_at_its_default():
     one, same, other = (draw(SMALL, seed) for seed in (1, 1, 2))
     for name, value in one._asdict().items():
@@ -236,7 +331,11 @@ def test_an_interrupt_passes():
         ({"device": 1.5}, ValueError, "device must be 'cpu' or 'cuda', got 1.5"),
         ({"device": "cuda:99"}, ValueError, "device must be here, got 'cuda:99' where torch finds [0-9]+ GPUs"),
         ({"problem": dataclasses.replace(SMALL, batch=0)}, ValueError, "a batch of at least 1"),
-        ({"problem": dataclasses.replace(SMALL, dtype=torch.float16)}, ValueError, "problem must be float32"),
+        (
+            {"problem": dataclasses.replace(SMALL, dtype=torch.float16), "precision": "tf32"},
+            ValueError,
+            "precision='tf32' is for float32 tensors, got torch.float16",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(arguments, error, words):
