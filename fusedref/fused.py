@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
+from torch.autograd import forward_ad
 
 from fusedref import folding
 from fusedref.cuda.compile import allow_shared, architecture, source_module
-from fusedref.cuda.tensors import Out, launch
+from fusedref.cuda.tensors import Out, launch, launch_on_gpu
 from fusedref.planning import EMULATED, Plan, check_precision, plan
 from fusedref.problem import ELEMENTS, Problem
 from fusedref.reference import conv_bn_scale, number
@@ -67,54 +67,73 @@ def fused_conv_bn_scale(
     the argument.
     """
     tensors = (x, weight, bias, running_mean, running_var, gamma, beta)
-    stride, padding = _hashable("stride", stride), _hashable("padding", padding)
-    dilation, groups = _hashable("dilation", dilation), _hashable("groups", groups)
-    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    problem, vectors = _problem(tuple([_described(tensor) for tensor in tensors]), **options)
-    check_precision(precision, problem.dtype)
+    if precision != "fp32":  # which may be anything, even what has no hash
+        check_precision(precision, torch.float32)
+    call = _call(
+        tuple([_described(tensor) for tensor in tensors]),
+        stride if type(stride) is int else _plain("stride", stride),
+        padding if type(padding) is int else _plain("padding", padding),
+        dilation if type(dilation) is int else _plain("dilation", dilation),
+        groups if type(groups) is int else _plain("groups", groups),
+        precision,
+    )
     scaling_factor, eps = number("scaling_factor", scaling_factor), number("eps", eps)
     if eps < 0:
         raise ValueError(f"eps must be at least 0, got {eps}")
-    if bias is not None and bias.dtype != vectors:  # a convolution in half precision before a float32 BatchNorm
-        bias = bias.to(vectors)
-        tensors = (x, weight, bias, running_mean, running_var, gamma, beta)
+    if call.bias_differs:
+        tensors = (x, weight, bias.to(call.vectors), running_mean, running_var, gamma, beta)
 
     if _needs_gradient(tensors):
-        return _by_torch(tensors, scaling_factor, eps, options)
-    if not (abs(scaling_factor) <= FLOAT32_MAX and abs(eps) <= FLOAT32_MAX):
+        return _by_torch(tensors, scaling_factor, eps, call.options)
+    if not (abs(scaling_factor) <= FLOAT32_MAX and eps <= FLOAT32_MAX):
         # An infinite factor cannot be folded: inf * (u + v) is not inf * u + inf * v.
-        return conv_bn_scale(*_in_float32(tensors), scaling_factor, eps, **options).to(x.dtype)
+        return conv_bn_scale(*_in_float32(tensors), scaling_factor, eps, **call.options).to(x.dtype)
     if x.is_cuda or forced_to_emulator():
         channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-        chosen = plan(problem, *_card(x.device), precision, channels_last, vectors)
-        return run(chosen, problem, tensors, scaling_factor, eps)
-    return _folded_by_torch(tensors, scaling_factor, eps, options)
+        runner = call.channels_last_runner if channels_last else call.runner
+        return runner(tensors, scaling_factor, eps)
+    return _folded_by_torch(tensors, scaling_factor, eps, call.options)
 
 
 def run(
     chosen: Plan, problem: Problem, tensors: tuple[Tensor | None, ...], scaling_factor: float, eps: float
 ) -> Tensor:
     """y of ``problem``, by the plan ``chosen``. ``tensors`` are x, weight and the five vectors, in order."""
-    x, *parameters = tensors
-    memory_format = torch.channels_last if chosen.channels_last else torch.contiguous_format
-    y = torch.empty(problem.output_shape, dtype=problem.dtype, device=x.device, memory_format=memory_format)
-    if y.numel() == 0:
+    return _Runner(chosen, problem, tensors[0].device)(tensors, scaling_factor, eps)
+
+
+class _Runner:
+    """A plan with its kernel compiled, and whatever else does not change from call to call worked out."""
+
+    types = "P" * len(NAMES) + "ffPq"  # of the kernel's arguments: pointers, scaling_factor and eps, y, batch
+
+    def __init__(self, chosen: Plan, problem: Problem, device: torch.device) -> None:
+        self.memory_format = torch.channels_last if chosen.channels_last else torch.contiguous_format
+        y = torch.empty(problem.output_shape, device="meta", memory_format=self.memory_format)
+        self.shape, self.strides, self.batch = y.shape, y.stride(), problem.batch
+        self.channels_last, self.device = chosen.channels_last, device
+        self.where = {"grid": chosen.grid, "block": chosen.block, "shared": chosen.shared}
+        if self.batch:
+            self.function = _function(chosen.kernel, chosen.macros, chosen.shared, device)
+
+    def __call__(self, tensors: tuple[Tensor | None, ...], scaling_factor: float, eps: float) -> Tensor:
+        x, *parameters = tensors
+        y = x.new_empty_strided(self.shape, self.strides)
+        if self.batch == 0:
+            return y
+        given = [
+            x.contiguous(memory_format=self.memory_format),
+            *[tensor if tensor is None else tensor.contiguous() for tensor in parameters],
+        ]
+        if y.is_cuda:
+            pointers = [0 if tensor is None else tensor.data_ptr() for tensor in given]
+            values = [*pointers, scaling_factor, eps, y.data_ptr(), self.batch]
+            launch_on_gpu(self.function, self.types, values, y.device.index, **self.where)
+            return y
+        given[0], out = (t.permute(0, 2, 3, 1) if self.channels_last else t for t in (given[0], y))
+        numbers = np.float32(scaling_factor), np.float32(eps)
+        launch(self.function, *given, *numbers, Out(out), np.int64(self.batch), **self.where)
         return y
-    x = x.contiguous(memory_format=memory_format)
-    memory = (x, y) if not chosen.channels_last else (x.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1))
-    launch(
-        _function(chosen.kernel, chosen.macros, chosen.shared, y.device),
-        memory[0],
-        *[tensor if tensor is None else tensor.contiguous() for tensor in parameters],
-        np.float32(scaling_factor),
-        np.float32(eps),
-        Out(memory[1]),
-        np.int64(problem.batch),
-        grid=chosen.grid,
-        block=chosen.block,
-        shared=chosen.shared,
-    )
-    return y
 
 
 @lru_cache(maxsize=1024)
@@ -162,9 +181,10 @@ def forced_to_emulator() -> bool:
 
 def _needs_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether autograd is to see this call, backward or forward."""
-    given = [tensor for tensor in tensors if tensor is not None]
-    return (torch.is_grad_enabled() and any([tensor.requires_grad for tensor in given])) or any(
-        [unpack_dual(tensor).tangent is not None for tensor in given]
+    if torch.is_grad_enabled() and any([tensor is not None and tensor.requires_grad for tensor in tensors]):
+        return True
+    return forward_ad._current_level >= 0 and any(
+        [tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors]
     )
 
 
@@ -175,14 +195,32 @@ def _described(tensor: object) -> object:
     return type(tensor)
 
 
-@lru_cache(maxsize=1024)
-def _problem(
-    described: tuple, stride: object, padding: object, dilation: object, groups: int
-) -> tuple[Problem, torch.dtype]:
-    """The problem that the arguments pose and the dtype of its vectors, or the error that the arguments deserve.
+class _Call:
+    """What the arguments pose, but for the numbers in them; and how it is run, once that is asked for."""
 
-    Remembered, so that it costs little.
-    """
+    def __init__(
+        self, problem: Problem, vectors: torch.dtype, bias_differs: bool, device: torch.device, precision: str
+    ) -> None:
+        self.problem, self.vectors, self.bias_differs = problem, vectors, bias_differs
+        self.device, self.precision = device, precision
+        self.options = {name: getattr(problem, name) for name in ("stride", "padding", "dilation", "groups")}
+
+    @cached_property
+    def runner(self) -> _Runner:
+        return self._runner(channels_last=False)
+
+    @cached_property
+    def channels_last_runner(self) -> _Runner:
+        return self._runner(channels_last=True)
+
+    def _runner(self, channels_last: bool) -> _Runner:
+        chosen = plan(self.problem, *_card(self.device), self.precision, channels_last, self.vectors)
+        return _Runner(chosen, self.problem, self.device)
+
+
+@lru_cache(maxsize=1024)
+def _call(described: tuple, stride: object, padding: object, dilation: object, groups: object, precision: str) -> _Call:
+    """The call that the arguments pose, or the error that they deserve; remembered, so that it costs little."""
     shapes, dtypes = {}, {}
     for name, argument in zip(NAMES, described):
         if argument is type(None) and name in MAY_BE_NONE:
@@ -226,7 +264,8 @@ def _problem(
             raise ValueError(
                 f"{name} must be [out_channels] = ({problem.out_channels},), got shape {tuple(shapes[name])}"
             )
-    return problem, vectors
+    check_precision(precision, problem.dtype)
+    return _Call(problem, vectors, dtypes.get("bias", vectors) != vectors, described[0][2], precision)
 
 
 def _dtype_of_vectors(dtypes: dict[str, torch.dtype]) -> torch.dtype:
@@ -244,12 +283,14 @@ def _dtype_of_vectors(dtypes: dict[str, torch.dtype]) -> torch.dtype:
     return vectors
 
 
-def _hashable(name: str, value: object) -> object:
-    """``value``, a list as a tuple, for ``_problem`` remembers by it."""
+def _plain(name: str, value: object) -> object:
+    """``value``, a list as a tuple, if it holds nothing but integers or is a word.
+
+    What is equal to an integer but none, as 1.0 and True are, must not pass for one that is remembered.
+    """
     value = tuple(value) if isinstance(value, list) else value
-    try:
-        hash(value)
-    except TypeError:
-        needed = "an integer" if name == "groups" else "an integer or a pair of them"
-        raise TypeError(f"{name} must be {needed}, got {value!r}") from None
+    for part in value if isinstance(value, tuple) else (value,):
+        if isinstance(part, bool) or not isinstance(part, (int, str)):
+            needed = "an integer" if name == "groups" else "an integer or a pair of them"
+            raise TypeError(f"{name} must be {needed}, got {value!r}")
     return value

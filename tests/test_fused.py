@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -286,6 +287,18 @@ def test_wrong_arguments_are_named(device, change, error, words):
     for _ in range(2):  # what is remembered of the first call does not make the second one pass
         with pytest.raises(error, match=words):
             fused_conv_bn_scale(**arguments)
+
+
+@pytest.mark.parametrize("name", ["stride", "padding", "dilation", "groups"])
+@pytest.mark.parametrize("value", [1.0, True, (1.0, 1), (1, True)])
+def test_what_equals_a_remembered_integer_is_refused_all_the_same(device, name, value):
+    inputs = draw(Problem(1, 2, 2, 5, 5, 3), 0, device)
+    fused_conv_bn_scale(*inputs, **{name: 1})
+    if name != "groups":
+        fused_conv_bn_scale(*inputs, **{name: (1, 1)})
+    needed = "an integer" if name == "groups" else "an integer or a pair of them"
+    with pytest.raises(TypeError, match=f"{name} must be {needed}, got {re.escape(repr(value))}"):
+        fused_conv_bn_scale(*inputs, **{name: value})
 
 
 def test_the_plan_says_how():
