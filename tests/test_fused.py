@@ -1,5 +1,6 @@
 """fused_conv_bn_scale: the kernel (``device`` is a GPU, or the CPU for the emulator), the CPU path, what is refused."""
 
+import dataclasses
 import math
 import os
 import re
@@ -10,9 +11,11 @@ import threading
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 from torch.autograd import forward_ad
 
-from fusedref import Problem, fused_conv_bn_scale, plan, validate
+from fusedref import Problem, fused, fused_conv_bn_scale, plan, planning, validate
+from fusedref.emulator import driver
 from fusedref.reference import conv_bn_scale, oracle
 from fusedref.validator import compare, draw
 from tests.strategies import compiling, fast, options, problems
@@ -33,8 +36,13 @@ def torch_on_the_cpu(monkeypatch):
     monkeypatch.delenv("FUSEDREF_DEVICE", raising=False)
 
 
-def case_of(problem, device, seed=0):
-    inputs = draw(problem, seed, device)
+HALVES = [torch.float16, torch.bfloat16]
+
+
+def case_of(problem, device, seed=0, vectors=None, channels_last=False):
+    inputs = draw(problem, seed, device, vectors)
+    if channels_last:
+        inputs = inputs._replace(x=inputs.x.contiguous(memory_format=torch.channels_last))
     return compare("", problem, inputs, fused_conv_bn_scale(*inputs, **options(problem)))
 
 
@@ -43,6 +51,13 @@ class TestKernel:
     @given(problems())
     def test_any_problem(self, device, problem):
         case = case_of(problem, device)
+        assert case.ok, case.reasons
+
+    @compiling
+    @given(problems(), st.sampled_from([torch.float32, *HALVES]), st.booleans(), st.booleans())
+    def test_any_dtype_and_layout(self, device, problem, dtype, float32_vectors, channels_last):
+        problem = dataclasses.replace(problem, dtype=dtype)
+        case = case_of(problem, device, 0, torch.float32 if float32_vectors else None, channels_last)
         assert case.ok, case.reasons
 
     @pytest.mark.parametrize(
@@ -91,9 +106,11 @@ class TestKernel:
             gamma=torch.stack([inputs.gamma, inputs.beta], 1)[:, 0],
         )
         assert not strided.x.is_contiguous() and not strided.gamma.is_contiguous()
-        assert torch.equal(y, fused_conv_bn_scale(*strided, **options(PROBLEM)))
+        again = fused_conv_bn_scale(*strided, **options(PROBLEM))
+        assert torch.equal(y, again) and again.is_contiguous()
         channels_last = inputs._replace(x=inputs.x.contiguous(memory_format=torch.channels_last))
-        assert torch.equal(y, fused_conv_bn_scale(*channels_last, **options(PROBLEM)))
+        again = fused_conv_bn_scale(*channels_last, **options(PROBLEM))
+        assert torch.equal(y, again) and again.is_contiguous(memory_format=torch.channels_last)
 
     def test_inputs_and_their_neighbours_stay(self, device):
         inputs = draw(PROBLEM, 0, device)
@@ -116,6 +133,22 @@ class TestKernel:
         y = fused_conv_bn_scale(*inputs, **options(PROBLEM))
         assert y[:, 3].isnan().all() and not y[:, [0, 1, 2, 4, 5, 6, 7]].isnan().any()
 
+    @pytest.mark.parametrize("dtype", HALVES, ids=str)
+    def test_halves_overflow_and_hold_nan_and_infinity_where_the_formula_does(self, device, dtype):
+        problem = Problem(1, 2, 3, 6, 7, 3, padding=1, dtype=dtype)
+        inputs = draw(problem, 0, device)._replace(scaling_factor=1e38 if dtype == torch.bfloat16 else 3e4)
+        for place, value in enumerate((math.nan, math.inf, -math.inf)):
+            inputs.x[0, 0, 0, 3 * place] = value
+        expected = oracle(*inputs, **options(problem)).to(dtype)
+        y = fused_conv_bn_scale(*inputs, **options(problem))
+        assert y.dtype == dtype and expected.isnan().any() and expected[:, :, 2:].isinf().any()
+        torch.testing.assert_close(y, expected, rtol=2 * torch.finfo(dtype).eps, atol=0.0, equal_nan=True)
+
+    def test_tf32_is_allowed_to_round(self, device):
+        inputs = draw(PROBLEM, 0, device)
+        y = fused_conv_bn_scale(*inputs, **options(PROBLEM), precision="tf32")
+        assert compare("", PROBLEM, inputs, y, precision="tf32").ok
+
     @pytest.mark.parametrize("factor", [0, 0.0, -2, 1e-30, 1e30, math.nan, math.inf, -math.inf, 1e300])
     def test_any_scaling_factor(self, device, factor):
         inputs = draw(PROBLEM, 0, device)._replace(scaling_factor=factor)
@@ -133,6 +166,20 @@ class TestTorchOnTheCpu:
     def test_any_problem(self, problem):
         case = case_of(problem, "cpu")
         assert case.ok, case.reasons
+
+    @pytest.mark.parametrize("channels_last", [False, True])
+    @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+    def test_any_dtype_and_layout(self, dtype, channels_last):
+        problem = dataclasses.replace(PROBLEM, dtype=dtype)
+        for vectors in (None, torch.float32):
+            case = case_of(problem, "cpu", 0, vectors, channels_last)
+            assert case.ok, case.reasons
+        inputs = draw(problem, 0)
+        if channels_last:
+            inputs = inputs._replace(x=inputs.x.contiguous(memory_format=torch.channels_last))
+        y = fused_conv_bn_scale(*inputs, **options(problem))
+        assert y.dtype == dtype and y.is_contiguous() != channels_last
+        assert y.is_contiguous(memory_format=torch.channels_last) == channels_last
 
     def test_no_compiler_and_no_device_are_asked_for(self, monkeypatch):
         monkeypatch.setattr("fusedref.fused.source_module", None)
@@ -172,6 +219,16 @@ class TestGradient:
             gradients.append(tensor.grad)
         assert torch.equal(*gradients)
 
+    @pytest.mark.parametrize("dtype", HALVES, ids=str)
+    def test_halves_have_gradients_in_their_dtype(self, device, dtype):
+        problem = dataclasses.replace(PROBLEM, dtype=dtype)
+        inputs = draw(problem, 0, device, torch.float32)
+        inputs.weight.requires_grad_()
+        y = fused_conv_bn_scale(*inputs, **options(problem))
+        y.sum().backward()
+        assert y.dtype == inputs.weight.grad.dtype == dtype
+        torch.testing.assert_close(y.double(), oracle(*inputs, **options(problem)), rtol=0.05, atol=0.1)
+
     def test_forward_mode(self, device):
         inputs = draw(PROBLEM, 0, device)
         results = []
@@ -189,6 +246,63 @@ class TestGradient:
             assert not fused_conv_bn_scale(*inputs, **options(PROBLEM)).requires_grad
         with torch.inference_mode():
             assert fused_conv_bn_scale(*inputs, **options(PROBLEM)).is_inference()
+
+
+@pytest.mark.parametrize("emulated", [False, True], ids=["torch", "kernel"])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_a_bias_of_x_s_dtype_beside_float32_statistics(device, monkeypatch, dtype, emulated):
+    """As ``conv.half()`` before a float32 BatchNorm has it."""
+    if not emulated:
+        monkeypatch.delenv("FUSEDREF_DEVICE", raising=False)
+    problem = dataclasses.replace(PROBLEM, dtype=dtype)
+    inputs = draw(problem, 0, device, torch.float32)
+    inputs = inputs._replace(bias=inputs.bias.to(dtype))
+    case = compare("", problem, inputs, fused_conv_bn_scale(*inputs, **options(problem)))
+    assert case.ok, case.reasons
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf, 1e300])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_halves_with_a_factor_beyond_float32(device, dtype, factor):
+    inputs = draw(dataclasses.replace(PROBLEM, dtype=dtype), 0, device)._replace(scaling_factor=factor)
+    y = fused_conv_bn_scale(*inputs, **options(PROBLEM))
+    assert y.dtype == dtype and torch.equal(y.isnan(), oracle(*inputs, **options(PROBLEM)).isnan())
+
+
+PLANTED = {
+    "the sum is rounded": ("sum += value * float(", "sum = float(Element(sum)) + value * float("),
+    "the result is rounded twice": ("Element(a * (sum + shift) + b)", "Element(a * float(Element(sum + shift)) + b)"),
+    "a is rounded": ("Element(a * (sum + shift) + b)", "Element(float(Element(a)) * (sum + shift) + b)"),
+    "the vectors are read as elements": ("using Vector = float;", "using Vector = Element;"),
+    "columns lie beside each other": ("COLUMN_STEP = CHANNELS_LAST ? IN_CHANNELS : 1", "COLUMN_STEP = 1"),
+    "channels lie behind each other": ("CHANNEL_STEP = CHANNELS_LAST ? 1 : IN_PLANE", "CHANNEL_STEP = IN_PLANE"),
+    "channels take turns by the run": ("CHANNELS_LAST ? place % OUT_CHANNELS : run", "CHANNELS_LAST ? run : run"),
+}
+
+
+@pytest.mark.parametrize("name", [None, *PLANTED])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_planted_bugs_of_the_general_kernel_show(device, monkeypatch, tmp_path, name, dtype):
+    if name is not None and device.type == "cuda":
+        pytest.skip("what reads beyond its tensors would end the context")
+    right, wrong = PLANTED.get(name, ("", ""))
+    text = (fused.KERNELS / "folded.cu").read_text()
+    text = text.replace('#include "elements.cuh"', (fused.KERNELS / "elements.cuh").read_text())
+    assert right in text
+    (tmp_path / "folded.cu").write_text(text.replace(right, wrong))
+    monkeypatch.setattr(fused, "KERNELS", tmp_path)
+    fused._function.cache_clear()
+    problem = dataclasses.replace(PROBLEM, dtype=dtype)
+    inputs = draw(problem, 0, device, torch.float32)
+    inputs = inputs._replace(x=inputs.x.contiguous(memory_format=torch.channels_last))
+    how = planning.How(channels_last=True, vectors=torch.float32)
+    try:
+        y = fused.run(planning.folded_plan(problem, how), problem, inputs[:7], inputs.scaling_factor, inputs.eps)
+        assert compare("", problem, inputs, y).ok == (name is None)
+    except (driver.LogicError, driver.LaunchError):
+        assert name is not None  # the emulator noticed by itself
+    finally:
+        fused._function.cache_clear()
 
 
 @pytest.mark.parametrize("emulated", [False, True], ids=["torch", "kernel"])
