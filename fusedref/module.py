@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fusedref.fused import fused_conv_bn_scale
+from fusedref.planning import check_precision
 from fusedref.reference import ConvBnScale, number
 
 
@@ -13,20 +14,40 @@ class FusedConvBnScale(ConvBnScale):
     """``scaling_factor * BatchNorm2d(Conv2d(x))`` in one kernel launch, as a drop-in for the three operators.
 
     Takes what ``ConvBnScale`` takes and builds ``conv`` and ``bn`` as it does, so seeds give the same parameters and
-    state_dicts carry over both ways. x is [batch, in_channels, height, width].
+    state_dicts carry over both ways. x is [batch, in_channels, height, width]. ``precision="tf32"`` allows to round the
+    factors of float32 products to tf32; it is without meaning for a module in half precision.
 
-    The kernel serves evaluation mode in float32 without gradients, see ``fused_conv_bn_scale``, which also says what is
-    refused. torch's own operators run where BatchNorm uses the statistics of the batch (training mode, or no running
-    statistics), where a gradient is needed, under autocast, and where a layer is not the plain one: a padding_mode
-    other than zeros, a hook, a subclass.
+    The kernel serves evaluation mode without gradients in float32, float16 and bfloat16 (``.half()``, ``.bfloat16()``,
+    also with ``bn`` kept in float32), see ``fused_conv_bn_scale``, which also says what is refused. torch's own
+    operators run where BatchNorm uses the statistics of the batch (training mode, or no running statistics), where a
+    gradient is needed, under autocast, and where a layer is not the plain one: a padding_mode other than zeros, a hook,
+    a subclass.
     """
 
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        scaling_factor: float,
+        *,
+        precision: str = "fp32",
+        **options,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, scaling_factor, **options)
+        check_precision(precision, torch.float32)
+        self.precision = precision
+
     @classmethod
-    def from_modules(cls, conv: nn.Conv2d, bn: nn.BatchNorm2d, scaling_factor: float) -> FusedConvBnScale:
+    def from_modules(
+        cls, conv: nn.Conv2d, bn: nn.BatchNorm2d, scaling_factor: float, *, precision: str = "fp32"
+    ) -> FusedConvBnScale:
         """A module around existing layers, which it shares and does not copy. Its mode is that of ``bn``.
 
-        Raises TypeError where an argument is something else, ValueError where the channels do not match.
+        Raises TypeError where an argument is something else, ValueError where the channels do not match or for another
+        precision.
         """
+        check_precision(precision, torch.float32)
         for name, layer, needed in (("conv", conv, nn.Conv2d), ("bn", bn, nn.BatchNorm2d)):
             if not isinstance(layer, needed):
                 raise TypeError(f"{name} must be a torch.nn.{needed.__name__}, got {type(layer).__name__}")
@@ -37,6 +58,7 @@ class FusedConvBnScale(ConvBnScale):
         module = cls.__new__(cls)
         nn.Module.__init__(module)
         module.conv, module.bn, module.scaling_factor = conv, bn, number("scaling_factor", scaling_factor)
+        module.precision = precision
         module.training = bn.training
         return module
 
@@ -54,7 +76,12 @@ class FusedConvBnScale(ConvBnScale):
         return fused_conv_bn_scale(
             x, conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight, bn.bias, self.scaling_factor, bn.eps,
             stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups,
+            precision=self.precision if isinstance(x, Tensor) and x.dtype == torch.float32 else "fp32",
         )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        """What ``repr`` adds to the two layers."""
+        return f"{super().extra_repr()}, precision={self.precision!r}"
 
 
 def _plain(layer: nn.Module, kind: type) -> bool:

@@ -149,6 +149,44 @@ def test_hooks_and_parametrizations_run(device, calls):
     torch.testing.assert_close(fused(x_on(device)).detach(), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kept", [False, True], ids=["all", "bn kept in float32"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision(device, calls, dtype, kept):
+    """The fused result is the float32 one of the same numbers, rounded once."""
+    reference, fused = (model.to(dtype) for model in pair(device))
+    if kept:
+        reference.bn.float(), fused.bn.float()
+    x = x_on(device).to(dtype)
+    with torch.no_grad():
+        y = fused(x)
+        expected = reference.double()(x.double())
+    assert y.dtype == dtype and len(calls) == 1
+    torch.testing.assert_close(y.double(), expected, rtol=torch.finfo(dtype).eps / 2, atol=2e-6)
+
+
+def test_channels_last(device, calls):
+    _, fused = pair(device)
+    with torch.no_grad():
+        expected = fused(x_on(device))
+        y = fused.to(memory_format=torch.channels_last)(x_on(device).contiguous(memory_format=torch.channels_last))
+    assert y.is_contiguous(memory_format=torch.channels_last) and len(calls) == 2
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_precision_is_for_float32_and_reaches_the_kernel(device, calls):
+    torch.manual_seed(0)
+    fused = FusedConvBnScale(4, 6, 3, 1.7, precision="tf32").to(device).eval()
+    wrapped = FusedConvBnScale.from_modules(fused.conv, fused.bn, 1.7, precision="tf32")
+    with torch.no_grad():
+        fused(x_on(device)), wrapped(x_on(device)), fused.half()(x_on(device).half())
+    assert [options["precision"] for options in calls] == ["tf32", "tf32", "fp32"]
+    assert "precision='tf32'" in repr(fused)
+    for make in (lambda: FusedConvBnScale(4, 6, 3, 1.7, precision="fp16"),
+                 lambda: FusedConvBnScale.from_modules(fused.conv, fused.bn, 1.7, precision="fp16")):  # fmt: skip
+        with pytest.raises(ValueError, match="precision must be 'fp32' or 'tf32', got 'fp16'"):
+            make()
+
+
 def test_autocast_is_torch_s(calls):
     reference, fused = pair("cpu")
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -197,7 +235,8 @@ def test_wrong_inputs_are_named(device):
     for wrong, error, words in (
         (torch.ones(2, 4, 9), ValueError, "x must be"),
         (torch.ones(2, 3, 9, 9), ValueError, "weight must be"),
-        (torch.ones(2, 4, 9, 9).double(), TypeError, "x must be float32"),
+        (torch.ones(2, 4, 9, 9).double(), TypeError, "x must be float32, float16 or bfloat16"),
+        (torch.ones(2, 4, 9, 9).half(), TypeError, "weight must have the dtype of x"),
     ):
         with torch.no_grad(), pytest.raises(error, match=words):
             fused(wrong.to(device))
