@@ -312,6 +312,31 @@ __global__ void k(int* y, const int* x) {
     y[threadIdx.x] = sum;
 }""", (("empty", 64), ("arange", 256)), ("race", "s", None, 5))
 
+pair("race_atomic_initialised", """
+__global__ void k(int* y, const int* x) {
+    __shared__ int largest;
+    if (threadIdx.x == 0) largest = 0;
+    @(||__syncthreads();)@
+    atomicMax(&largest, x[threadIdx.x]);
+    __syncthreads();
+    if (threadIdx.x == 0) y[0] = largest;
+}""", (("empty", 1), ("arange", 64)), ("race", "largest", 0, 3))
+pair("race_lock_without_fence", """
+__global__ void k(int* y) {
+    __shared__ int lock, n;
+    if (threadIdx.x == 0) { lock = 0; n = 0; }
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) {
+        while (atomicCAS(&lock, 0, 1)) {}
+        @(||__threadfence_block();)@
+        n += 1;
+        @(||__threadfence_block();)@
+        atomicExch(&lock, 0);
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) y[0] = n;
+}""", (("empty", 1),), ("race", "n", 0, 8), block=(128, 1, 1))
+
 # ------------------------------------------------------------------------------------------- races between blocks
 
 pair("race_blocks_sum", """
@@ -343,6 +368,30 @@ __global__ void k(int* y, int* partial) {
         y[0] = sum;
     }
 }""", (("zeros", 1), ("empty", 10)), ("race", "partial", 0, 12), grid=(10, 1))
+pair("race_fence_of_one_thread", """
+__device__ unsigned int finished;
+__global__ void k(int* y, int* partial) {
+    __shared__ bool last;
+    partial[64 * blockIdx.x + threadIdx.x] = threadIdx.x;
+    @(||__syncthreads();)@
+    if (threadIdx.x == 0) {
+        __threadfence();
+        last = atomicInc(&finished, gridDim.x - 1) == gridDim.x - 1;
+    }
+    __syncthreads();
+    if (last && threadIdx.x == 0) {
+        int sum = 0;
+        for (int i = 0; i < 64 * gridDim.x; i++) sum += partial[i];
+        y[0] = sum;
+    }
+}""", (("zeros", 1), ("empty", 640)), ("race", "partial", None, 13), grid=(10, 1))
+pair("race_blocks_in_place_stencil", """
+__global__ void k(int* y, int* x, int n) {
+    int i = blockIdx.x * 64 + threadIdx.x, sum = 0;
+    for (int j = -2; j <= 2; j++) if (i + j >= 0 && i + j < n) sum += x[i + j];
+    __syncthreads();
+    @(x[i] = sum; y[i] = sum;||y[i] = sum;)@
+}""", (("empty", 192), ("arange", 192), 192), ("race", "x", None, 5), grid=(3, 1))
 pair("race_blocks_lost_flag", """
 __global__ void k(int* y, int* flag) {
     if (threadIdx.x == 0) @(flag[0] = blockIdx.x;||flag[0] = 1;)@
@@ -493,13 +542,30 @@ pair("bulk_store_without_barrier", ASYNC + """extern "C" __global__ void k(int* 
     __syncthreads();
 }""", (("empty", 64),), ("race", "s", None, 4))
 
+pair("bulk_store_without_fence", ASYNC + """extern "C" __global__ void k(int* y) {
+    __shared__ __align__(128) int s[64];
+    s[threadIdx.x] = threadIdx.x;
+    @(||ptx::fence_async_shared();)@
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        ptx::bulk_store(y, s, 256);
+        ptx::bulk_commit();
+        ptx::bulk_wait_read<0>();
+    }
+    __syncthreads();
+}""", (("empty", 64),), ("race", "s", None, 4))
+pair("bulk_load_before_the_barrier_is_shown", BULK.replace("@LOAD@", "s, x")
+     .replace("ptx::mbarrier_init_fence();", "@(||ptx::mbarrier_init_fence();)@") + """    ptx::mbarrier_wait(&full, 0);
+    y[threadIdx.x] = s[threadIdx.x];
+}""", (("empty", 64), ("arange", 64)), ("race", "full", 0, 9))
+
 # Warp 0 fills two stages in turn, warps 1 and 2 empty them. RELEASE: how a consumer gives a stage back.
 SPECIALISTS = ASYNC + """extern "C" __global__ void k(int* y, const int* x, int tiles) {
     __shared__ __align__(128) int s[2][64];
     __shared__ uint64_t full[2], empty[2];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (threadIdx.x == 0) {
-        for (int i = 0; i < 2; i++) { ptx::mbarrier_init(&full[i], 1); ptx::mbarrier_init(&empty[i], 2); }
+        for (int i = 0; i < 2; i++) { ptx::mbarrier_init(full + i, @FULL@); ptx::mbarrier_init(empty + i, @EMPTIED@); }
         ptx::mbarrier_init_fence();
     }
     __syncthreads();
@@ -517,24 +583,26 @@ SPECIALISTS = ASYNC + """extern "C" __global__ void k(int* y, const int* x, int 
     }
 }"""
 EMPTY = "ptx::mbarrier_wait(&empty[i % 2], (i / 2 + 1) % 2);"
-RELEASE = "__syncwarp(); if (lane == 0) ptx::mbarrier_arrive(&empty[i % 2]);"
+RELEASE = "ptx::mbarrier_arrive(&empty[i % 2]);"
 COPIED = ("if (lane == 0) { ptx::mbarrier_arrive_expect_tx(&full[i % 2], 256); "
           "ptx::bulk_load(s[i % 2], x + 64 * i, 256, &full[i % 2]); } __syncwarp();")
 STORED = ("s[i % 2][lane] = x[64 * i + lane]; s[i % 2][lane + 32] = x[64 * i + lane + 32]; "
-          "__syncwarp(); if (lane == 0) ptx::mbarrier_arrive(&full[i % 2]);")
+          "ptx::mbarrier_arrive(&full[i % 2]);")
+ONE_FOR_ALL = "@(||__syncwarp();)@ if (lane == 0) ptx::mbarrier_arrive("
 
 
 def specialists(name: str, line: int, empty: str = EMPTY, fill: str = STORED, release: str = RELEASE) -> None:
     source = SPECIALISTS.replace("@EMPTY@", empty).replace("@FILL@", fill).replace("@RELEASE@", release)
+    source = source.replace("@FULL@", "32" if fill == STORED else "1")
+    source = source.replace("@EMPTIED@", "64" if release == RELEASE else "2")
     pair(name, source, (("empty", 320), ("arange", 320), 5), ("race", "s", None, line), block=(96, 1, 1))
 
 
 specialists("pipeline_stores_into_a_full_stage", 14, empty=f"@(||{EMPTY})@")
 specialists("pipeline_copies_into_a_full_stage", 14, empty=f"@(||{EMPTY})@", fill=COPIED)
-specialists("pipeline_hands_on_before_all_lanes_stored", 19,
-            fill=STORED.replace("__syncwarp();", "@(||__syncwarp();)@"))
+specialists("pipeline_hands_on_before_all_lanes_stored", 19, fill=STORED.replace("ptx::mbarrier_arrive(", ONE_FOR_ALL))
 specialists("pipeline_gives_back_before_all_lanes_read", 19, fill=COPIED,
-            release=RELEASE.replace("__syncwarp();", "@(||__syncwarp();)@"))
+            release=RELEASE.replace("ptx::mbarrier_arrive(", ONE_FOR_ALL))
 
 pair("barrier_for_part_of_a_block", ASYNC + """extern "C" __global__ void k(int* y) {
     __shared__ int s[64];
@@ -547,19 +615,23 @@ pair("barrier_for_part_of_a_block", ASYNC + """extern "C" __global__ void k(int*
         ptx::named_barrier_sync(3, 32);
     }
 }""", (("empty", 96),), ("race", "s", None, 5), block=(96, 1, 1))
+pair("barrier_without_one_reader", ASYNC + """extern "C" __global__ void k(int* y) {
+    __shared__ int s;
+    if (threadIdx.x == 0) s = 1;
+    __syncthreads();
+    if (threadIdx.x >= 32) y[threadIdx.x] = s; else y[threadIdx.x] = 0;
+    @(if (threadIdx.x / 32 != 1) ptx::named_barrier_sync(1, 96);||ptx::named_barrier_sync(1, 128);)@
+    if (threadIdx.x == 0) s = 2;
+}""", (("empty", 128),), ("race", "s", 0, 6), block=(128, 1, 1))
 pair("barriers_in_turn", ASYNC + """extern "C" __global__ void k(int* y) {
     __shared__ int s[32];
     for (int i = 0; i < 4; i++) {
-        if (threadIdx.x < 32) {
-            s[threadIdx.x] = i;
-            ptx::named_barrier_sync(1, 64);
-        } else {
-            ptx::named_barrier_sync(1, 64);
-            y[32 * i + threadIdx.x - 32] = s[63 - threadIdx.x];
-        }
+        if (threadIdx.x < 32) s[threadIdx.x] = i;
+        ptx::named_barrier_sync(1, 64);
+        if (threadIdx.x >= 32) y[32 * i + threadIdx.x - 32] = s[63 - threadIdx.x];
         @(||ptx::named_barrier_sync(2, 64);)@
     }
-}""", (("empty", 128),), ("race", "s", None, 6))
+}""", (("empty", 128),), ("race", "s", None, 5))
 
 BUGS = [case for case in CASES if case.expected]
 CORRECT = [case for case in CASES if not case.expected]

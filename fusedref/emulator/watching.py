@@ -30,6 +30,19 @@ if TYPE_CHECKING:
     from .driver import Function
 
 RACE, UNINITIALISED, DIVERGENT_BARRIER, MISSING_WAIT = range(101, 105)
+SYNCTHREADS, NAMED_BARRIER, MBARRIER, PROXY_FENCE, INIT_FENCE, DEVICE_FENCE = range(6)
+ADVICE = {  # by what the two threads of a race last kept step with others
+    SYNCTHREADS: "there is no __syncthreads() between them",
+    NAMED_BARRIER: "there is no barrier between them that both come to",
+    MBARRIER: "there is no mbarrier between them at which the first arrives (itself, or a lane that it meets in a "
+              "__syncwarp() before) and for which the second waits",
+}
+UNSEEN = {  # what the copy engine and the tensor cores need not see
+    PROXY_FENCE: ("a bulk copy or a product on", "that thread does not call fence_async_shared() between its store and "
+                  "the barrier, so the copy engine and the tensor cores need not see what it wrote"),
+    INIT_FENCE: ("a bulk copy that reports to", "that thread does not call mbarrier_init_fence() after "
+                 "mbarrier_init(), so the copy engine need not see the mbarrier"),
+}
 GLOBAL, SHARED, CONSTANT = 1, 2, 3
 SECTOR = 32  # bytes: what moves between memory and caches at a time
 
@@ -38,7 +51,7 @@ class _Report(Structure):
     _fields_ = [("kind", c_uint32), ("count", c_uint32), ("address", c_uint64), ("bytes", c_uint64), ("pc", c_uint64),
                 ("other_pc", c_uint64), ("block", c_uint32), ("thread", c_uint32), ("write", c_uint32),
                 ("other_block", c_uint32), ("other_thread", c_uint32), ("other_write", c_uint32), ("worker", c_uint32),
-                ("spare", c_uint32)]
+                ("advice", c_uint32)]
 
 
 class _Site(Structure):
@@ -320,19 +333,27 @@ def _explain(function: Function, arguments: bytes, report: _Report, grid: tuple,
         return Finding("uninitialised", function.name, place.name, place.element, thread, blocks, line, source,
                        f"{start} reads {name}, which nothing has written")
     did = "wrote" if report.other_write else "read"
+    if report.advice in UNSEEN:
+        name_it, cure = UNSEEN[report.advice]
+        return Finding("race", function.name, place.name, place.element, thread, blocks, line, source,
+                       f"{start} starts {name_it} {name}, which thread {other} wrote {there}: {cure}", other, blocks,
+                       other_line)
     if report.kind == MISSING_WAIT:
         return Finding("missing-wait", function.name, place.name, place.element, thread, blocks, line, source,
                        f"{start} {does} {name}, but the asynchronous copy that thread {other} started {there} has not "
                        "been waited for", other, blocks, other_line)
     if other_block != blocks:
         reason = f"thread {other} of block {other_block} {did} {there}: blocks run in any order"
+        if report.advice == DEVICE_FENCE:
+            reason += (", and an atomic passes on only what lies before a __threadfence(), made by the thread that "
+                       "wrote or by one that it has met at a barrier")
     elif thread == other:
         reason = f"an asynchronous copy that the same thread started {there} {did}: it has not waited for that one"
     elif report.thread // 32 == report.other_thread // 32:
         reason = (f"thread {other} of the same warp {did} {there}: nothing makes the lanes of a warp keep step but "
                   "__syncwarp() or __syncthreads()")
     else:
-        reason = f"thread {other} of the same block {did} {there}: there is no __syncthreads() between them"
+        reason = f"thread {other} of the same block {did} {there}: {ADVICE[report.advice]}"
     return Finding("race", function.name, place.name, place.element, thread, blocks, line, source,
                    f"{start} {does} {name}, which {reason}", other, other_block, other_line)
 

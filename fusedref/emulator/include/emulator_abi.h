@@ -61,6 +61,13 @@ struct Module {
 // All lanes of a warp named in `mask` meet; the last to come runs `action` over what they brought; then all go on.
 typedef void (*WarpAction)(void* const payload[32], uint32_t present, const void* detail);
 
+// What a wgmma reads of shared memory: `rows` times 16 bytes in a row from `begin` on, and as many from begin + next on.
+struct Matrix {
+    const char* begin;
+    uint32_t rows;
+    int next;
+};
+
 }  // namespace emu
 
 EMU_EXPORT EMU_CONST unsigned emu_thread_x(void);
@@ -113,11 +120,12 @@ EMU_EXPORT void emu_bulk_load(void* shared, const void* global, uint32_t bytes, 
 EMU_EXPORT void emu_bulk_store(void* global, const void* shared, uint32_t bytes);
 EMU_EXPORT void emu_bulk_commit(void);
 EMU_EXPORT void emu_bulk_wait(uint32_t groups_left);              // cp.async.bulk.wait_group.read n
+EMU_EXPORT void emu_fence_proxy(void);  // this thread's ordinary accesses so far are seen by the copy engine and wgmma
 EMU_EXPORT void emu_mbarrier_init(void* mbarrier, uint32_t arrivals);
 EMU_EXPORT void emu_mbarrier_arrive(void* mbarrier, uint32_t bytes);  // expects these bytes of bulk loads too
 EMU_EXPORT void emu_mbarrier_wait(void* mbarrier, uint32_t parity);
 
 // A warp's share of a wgmma. All lanes call together; `run` gets a copy of each one's operands when the warp waits for it.
-EMU_EXPORT void emu_product(void* operands, uint32_t bytes, emu::WarpAction run);
+EMU_EXPORT void emu_product(void* operands, uint32_t bytes, emu::Matrix matrix, emu::WarpAction run);
 EMU_EXPORT void emu_product_commit(void);
 EMU_EXPORT void emu_product_wait(uint32_t groups_left);           // wgmma.wait_group n

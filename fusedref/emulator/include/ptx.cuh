@@ -159,7 +159,7 @@ template <int pending> EMU_INLINE void cp_async_wait() { emu_async_wait(pending)
 // ---- mbarrier and bulk copies -----------------------------------------------------------------------------------------
 
 EMU_INLINE void mbarrier_init(uint64_t* barrier, uint32_t arrivals) { emu_mbarrier_init(barrier, arrivals); }
-EMU_INLINE void mbarrier_init_fence() {}
+EMU_INLINE void mbarrier_init_fence() { emu_fence_proxy(); }
 EMU_INLINE void mbarrier_arrive(uint64_t* barrier) { emu_mbarrier_arrive(barrier, 0); }
 EMU_INLINE void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t bytes) { emu_mbarrier_arrive(barrier, bytes); }
 EMU_INLINE void mbarrier_wait(uint64_t* barrier, uint32_t parity) { emu_mbarrier_wait(barrier, parity); }
@@ -171,7 +171,7 @@ EMU_INLINE void bulk_load(void* shared, const void* global, uint32_t bytes, uint
 EMU_INLINE void bulk_store(void* global, const void* shared, uint32_t bytes) { emu_bulk_store(global, shared, bytes); }
 EMU_INLINE void bulk_commit() { emu_bulk_commit(); }
 template <int pending> EMU_INLINE void bulk_wait_read() { emu_bulk_wait(pending); }
-EMU_INLINE void fence_async_shared() {}  // ordinary accesses and the copy engine see one memory here
+EMU_INLINE void fence_async_shared() { emu_fence_proxy(); }
 
 // ---- wgmma ------------------------------------------------------------------------------------------------------------
 
@@ -215,9 +215,7 @@ EMU_INLINE void wgmma(float (&d)[N / 2], uint32_t a0, uint32_t a1, uint32_t a2, 
                       bool accumulate)
 {
     Share mine = {{a0, a1, a2, a3}, (const char*)rows, next, d, accumulate};
-    for (int n = emu_lane(); n < N; n += 32)
-        for (int half = 0; half < 2; half++) emu_access(mine.rows + n * 16 + half * next, 16, 0);
-    emu_product(&mine, sizeof mine, multiply_share<N>);
+    emu_product(&mine, sizeof mine, {mine.rows, N, next}, multiply_share<N>);
 }
 
 }  // namespace fragments

@@ -28,8 +28,9 @@ static void issue(int kind, void* to, const void* from, uint32_t bytes, uint32_t
     if (kind != CP_ASYNC && bytes % 16) fail(MISUSE, 0, 0, 0, pc, "a bulk copy's length is not a multiple of 16 bytes");
     if (!bytes) return;
     // A warp's cp.async is a request for global memory; a bulk copy is none, and neither stores by the lanes.
-    if (source_bytes) slow_access((uintptr_t)from, source_bytes, 0, kind == CP_ASYNC ? ASYNC : ASYNC | UNCOUNTED, pc);
-    slow_access((uintptr_t)to, bytes, 1, ASYNC | UNCOUNTED, pc);
+    const int engine = kind == CP_ASYNC ? 0 : PROXY;
+    if (source_bytes) slow_access((uintptr_t)from, source_bytes, 0, engine ? ASYNC | UNCOUNTED | PROXY : ASYNC, pc);
+    slow_access((uintptr_t)to, bytes, 1, ASYNC | UNCOUNTED | engine, pc);
 
     uint32_t slot = 0;
     while (slot < w->pending_room && w->pending[slot].bytes) slot++;
@@ -53,26 +54,35 @@ static void wait_groups(int kind, uint32_t groups_left) {
     }
 }
 
-// A warp's share of a wgmma: what its 32 lanes brought, `bytes` each.
+// A warp's share of a wgmma: what its 32 lanes brought, `bytes` each, and where the shared memory lies that it reads.
 struct Product {
     Product* next;
     WarpAction run;
     uint32_t group, bytes;
+    Matrix matrix;
     char operands[];
 };
 
 struct Offer {
     void* operands;
     uint32_t bytes;
+    Matrix matrix;
     WarpAction run;
 };
+
+// Each lane's share of the rows of 16 bytes that a product reads.
+template <class F>
+static void rows_of(const Matrix& matrix, uint32_t lane, F f) {
+    for (uint32_t row = lane; row < matrix.rows; row += 32)
+        for (int half = 0; half < 2; half++) f(matrix.begin + row * 16 + half * matrix.next);
+}
 
 static void take_up(void* const payload[32], uint32_t, const void*) {
     Worker* w = self;
     const Offer* first = (const Offer*)payload[0];
     Product* product = (Product*)malloc(sizeof(Product) + 32 * first->bytes);
     const uint32_t warp = w->current->linear / 32;
-    *product = Product{0, first->run, w->product_group[warp], first->bytes};
+    *product = Product{0, first->run, w->product_group[warp], first->bytes, first->matrix};
     for (int lane = 0; lane < 32; lane++)
         memcpy(product->operands + lane * first->bytes, ((const Offer*)payload[lane])->operands, first->bytes);
     Product** last = &w->products[warp];
@@ -90,6 +100,8 @@ static void work_out(void* const payload[32], uint32_t, const void*) {
         void* operands[32];
         for (int lane = 0; lane < 32; lane++) operands[lane] = product->operands + lane * product->bytes;
         product->run(operands, 0xffffffffu, 0);
+        for (uint32_t lane = 0; watching && lane < 32; lane++)
+            rows_of(product->matrix, lane, [&](const char* row) { watch_product_done(w, row, 16, 32 * warp + lane); });
         w->products[warp] = product->next;
         free(product);
     }
@@ -128,9 +140,9 @@ struct Mbarrier {
 };
 static_assert(sizeof(Mbarrier) == 8, "an mbarrier has 64 bits");
 
-static Mbarrier* opened(void* address, void* pc) {
+static Mbarrier* opened(void* address, void* pc, int flags = 0) {
     if ((uintptr_t)address % 8) fail(MISALIGNED, (uint64_t)address, 8, 1, pc, 0);
-    slow_access((uintptr_t)address, 8, 0, ATOMIC | UNCOUNTED, pc);
+    slow_access((uintptr_t)address, 8, 0, ATOMIC | UNCOUNTED | flags, pc);
     Mbarrier* b = (Mbarrier*)address;
     if (b->never || !b->expected) fail(MISUSE, 0, 0, 0, pc, "an mbarrier is used that mbarrier_init has not prepared");
     return b;
@@ -174,7 +186,7 @@ void emu_async_wait(uint32_t groups_left) { wait_groups(CP_ASYNC, groups_left); 
 
 void emu_bulk_load(void* to, const void* from, uint32_t bytes, void* barrier) {
     void* pc = __builtin_return_address(0);
-    issue(BULK_LOAD, to, from, bytes, bytes, opened(barrier, pc), pc);
+    issue(BULK_LOAD, to, from, bytes, bytes, opened(barrier, pc, PROXY), pc);
     self->current->changed = true;
     emu_yield();  // those who wait go on at once, so that a thread shows that runs ahead without waiting for them
 }
@@ -209,8 +221,17 @@ void emu_mbarrier_wait(void* barrier, uint32_t parity) {
     if (watching) watch_acquire(self, barrier);
 }
 
-void emu_product(void* operands, uint32_t bytes, WarpAction run) {
-    Offer offer = {operands, bytes, run};
+void emu_fence_proxy(void) {
+    if (watching) watch_proxy_fence(self);
+}
+
+void emu_product(void* operands, uint32_t bytes, Matrix matrix, WarpAction run) {
+    void* pc = __builtin_return_address(0);
+    rows_of(matrix, emu_lane(), [&](const char* row) {
+        if ((uintptr_t)row % 16) fail(MISALIGNED, (uint64_t)row, 16, 0, pc, 0);
+        slow_access((uintptr_t)row, 16, 0, ASYNC | UNCOUNTED | PROXY, pc);
+    });
+    Offer offer = {operands, bytes, matrix, run};
     emu_warp_meet(0xffffffffu, &offer, take_up, 0);
 }
 void emu_product_commit(void) { emu_warp_meet(0xffffffffu, 0, close_group, 0); }

@@ -15,7 +15,8 @@ static const uint64_t VARIABLES_BEGIN = MAX_WORKERS * SHARED_REGION;
 static const uint64_t VARIABLE_ROOM = 1ull << 30;  // addresses that stand for __constant__ and __device__ variables
 static const uint64_t STACK_BYTES = 256 << 10;
 
-enum { ALIGNED = 1, VOLATILE = 2, ATOMIC = 4, ASYNC = 8, UNCOUNTED = 16 };  // what kind; the last: no request of a warp
+// What kind of access. UNCOUNTED: no request of a warp; PROXY: by the copy engine or the tensor cores, of shared memory.
+enum { ALIGNED = 1, VOLATILE = 2, ATOMIC = 4, ASYNC = 8, UNCOUNTED = 16, PROXY = 32 };
 enum { CP_ASYNC, BULK_STORE, BULK_LOAD };                    // Pending::kind
 enum { DONE, READY, BARRIER, RENDEZVOUS, CONDITION };       // what a thread of a block does
 enum {                                                      // Error::kind; findings.py has the same numbers
@@ -144,6 +145,7 @@ void watch_arrive(Worker* w, uint32_t number, uint32_t threads, void* pc);
 void watch_meeting(Worker* w, uint32_t warp, uint32_t present);
 void watch_exit(Worker* w, Thread* t);
 void watch_fence(Worker* w, int scope);
+void watch_proxy_fence(Worker* w);
 void watch_release(Worker* w, void* mbarrier);  // an arrival: what this thread did before is seen by those who wait
 void watch_phase_over(Worker* w, void* mbarrier);
 void watch_acquire(Worker* w, void* mbarrier);  // a wait that is over
@@ -153,6 +155,7 @@ void watch_block_end(Worker* w);
 void watch_worker_begin(Worker* w);
 void watch_worker_end(Worker* w);
 void watch_copy_landed(Worker* w, Pending* p);
+void watch_product_done(Worker* w, const void* address, uint32_t bytes, uint32_t thread);
 void watch_fresh(uint64_t offset, uint64_t bytes);   // shared memory of a new block
 void watch_block_of_code(Worker* w, void* pc);
 void watch_forget(uint64_t offset, uint64_t bytes);  // memory was freed

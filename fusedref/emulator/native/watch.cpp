@@ -10,26 +10,35 @@
 namespace emu {
 
 enum { RACE = 101, UNINITIALISED, DIVERGENT_BARRIER, MISSING_WAIT };
+enum { SYNCTHREADS, NAMED_BARRIER, MBARRIER, PROXY_FENCE, INIT_FENCE, DEVICE_FENCE };  // what is missing in a race
 
 struct Access {                    // who touched a word, and when
     uint32_t block;                // number + 1; 0: nobody
     uint32_t time;                 // by the clock of `actor`: the thread itself, or the mbarrier of its bulk load
     uint16_t thread, actor;
     uint8_t bytes, flags;          // which of the word's four bytes
-    uint16_t fences, site;
+    uint16_t site;
 };
 
 struct Cell {                      // of 4 bytes of memory, in one launch
     uint32_t launch;
     uint16_t copying, leaving;     // thread + 1 whose asynchronous copy is on its way here, or still reads here
     Access writer, reader[2];      // the last writer, the last two readers
-    Access other_atomic;           // where the last writer's was an atomic: one of another thread before it
+    Access atomic[2];              // since then: the last atomic, and the last before it of another thread
+    Access reader_elsewhere;       // of global memory: the last reader of another block than reader[0]'s
+    uint32_t readers;              // of shared memory: where the block's further readers are, + 1
+};
+
+struct Reading {                   // one thread's last read of a word that several read
+    uint32_t time;
+    uint16_t site;
+    uint8_t bytes, flags;
 };
 
 struct Report {
     uint32_t kind, count;
     uint64_t address, bytes, pc, other_pc;
-    uint32_t block, thread, write, other_block, other_thread, other_write, worker, spare;
+    uint32_t block, thread, write, other_block, other_thread, other_write, worker, advice;
 };
 
 struct Site {                      // one load or store in the kernel's code
@@ -43,18 +52,27 @@ struct Event { uint64_t pc, offset; uint32_t bytes, flags; };   // bytes 0: a ba
 
 struct Trace { Event* events; uint32_t count, room, at; };
 
-struct Released { uint32_t block, fences; };
-struct Sync {                      // an atomic variable in global memory: what blocks have published through it
-    uint64_t offset;
-    Released* released;
-    uint32_t count, room;
-};
-
 static const uint32_t SITES = 1 << 14, REPORTS = 256, SYNCS = 1 << 14, THREADS = 1024, MBARRIERS = 64;
 
 // Vector clocks: up to which time of each actor's something is in step with it. An actor is a thread of the block, or
 // an mbarrier for the bulk loads that report to it. What an actor did at time t is seen by those who know of t + 1.
 struct Clock { uint32_t of[THREADS + MBARRIERS]; };
+
+struct Released {                  // what a block has published: of each of its threads, all before this time
+    uint32_t block;
+    uint32_t* until;
+};
+struct Sync {                      // an atomic or volatile variable, and what has been published through it
+    uint64_t offset;
+    Released* released;            // to other blocks, if it lies in global memory
+    uint32_t count, room;
+    uint32_t block;                // within this block (number + 1), what its threads have
+    Clock* here;
+};
+
+struct Fences {                    // when a thread made a fence, lately: all that it did before is behind it
+    uint32_t count, at[8];
+};
 
 struct Mbarrier {
     uintptr_t address;
@@ -79,9 +97,14 @@ struct Watch {
     Clock clocks[THREADS];
     uint32_t learned[THREADS];     // lanes of a warp that have the same number here know the same of other warps
     uint32_t lessons;
+    uint8_t met_by[THREADS];       // what the thread last kept step with others by: SYNCTHREADS, ...
     Clock barriers_arriving[16];
     Mbarrier mbarriers[MBARRIERS];
-    uint32_t fences;
+    Clock fenced[THREADS];         // what a thread knew of at its last __threadfence
+    Fences device_fences[THREADS], proxy_fences[THREADS];
+    bool has_fenced[THREADS], fences, block_fences;  // a thread, of any scope; this block, of the device, of any scope
+    Reading* readings;             // of the words that Cell::readers leads to, a row of all threads each
+    uint32_t reading_count, reading_room, free_row;  // a free row's first time is the next free one
     uint32_t arrived[32];
     void* barrier_pc;
     uint16_t barrier_thread;
@@ -235,52 +258,6 @@ static Report report_of(Worker* w, uint32_t kind, uint64_t address, uint64_t byt
 
 // ------------------------------------------------------------------------------------------------- what came before what
 
-static Sync* sync_at(Watch* watch, uint64_t offset) {
-    uint32_t slot = (offset * 0x9E3779B97F4A7C15ull) >> 50;
-    for (uint32_t i = 0; i < SYNCS; i++, slot = (slot + 1) % SYNCS) {
-        Sync* s = &watch->syncs[slot];
-        if (!s->offset) s->offset = offset;
-        if (s->offset == offset) return s;
-    }
-    return 0;
-}
-
-static void synchronise(Watch* watch, Worker* w, uint64_t offset) {  // an atomic on global memory
-    Sync* s = sync_at(watch, offset);
-    if (!s) return;
-    uint32_t a = 0;
-    while (a < watch->acquired_count && watch->acquired[a].sync != s) a++;
-    if (a < 64) {
-        watch->acquired[a].sync = s;
-        watch->acquired[a].count = s->count;
-        if (a == watch->acquired_count) watch->acquired_count++;
-    }
-    if (!watch->fences) return;    // nothing is published without a fence
-    if (s->count && s->released[s->count - 1].block == w->block_number + 1 &&
-        s->released[s->count - 1].fences == watch->fences) return;
-    if (s->count == s->room) {
-        s->room = s->room ? 2 * s->room : 16;
-        s->released = (Released*)realloc(s->released, s->room * sizeof(Released));
-    }
-    s->released[s->count++] = Released{(uint32_t)w->block_number + 1, watch->fences};
-}
-
-static bool ordered(Watch* watch, Worker* w, const Access& before, uint64_t offset) {
-    Thread* now = w->current;
-    if (before.block != w->block_number + 1) {
-        for (uint32_t a = 0; a < watch->acquired_count; a++) {
-            // Atomics on one variable happen in one order, and this block has already taken part in it.
-            if ((before.flags & ATOMIC) && (watch->acquired[a].sync->offset | 4) == (offset | 4)) return true;
-            for (uint32_t i = 0; i < watch->acquired[a].count; i++) {
-                Released* r = &watch->acquired[a].sync->released[i];
-                if (r->block == before.block && r->fences > before.fences) return true;
-            }
-        }
-        return false;
-    }
-    return before.actor == now->linear || watch->clocks[now->linear].of[before.actor] > before.time;
-}
-
 static void learn(uint32_t* to, const uint32_t* from, uint32_t count) {
     for (uint32_t i = 0; i < count; i++) to[i] = from[i] > to[i] ? from[i] : to[i];
 }
@@ -323,6 +300,87 @@ static void join_lanes(Watch* watch, Worker* w, uint32_t warp, uint32_t present)
     }
 }
 
+// ---- fences, and what is published by atomics
+
+static void note(Fences& fences, uint32_t time) { fences.at[fences.count++ % 8] = time; }
+
+// The last fence of which somebody knows who knows of all before `known`; 0: of none.
+static uint32_t last_fence(const Fences& fences, uint32_t known) {
+    uint32_t last = 0;
+    for (uint32_t i = 0; i < fences.count && i < 8; i++)
+        if (fences.at[i] <= known && fences.at[i] > last) last = fences.at[i];
+    return !last && fences.count > 8 ? known : last;  // older ones are forgotten: there was one
+}
+
+static Sync* sync_at(Watch* watch, uint64_t offset) {
+    uint32_t slot = (offset * 0x9E3779B97F4A7C15ull) >> 50;
+    for (uint32_t i = 0; i < 64; i++, slot = (slot + 1) % SYNCS) {
+        Sync* s = &watch->syncs[slot];
+        if (!s->offset) s->offset = offset;
+        if (s->offset == offset) return s;
+    }
+    return 0;
+}
+
+// What lies before a fence that this thread knows of is seen by the blocks that take part in the atomic after it.
+static void publish_to_blocks(Watch* watch, Worker* w, Sync* s) {
+    uint32_t me = w->current->linear, block = w->block_number + 1;
+    if (!s->count || s->released[s->count - 1].block != block) {
+        if (s->count == s->room) {
+            s->room = s->room ? 2 * s->room : 16;
+            s->released = (Released*)realloc(s->released, s->room * sizeof(Released));
+        }
+        s->released[s->count++] = Released{block, (uint32_t*)calloc(w->thread_count, sizeof(uint32_t))};
+    }
+    uint32_t* until = s->released[s->count - 1].until;
+    for (uint32_t t = 0; t < w->thread_count; t++) {
+        uint32_t own = last_fence(watch->device_fences[t], watch->clocks[me].of[t]), heard = watch->fenced[me].of[t];
+        uint32_t last = own > heard ? own : heard;
+        if (last > until[t]) until[t] = last;
+    }
+}
+
+static void synchronise(Watch* watch, Worker* w, uint64_t offset, bool shared, int write, int flags) {
+    bool fences = watch->fences || watch->block_fences;
+    if (shared && !fences) return;
+    Sync* s = sync_at(watch, offset);
+    if (!s) return;
+    uint32_t me = w->current->linear, block = w->block_number + 1;
+    if (!shared) {
+        uint32_t a = 0;
+        while (a < watch->acquired_count && watch->acquired[a].sync != s) a++;
+        if (a < 64) {
+            watch->acquired[a].sync = s;
+            watch->acquired[a].count = s->count;
+            if (a == watch->acquired_count) watch->acquired_count++;
+        }
+        if (watch->fences && write) publish_to_blocks(watch, w, s);
+    }
+    if (!fences) return;           // nothing is published without a fence
+    if (s->block != block) {
+        if (!s->here) s->here = (Clock*)malloc(sizeof(Clock));
+        memset(s->here, 0, sizeof(Clock));
+        s->block = block;
+    }
+    if (!write || (flags & ATOMIC)) teach(watch, w, me, *s->here);
+    if (write && watch->has_fenced[me]) publish(watch, w, me, *s->here);
+}
+
+static bool ordered(Watch* watch, Worker* w, const Access& before, uint64_t offset) {
+    Thread* now = w->current;
+    if (before.block == w->block_number + 1)
+        return before.actor == now->linear || watch->clocks[now->linear].of[before.actor] > before.time;
+    for (uint32_t a = 0; a < watch->acquired_count; a++) {
+        // Atomics on one variable happen in one order, and this block has already taken part in it.
+        if ((before.flags & ATOMIC) && (watch->acquired[a].sync->offset | 4) == (offset | 4)) return true;
+        for (uint32_t i = 0; i < watch->acquired[a].count; i++) {
+            Released* r = &watch->acquired[a].sync->released[i];
+            if (r->block == before.block && r->until[before.thread] > before.time) return true;
+        }
+    }
+    return false;
+}
+
 // ----------------------------------------------------------------------------------------------------- one access
 
 static void conflict(Watch* watch, Worker* w, const Access& before, bool before_wrote, uint64_t word, uint64_t address,
@@ -334,6 +392,8 @@ static void conflict(Watch* watch, Worker* w, const Access& before, bool before_
     if (ordered(watch, w, before, 4 * word)) return;
     bool copy = write && (flags & ASYNC);
     Report r = report_of(w, before.actor >= THREADS && !copy ? MISSING_WAIT : RACE, address, bytes, write, pc);
+    uint8_t mine = watch->met_by[r.thread], theirs = watch->met_by[before.thread];
+    r.advice = elsewhere ? (watch->acquired_count ? DEVICE_FENCE : SYNCTHREADS) : mine > theirs ? mine : theirs;
     r.other_pc = watch->sites[before.site].pc;
     r.other_block = before.block - 1;
     r.other_thread = before.thread;
@@ -348,6 +408,73 @@ static void conflict(Watch* watch, Worker* w, const Access& before, bool before_
     } else {
         add_report(watch, r);
     }
+}
+
+// The copy engine and wgmma see what a thread wrote only behind its fence.
+static void check_proxy(Watch* watch, Worker* w, const Access& before, uint64_t word, uint64_t address, uint64_t bytes,
+                        int write, int flags, void* pc, uint8_t mask) {
+    if (before.block != w->block_number + 1 || !(before.bytes & mask) || (before.flags & ASYNC)) return;
+    uint32_t me = w->current->linear;
+    if (!ordered(watch, w, before, 4 * word)) return;  // that is a race as it is
+    if (last_fence(watch->proxy_fences[before.thread], watch->clocks[me].of[before.thread]) > before.time) return;
+    Report r = report_of(w, RACE, address, bytes, write, pc);
+    r.advice = flags & ATOMIC ? INIT_FENCE : PROXY_FENCE;
+    r.other_pc = watch->sites[before.site].pc;
+    r.other_block = before.block - 1;
+    r.other_thread = before.thread;
+    r.other_write = 1;
+    add_report(watch, r);
+}
+
+// ---- the readers of a word
+
+static Reading* row_of(Watch* watch, Worker* w, const Cell* c) {
+    return watch->readings + (uint64_t)(c->readers - 1) * w->thread_count;
+}
+
+static void keep_reader(Watch* watch, Worker* w, Cell* c, const Access& reader) {
+    if (!c->readers) {
+        c->readers = watch->free_row;
+        if (c->readers) {
+            watch->free_row = row_of(watch, w, c)->time;
+        } else {
+            if (watch->reading_count == watch->reading_room) {
+                watch->reading_room = watch->reading_room ? 2 * watch->reading_room : 256;
+                uint64_t bytes = (uint64_t)watch->reading_room * w->thread_count * sizeof(Reading);
+                watch->readings = (Reading*)realloc(watch->readings, bytes);
+            }
+            c->readers = ++watch->reading_count;
+        }
+        memset(row_of(watch, w, c), 0, w->thread_count * sizeof(Reading));
+    }
+    Reading* mine = row_of(watch, w, c) + reader.thread;
+    uint8_t bytes = mine->time == reader.time ? mine->bytes : 0;
+    *mine = Reading{reader.time, reader.site, (uint8_t)(reader.bytes | bytes), reader.flags};
+}
+
+static void forget_readers(Watch* watch, Worker* w, Cell* c) {
+    row_of(watch, w, c)->time = watch->free_row;
+    watch->free_row = c->readers;
+    c->readers = 0;
+}
+
+// Notes a read. Two readers have room in the cell; of the others, those are kept whose reads a write may still race with.
+static void note_reader(Watch* watch, Worker* w, Cell* c, uint64_t word, bool shared, const Access& now) {
+    if (c->readers && !(now.flags & ASYNC)) return keep_reader(watch, w, c, now);
+    for (Access& slot : c->reader) {
+        bool mine = slot.block == now.block && slot.thread == now.thread, together = mine && slot.time == now.time;
+        if (slot.block && !together && !(mine && !(slot.bytes & ~now.bytes))) continue;
+        uint8_t bytes = together ? slot.bytes : 0;
+        slot = c->reader[0];
+        c->reader[0] = now;
+        c->reader[0].bytes |= bytes;
+        return;
+    }
+    const Access& last = c->reader[1];
+    if (!shared && last.block != now.block) c->reader_elsewhere = last;
+    if (shared && (last.bytes & ~now.bytes || !ordered(watch, w, last, 4 * word))) keep_reader(watch, w, c, last);
+    c->reader[1] = c->reader[0];
+    c->reader[0] = now;
 }
 
 static void record(Worker* w, uint64_t offset, uint32_t bytes, int flags, void* pc) {
@@ -392,9 +519,10 @@ void watch_access(Worker* w, uint64_t offset, uint64_t bytes, int write, int fla
         }
         if ((write && c->leaving) || c->copying) {
             bool two_copies = c->copying && write && (flags & ASYNC);
+            const Access& late = c->copying ? c->writer : c->reader[c->reader[0].flags & ASYNC ? 0 : 1];
             Report r = report_of(w, two_copies ? RACE : MISSING_WAIT, address, bytes, write, pc);
-            r.other_thread = (c->copying ? c->copying : c->leaving) - 1;
-            r.other_pc = watch->sites[c->copying ? c->writer.site : c->reader[0].site].pc;
+            r.other_thread = c->copying ? c->copying - 1 : late.thread;
+            r.other_pc = watch->sites[late.site].pc;
             r.other_block = w->block_number;
             r.other_write = 1;
             add_report(watch, r);
@@ -402,32 +530,46 @@ void watch_access(Worker* w, uint64_t offset, uint64_t bytes, int write, int fla
         }
         uint16_t me = t->linear;
         Access now = {(uint32_t)w->block_number + 1, watch->clocks[me].of[me], me, me, mask,
-                      (uint8_t)(flags & (ATOMIC | VOLATILE | ASYNC)), (uint16_t)watch->fences, site};
-        conflict(watch, w, c->writer, true, word, address, bytes, write, flags, pc, mask);
-        conflict(watch, w, c->other_atomic, true, word, address, bytes, write, flags, pc, mask);
-        if (!write && (flags & ASYNC) && shared) c->leaving = t->linear + 1;  // a bulk store reads its source late
-        if (write) {
-            if (!atomic || !(c->reader[0].flags & ATOMIC))
-                conflict(watch, w, c->reader[0], false, word, address, bytes, write, flags, pc, mask);
-            conflict(watch, w, c->reader[1], false, word, address, bytes, write, flags, pc, mask);
-            if (!atomic) c->other_atomic = Access{};
-            else if ((c->writer.flags & ATOMIC) && (c->writer.thread != now.thread || c->writer.block != now.block))
-                c->other_atomic = c->writer;
-            c->writer = now;
-            if (flags & ASYNC) c->copying = t->linear + 1;
-        } else if (c->reader[0].block == now.block && c->reader[0].thread == now.thread) {
-            now.bytes |= c->reader[0].bytes;
-            c->reader[0] = now;
-        } else {
-            c->reader[1] = c->reader[0];
-            c->reader[0] = now;
+                      (uint8_t)(flags & (ATOMIC | VOLATILE | ASYNC)), site};
+        auto against = [&](const Access& before, bool wrote) {
+            conflict(watch, w, before, wrote, word, address, bytes, write, flags, pc, mask);
+        };
+        against(c->writer, true);
+        if (c->atomic[0].block)
+            for (const Access& before : c->atomic) against(before, true);
+        if ((flags & PROXY) && shared) {
+            check_proxy(watch, w, c->writer, word, address, bytes, write, flags, pc, mask);
+            check_proxy(watch, w, c->atomic[0], word, address, bytes, write, flags, pc, mask);
         }
+        if (!write) {
+            if ((flags & ASYNC) && shared) c->leaving++;  // a bulk store, or a wgmma, reads its source late
+            note_reader(watch, w, c, word, shared, now);
+            continue;
+        }
+        for (const Access& before : c->reader) against(before, false);
+        against(c->reader_elsewhere, false);
+        if (c->readers) {
+            for (uint32_t i = 0; i < w->thread_count; i++) {
+                const Reading& read = row_of(watch, w, c)[i];
+                if (read.bytes & mask)
+                    against(Access{now.block, read.time, (uint16_t)i, (uint16_t)i, read.bytes, read.flags, read.site}, false);
+            }
+            if (mask == 15) forget_readers(watch, w, c);  // who comes behind this write comes behind them
+        }
+        if (atomic) {
+            if (c->atomic[0].thread != now.thread || c->atomic[0].block != now.block) c->atomic[1] = c->atomic[0];
+            c->atomic[0] = now;
+            continue;
+        }
+        c->atomic[0] = c->atomic[1] = Access{};
+        c->writer = now;
+        if (flags & ASYNC) c->copying = t->linear + 1;
     }
     if (write && !(flags & ASYNC) && !module) {
         set_bits(offset, bytes, true);
         written[offset >> 16] = 1;
     }
-    if (!shared && (flags & (ATOMIC | VOLATILE))) synchronise(watch, w, offset);
+    if ((flags & (ATOMIC | VOLATILE)) && !(flags & UNCOUNTED)) synchronise(watch, w, offset, shared, write, flags);
 }
 
 static uint32_t mbarrier_at(Watch* watch, void* address) {
@@ -440,6 +582,7 @@ static uint32_t mbarrier_at(Watch* watch, void* address) {
 void watch_release(Worker* w, void* address) {
     Watch* watch = (Watch*)w->log;
     settle(watch);
+    watch->met_by[w->current->linear] = MBARRIER;
     publish(watch, w, w->current->linear, watch->mbarriers[mbarrier_at(watch, address)].arriving);
 }
 
@@ -452,7 +595,21 @@ void watch_phase_over(Worker* w, void* address) {
 
 void watch_acquire(Worker* w, void* address) {
     Watch* watch = (Watch*)w->log;
+    watch->met_by[w->current->linear] = MBARRIER;
     teach(watch, w, w->current->linear, watch->mbarriers[mbarrier_at(watch, address)].over);
+}
+
+// What a thread's bulk store or product reads of shared memory it has read at this time, and no earlier.
+static void read_late(Worker* w, const void* address, uint32_t bytes, uint32_t thread, uint32_t time) {
+    Watch* watch = (Watch*)w->log;
+    uint64_t offset = (uintptr_t)address - arena_base;
+    for (uint64_t word = offset / 4; word <= (offset + bytes - 1) / 4; word++) {
+        Cell* c = &cells[word];
+        if (c->leaving) c->leaving--;
+        for (Access& reader : c->reader)
+            if ((reader.flags & ASYNC) && reader.thread == thread) reader.time = time;
+        if (c->readers && (row_of(watch, w, c)[thread].flags & ASYNC)) row_of(watch, w, c)[thread].time = time;
+    }
 }
 
 void watch_copy_landed(Worker* w, Pending* p) {
@@ -471,20 +628,31 @@ void watch_copy_landed(Worker* w, Pending* p) {
         c->writer.time = time;
         c->writer.actor = actor;
     }
-    if (from < VARIABLES_BEGIN)
-        for (uint64_t word = from / 4; word <= (from + p->bytes - 1) / 4; word++) {
-            cells[word].leaving = 0;
-            for (Access& reader : cells[word].reader)  // it read no earlier than now
-                if ((reader.flags & ASYNC) && reader.thread == p->thread) reader.time = time;
-        }
+    if (from < VARIABLES_BEGIN) read_late(w, p->from, p->bytes, p->thread, time);
     set_bits(offset, p->bytes, true);
     if (offset >= VARIABLES_BEGIN) written[offset >> 16] = 1;
+}
+
+void watch_product_done(Worker* w, const void* address, uint32_t bytes, uint32_t thread) {  // its warp has just met
+    read_late(w, address, bytes, thread, ((Watch*)w->log)->clocks[thread].of[thread] - 1);
 }
 
 void watch_fence(Worker* w, int scope) {
     Watch* watch = (Watch*)w->log;
     settle(watch);
-    if (scope >= 1) watch->fences++;
+    uint32_t me = w->current->linear, time = ++watch->clocks[me].of[me];
+    watch->has_fenced[me] = watch->block_fences = true;
+    if (scope < 1) return;
+    watch->fences = true;
+    note(watch->device_fences[me], time);
+    memcpy(watch->fenced[me].of, watch->clocks[me].of, sizeof(uint32_t) * w->thread_count);
+}
+
+void watch_proxy_fence(Worker* w) {
+    Watch* watch = (Watch*)w->log;
+    settle(watch);
+    uint32_t me = w->current->linear;
+    note(watch->proxy_fences[me], ++watch->clocks[me].of[me]);
 }
 
 // ------------------------------------------------------------------------------------------------ counting a warp
@@ -635,6 +803,7 @@ void watch_barrier(Worker* w, uint32_t number) {
             memcpy(watch->clocks[t].of, all.of, sizeof(uint32_t) * w->thread_count);
             memcpy(watch->clocks[t].of + THREADS, all.of + THREADS, sizeof(uint32_t) * MBARRIERS);
             watch->learned[t] = watch->lessons;
+            watch->met_by[t] = SYNCTHREADS;
         }
         for (uint32_t v = 0; v < warps; v++) {
             flush_warp(w, v);
@@ -647,6 +816,7 @@ void watch_barrier(Worker* w, uint32_t number) {
         Thread* t = &w->threads[i];
         if (t->state != BARRIER || t->barrier != number) continue;
         teach(watch, w, i, arriving);
+        watch->met_by[i] = NAMED_BARRIER;
         watch->arrived[i / 32] &= ~(1u << i % 32);
     }
     memset(&arriving, 0, sizeof arriving);
@@ -667,12 +837,17 @@ void watch_block_begin(Worker* w) {
         memset(watch->clocks[t].of, 0, sizeof(uint32_t) * w->thread_count);
         memset(watch->clocks[t].of + THREADS, 0, sizeof(uint32_t) * MBARRIERS);
         watch->learned[t] = 0;
+        watch->met_by[t] = SYNCTHREADS;
+        watch->has_fenced[t] = false;
+        watch->device_fences[t].count = watch->proxy_fences[t].count = 0;
+        if (watch->fences) memset(watch->fenced[t].of, 0, sizeof(uint32_t) * w->thread_count);
     }
     memset(watch->barriers_arriving, 0, sizeof watch->barriers_arriving);
     memset(watch->arrived, 0, sizeof watch->arrived);
     memset(watch->mbarriers, 0, sizeof watch->mbarriers);
-    watch->fences = 0;
+    watch->fences = watch->block_fences = false;
     watch->acquired_count = 0;
+    watch->reading_count = watch->free_row = 0;
     if (w->launch->dynamic_shared) watch_fresh(w->shared - arena_base, w->launch->dynamic_shared);
 }
 
@@ -692,7 +867,12 @@ void watch_worker_end(Worker* w) {
         free(watch->traces[i].events);
         watch->traces[i] = Trace{};
     }
-    for (uint32_t i = 0; i < SYNCS; i++) free(watch->syncs[i].released);
+    for (Sync& s : watch->syncs) {
+        for (uint32_t i = 0; i < s.count; i++) free(s.released[i].until);
+        free(s.released);
+        free(s.here);
+    }
+    free(watch->readings);
 }
 
 // ------------------------------------------------------------------------------------------ what Python reads
