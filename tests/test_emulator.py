@@ -650,6 +650,41 @@ def test_options(tmp_path):
     source = "__global__ void k(int* out) { out[0] = VALUE + __CUDA_ARCH__; }"
     assert result(source, 1, block=(1, 1, 1), options=["-DVALUE=5", "-O3", "--use_fast_math"], arch="sm_80")[0] == 805
     assert result(source, 1, block=(1, 1, 1), options=["-D", "VALUE=6"])[0] == 906
+    same = ["--define-macro=VALUE=7", "-arch", "sm_80", "-lineinfo", "-std=c++17", "-Xptxas", "-v", "--restrict"]
+    assert result(source, 1, block=(1, 1, 1), options=same)[0] == 807
+
+
+def test_products_are_contracted_unless_fmad_is_false():
+    source = "__global__ void k(float* y, float x) { y[0] = x * x - (1 + 1.0f / 2048); }"
+    x = float32(1 + 2**-12)  # its square, 1 + 2^-11 + 2^-24, rounds to 1 + 2^-11
+    assert result(source, 1, float32, x)[0] == 2.0**-24
+    assert result(source, 1, float32, x, options=["-fmad=false"])[0] == 0
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["-foo"], "Unknown option '-foo'"),
+    (["--lineinfo"], "Unknown option '--lineinfo'"),  # of short names there is but one form
+    (["-DA=1", "-I"], "No input files specified"),
+    (["other.cu"], "A single input file is required"),
+    (["-fmad=3"], "'3': expected true or false"),
+    (["-use_fast_math=true"], "no argument expected after '-use_fast_math'"),
+])
+def test_options_that_nvcc_refuses(options, message):
+    with pytest.raises(drv.CompileError, match="nvcc fatal   : ") as raised:
+        SourceModule("__global__ void k() {}", options=options)
+    assert message in raised.value.stderr and raised.value.command_line == ["nvcc", *options]
+
+
+@pytest.mark.parametrize("options", ["-DA=1", ["-DA=1", 3], [None]])
+def test_options_are_a_list_of_texts(options):
+    with pytest.raises(TypeError, match="options must be a list of str"):
+        SourceModule("__global__ void k() {}", options=options)
+
+
+@pytest.mark.parametrize("source", [3, None, b"__global__ void k() {}", Path("k.cu")])
+def test_a_source_is_a_text(source):
+    with pytest.raises(TypeError, match="source must be CUDA C as a str, got "):
+        SourceModule(source)
 
 
 # --------------------------------------------------------------------------------------------- kernels that go wrong

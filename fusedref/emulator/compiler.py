@@ -11,39 +11,12 @@ import tempfile
 from pathlib import Path
 
 from . import build, driver, native
+from . import options as nvcc_options
 from .frontend import Frontend, TranslationError
 from .hostcalls import host_calls
 
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*[<"]([^>"]+)[>"]', re.MULTILINE)
 NAME = "kernel.cu"
-
-
-def _options(options: list[str] | None, arch: str | None, include_dirs: list[str]) -> tuple[list[str], list[str], int]:
-    """(definitions, include directories, architecture) out of nvcc's options; the others say nothing here."""
-    definitions, includes = [], []
-    words = list(options or [])
-    i = 0
-    while i < len(words):
-        word = words[i]
-        for short in ("-D", "-U", "-I", "-arch"):
-            if word == short and i + 1 < len(words):
-                i += 1
-                word = f"{short}={words[i]}" if short == "-arch" else short + words[i]
-                break
-        for long, short in (("--define-macro", "-D"), ("--undefine-macro", "-U"), ("--include-path", "-I"),
-                            ("--gpu-architecture", "-arch")):
-            if word.startswith(long + "="):
-                word = word.replace(long + "=", "-arch=" if short == "-arch" else short, 1)
-        if word[:2] in ("-D", "-U"):
-            definitions.append(word)
-        elif word.startswith("-I"):
-            includes.append(word[2:])
-        elif word.startswith("-arch="):
-            arch = word[6:]
-        i += 1
-    number = re.search(r"\d+", arch or "")
-    capability = int(number.group()) if number else 10 * driver.COMPUTE_CAPABILITY[0] + driver.COMPUTE_CAPABILITY[1]
-    return definitions, [*includes, *map(str, include_dirs)], capability * 10
 
 
 def _included(text: str, directories: list[str]) -> dict[tuple[str, str], str]:
@@ -63,12 +36,18 @@ def _included(text: str, directories: list[str]) -> dict[tuple[str, str], str]:
     return found
 
 
+def _architecture(name: str | None) -> int:
+    """What ``__CUDA_ARCH__`` is for ``sm_90a`` and the like."""
+    number = re.search(r"\d+", name or "")
+    return 10 * (int(number.group()) if number else 10 * driver.COMPUTE_CAPABILITY[0] + driver.COMPUTE_CAPABILITY[1])
+
+
 class SourceModule:
     """CUDA C, compiled. Arguments and errors are those of ``pycuda.compiler.SourceModule``.
 
     Args:
         source: the text. A first line ``#line 1 "name.cu"`` gives it the name that errors and findings use.
-        options: nvcc's options; of these ``-D``, ``-U``, ``-I`` and ``-arch`` count.
+        options: nvcc's options; of these ``-D``, ``-U``, ``-I``, ``-arch`` and ``-fmad`` count.
         no_extern_c: whether the text says ``extern "C"`` itself.
         cache_dir: where to keep the compiled library; the user's cache directory by default.
         include_dirs: where ``#include`` looks, behind the emulator's own headers.
@@ -76,17 +55,29 @@ class SourceModule:
         keep: print where the translated text is, and leave it there.
 
     Raises:
-        CompileError: the text does not compile, or needs more shared memory than a block has.
+        CompileError: the text does not compile, or needs more shared memory than a block has; nvcc has no such option.
+        TypeError: the source is no text, or the options are no list of texts.
     """
 
     def __init__(self, source: str, nvcc: str | None = None, options: list[str] | None = None, keep: bool = False,
                  no_extern_c: bool = False, arch: str | None = None, code: str | None = None,
                  cache_dir: str | None = None, include_dirs: list[str] | None = None, watch: bool = False):
+        if not isinstance(source, str):
+            raise TypeError(f"source must be CUDA C as a str, got {source!r}")
+        if isinstance(options, str) or not all(isinstance(option, str) for option in options or []):
+            raise TypeError(f"options must be a list of str, such as ['-DSIZE=4'], got {options!r}")
+        options = list(options or [])
         self.watch = watch
         lib = native.library()
         cxx = build.compiler()
-        definitions, directories, architecture = _options(options, arch, include_dirs or [])
-        flags = [*definitions, f"-D__CUDA_ARCH__={architecture}"]
+        try:
+            asked = nvcc_options.parse(options)
+        except nvcc_options.Refused as error:
+            raise driver.CompileError(f"nvcc compilation of {NAME} failed", ["nvcc", *options], stdout="",
+                                      stderr=str(error)) from None
+        directories = [*asked.include_dirs, *map(str, include_dirs or [])]
+        flags = [*asked.definitions, f"-D__CUDA_ARCH__={_architecture(asked.architecture or arch)}",
+                 *([] if asked.contract else ["-ffp-contract=off"])]
         included = _included(source, directories)
         parts = [part for (directory, file), content in included.items() for part in (directory, file, content)]
         name = build.digest(build.headers_digest(), cxx.version, " ".join(cxx.command + cxx.extra), source,
@@ -131,7 +122,7 @@ class SourceModule:
                 translated = Frontend(expanded, _is_user).translate()
                 Path(scratch, "kernel.ii").write_text(translated)
                 built = os.path.join(scratch, "kernel.so")
-                command = [*base, "-c", "kernel.ii", "-o", "kernel.o"]
+                command = [*base, *flags, "-c", "kernel.ii", "-o", "kernel.o"]
                 build.run(command, cwd=scratch)
                 if calls := host_calls(os.path.join(scratch, "kernel.o")):
                     raise TranslationError("\n".join(
