@@ -20,18 +20,49 @@ class Plan:
     reason: str
     tile: tuple[int, int, int]  # (channels, rows, columns) of the outputs that a block works on at a time
     shared: int  # bytes of dynamic shared memory of a block
+    predicted: dict[str, float] = dataclasses.field(hash=False)  # microseconds by resource, as ``predict`` has them
     macros: tuple[tuple[str, int], ...]
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
+
+    @property
+    def registers(self) -> int:
+        """The most registers that a thread can have, as the launch bounds leave it."""
+        resident = math.prod(self.block) * dict(self.macros).get("BLOCKS", 1)
+        return min(255, 65536 // resident // 8 * 8)
+
+    @property
+    def limiter(self) -> str:
+        """The resource that is needed longest."""
+        return max(self.predicted, key=self.predicted.get)
 
     @property
     def channels_last(self) -> bool:
         """Whether x and y lie in memory with their channels last."""
         return dict(self.macros)["CHANNELS_LAST"] == 1
 
+    def __str__(self) -> str:
+        channels, rows, columns = self.tile
+        first, *others = sorted(self.predicted, key=self.predicted.get, reverse=True)
+        rest = ", ".join(f"{name} {self.predicted[name]:.1f}" for name in others)
+        return "\n".join(
+            [
+                f"kernel         {self.kernel}: {self.reason}",
+                f"tile           {channels} channels x {rows} rows x {columns} columns",
+                f"launch         {math.prod(self.grid)} blocks of {math.prod(self.block)} threads",
+                f"shared memory  {self.shared} bytes a block",
+                f"registers      at most {self.registers} a thread",
+                f"limiter        {first}, {self.predicted[first]:.1f} us at the least on an H200 ({rest})",
+            ]
+        )
+
 
 EMULATED = "sm_90a", 132  # the emulator stands for an H200: its architecture and multiprocessors
 SHARED_LIMIT = 227 * 1024  # bytes that a block can have on sm_90
+
+# An H200's data sheet: bytes a second, and multiplications and additions a second (fp16 with fp32 sums, and fp32).
+H200 = {"memory": 4.8e12, "tensor cores": 989e12, "CUDA cores": 67e12}
+LAUNCH = 2.0  # microseconds that an empty kernel takes there
 
 
 @lru_cache(maxsize=1024)
@@ -113,6 +144,7 @@ def pipeline_plan(problem: Problem, multiprocessors: int = EMULATED[1], how: How
         reason="the tensor cores compute it in float32 precision at the speed of memory",
         tile=(64, rows, columns),
         shared=shared,
+        predicted=predict(problem, how, "tensor cores"),
         macros=tuple(macros.items()),
         grid=(max(1, min(tiles, multiprocessors // channel_blocks)), channel_blocks, 1),
         block=(512, 1, 1),
@@ -178,10 +210,25 @@ def folded_plan(problem: Problem, how: How = How(), reason: str = "it serves eve
         reason=reason,
         tile=(threads, 1, 1) if how.channels_last else (1, 1, threads),
         shared=0,
+        predicted=predict(problem, how, "CUDA cores"),
         macros=tuple(macros.items()),
         grid=(min(units, 2**31 - 1), 1, 1),
         block=(threads, 1, 1),
     )
+
+
+def predict(problem: Problem, how: How, unit: str) -> dict[str, float]:
+    """Microseconds that an H200 needs at the least, by resource; a kernel takes the longest of them, at best.
+
+    "memory" moves ``problem.least_bytes``. ``unit``, "tensor cores" or "CUDA cores", multiplies and adds; on tensor
+    cores once for each pair of ``pieces`` but that of the two low ones, with input channels rounded up to 8. "launch" is
+    there whatever the size.
+    """
+    flops = problem.flops
+    if unit == "tensor cores":
+        group = problem.in_channels // problem.groups
+        flops *= math.ceil(group / 8) * 8 / group * (1 if pieces(problem, how) == 1 else 3)
+    return {"memory": 1e6 * problem.least_bytes / H200["memory"], unit: 1e6 * flops / H200[unit], "launch": LAUNCH}
 
 
 def pieces(problem: Problem, how: How) -> int:

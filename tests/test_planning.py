@@ -1,0 +1,141 @@
+"""plan: which kernel, launched how, what it should be limited by; that a compiler agrees about registers."""
+
+import dataclasses
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+from fusedref import KERNELBENCH_73, Problem, fused, plan, planning
+from fusedref.cuda.compile import NVCC_OPTIONS
+from fusedref.planning import How, folded_plan, pipeline_plan, predict
+from fusedref.problem import SMALL_73
+
+HALF_73 = dataclasses.replace(KERNELBENCH_73, dtype=torch.float16)
+
+
+def rounded(predicted):
+    return {name: round(us, 2) for name, us in predicted.items()}
+
+
+@pytest.mark.parametrize(
+    ("problem", "how", "unit", "expected"),
+    [
+        # 587,353,344 bytes at 4.8 TB/s; 2 * 72 * 130,056,192 flops, three times for two pieces, at 989 TFLOP/s
+        (KERNELBENCH_73, How(), "tensor cores", {"memory": 122.37, "tensor cores": 56.81, "launch": 2.0}),
+        (KERNELBENCH_73, How("tf32"), "tensor cores", {"memory": 122.37, "tensor cores": 18.94, "launch": 2.0}),
+        (HALF_73, How(), "tensor cores", {"memory": 61.18, "tensor cores": 18.94, "launch": 2.0}),
+        (KERNELBENCH_73, How(), "CUDA cores", {"memory": 122.37, "CUDA cores": 279.52, "launch": 2.0}),
+        # tensor cores take 3 input channels for 8
+        (
+            Problem(128, 3, 64, 128, 128, 3), How(), "tensor cores",
+            {"memory": 113.62, "tensor cores": 56.81, "launch": 2.0},
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_resource_needs(problem, how, unit, expected):
+    assert rounded(predict(problem, how, unit)) == expected
+
+
+@pytest.mark.parametrize(
+    ("chosen", "limiter"),
+    [
+        (pipeline_plan(KERNELBENCH_73), "memory"),
+        (folded_plan(KERNELBENCH_73), "CUDA cores"),
+        (pipeline_plan(SMALL_73), "launch"),
+    ],
+    ids=["pipeline", "folded", "small"],
+)
+def test_the_limiter_is_what_is_needed_longest(chosen, limiter):
+    assert chosen.limiter == limiter and chosen.predicted[limiter] == max(chosen.predicted.values())
+
+
+def test_a_plan_can_be_read():
+    assert str(folded_plan(KERNELBENCH_73, reason="because")).splitlines() == [
+        "kernel         folded: because",
+        "tile           1 channels x 1 rows x 256 columns",
+        "launch         516096 blocks of 256 threads",
+        "shared memory  0 bytes a block",
+        "registers      at most 255 a thread",
+        "limiter        CUDA cores, 279.5 us at the least on an H200 (memory 122.4, launch 2.0)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"precision": "fp16"}, "precision must be 'fp32' or 'tf32', got 'fp16'"),
+        ({"precision": "tf32", "problem": HALF_73}, "precision='tf32' is for float32 tensors, got torch.float16"),
+        ({"vectors": torch.float16}, "vectors must be torch.float32 or the problem's torch.float32, got torch.float16"),
+        ({"vectors": torch.bfloat16, "problem": HALF_73}, "vectors must be .* torch.float16, got torch.bfloat16"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        plan(**{"problem": KERNELBENCH_73, **arguments})
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("vectors", [None, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_90a", "sm_120"])
+def test_kernels_are_told_types_and_layout(architecture, dtype, vectors, channels_last):
+    chosen = plan(
+        dataclasses.replace(KERNELBENCH_73, dtype=dtype), architecture, channels_last=channels_last, vectors=vectors
+    )
+    macros = dict(chosen.macros)
+    element = [torch.float32, torch.float16, torch.bfloat16].index(dtype)
+    assert (macros["ELEMENT"], macros["VECTOR"]) == (element, element if vectors is None else 0)
+    assert macros["CHANNELS_LAST"] == int(channels_last) and chosen.channels_last == channels_last
+
+
+def test_a_general_plan_covers_every_output():
+    for channels_last, grid in ((False, 2 * 5 * 2), (True, 2 * 8)):  # 17 * 23 = 391 outputs, 5 channels of them 1955
+        chosen = folded_plan(Problem(2, 4, 5, 19, 25, 3), How(channels_last=channels_last))
+        assert chosen.grid == (grid, 1, 1)
+
+
+def fits(chosen, folder, right="", wrong=""):
+    """Whether the compiler needs no more registers than the plan says, and spills none."""
+    source = folder / "kernel.cu"
+    text = (fused.KERNELS / f"{chosen.kernel}.cu").read_text()
+    assert right in text
+    source.write_text(text.replace(right, wrong))
+    macros = [f"-D{name}={value}" for name, value in chosen.macros]
+    options = ["-cubin", "-arch=sm_90a", *NVCC_OPTIONS, f"-I{fused.KERNELS}", "-Xptxas", "-v", *macros]
+    done = subprocess.run(
+        ["nvcc", *options, "-o", str(folder / "kernel.cubin"), str(source)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    used = int(re.search(r"Used (\d+) registers", done.stderr)[1])
+    return used <= chosen.registers and "0 bytes spill stores, 0 bytes spill loads" in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+@pytest.mark.parametrize(
+    ("chosen", "most"),
+    [
+        (pipeline_plan(KERNELBENCH_73), 128),
+        (folded_plan(KERNELBENCH_73), 255),
+        (folded_plan(HALF_73, How(channels_last=True)), 255),
+        (folded_plan(dataclasses.replace(HALF_73, dtype=torch.bfloat16)), 255),
+    ],
+    ids=["pipeline", "folded", "float16 channels_last", "bfloat16"],
+)
+def test_the_compiler_keeps_to_the_registers(chosen, most, tmp_path):
+    assert chosen.registers == most
+    assert fits(chosen, tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+def test_too_many_registers_and_spills_show(tmp_path):
+    chosen = folded_plan(KERNELBENCH_73)
+    assert not fits(dataclasses.replace(chosen, block=(1024, 4, 1)), tmp_path)  # that would leave 16
+    assert not fits(chosen, tmp_path, "__launch_bounds__(THREADS)", "__maxnreg__(24)")
+
+
+def test_no_plan_for_what_no_kernel_counts():
+    with pytest.raises(ValueError, match=r"must be below 2\*\*31"):
+        planning.plan(Problem(1, 1, 1, 2**31, 1, 1))
