@@ -27,7 +27,7 @@ KERNEL_GCC = ["-fno-tree-vectorize", "-fno-tree-loop-distribute-patterns", "-fno
               "--param=tsan-instrument-func-entry-exit=0", "--param=tsan-distinguish-volatile=1", "-fno-ipa-icf",
               # Each access keeps its own line.
               "-fno-tree-tail-merge", "-fno-crossjumping", "-fno-code-hoisting",
-              "-fno-reorder-blocks",   # a warp's lanes are brought together by the order of the code
+              "-fno-thread-jumps", "-fno-reorder-blocks",  # code is not copied: an access would be two
               "-fno-diagnostics-show-caret"]
 KERNEL_CLANG = ["-fno-vectorize", "-fno-slp-vectorize", "-mllvm", "-tsan-instrument-func-entry-exit=0",
                 "-mllvm", "-tsan-distinguish-volatile=1", "-mllvm", "-tsan-instrument-memintrinsics=0",

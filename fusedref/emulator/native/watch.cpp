@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "runtime.h"
+#include "ways.h"
 
 namespace emu {
 
@@ -48,9 +49,9 @@ struct Site {                      // one load or store in the kernel's code
     uint64_t copied;                                  // bytes of bulk copies
 };
 
-struct Event { uint64_t pc, offset; uint32_t bytes, flags; };   // bytes 0: a basic block begins
+struct Event { uint64_t pc, offset; uint32_t bytes, flags, step; };   // bytes 0: a basic block begins
 
-struct Trace { Event* events; uint32_t count, room, at; };
+struct Trace { Event* events; uint32_t count, room, at, last; };   // last: its node of `ways`
 
 static const uint32_t SITES = 1 << 14, REPORTS = 256, SYNCS = 1 << 14, THREADS = 1024, MBARRIERS = 64;
 
@@ -94,6 +95,7 @@ struct Watch {
     uint32_t sample_mask[SITES];
     // The block that runs.
     Trace traces[1024];
+    Ways ways;
     Clock clocks[THREADS];
     uint32_t learned[THREADS];     // lanes of a warp that have the same number here know the same of other warps
     uint32_t lessons;
@@ -484,7 +486,7 @@ static void record(Worker* w, uint64_t offset, uint32_t bytes, int flags, void* 
         t->room = t->room ? 2 * t->room : 256;
         t->events = (Event*)realloc(t->events, t->room * sizeof(Event));
     }
-    t->events[t->count++] = Event{(uint64_t)pc, offset, bytes, (uint32_t)flags};
+    t->events[t->count++] = Event{(uint64_t)pc, offset, bytes, (uint32_t)flags, 0};
 }
 
 void watch_block_of_code(Worker* w, void* pc) { record(w, 0, 0, 0, pc); }
@@ -717,32 +719,63 @@ static void count_request(Watch* watch, uint64_t pc, const Event* const* lanes, 
     site->used += (uint64_t)first->bytes * __builtin_popcount(mask);
 }
 
-// The lanes' traces, run in step as a warp runs: those that are furthest behind in the code go first, so that lanes which
-// a branch has parted meet again behind it, and lanes in a loop wait for those that skipped a part of it.
-static void flush_warp(Worker* w, uint32_t warp) {
-    Watch* watch = (Watch*)w->log;
-    Trace* traces = watch->traces + 32 * warp;
-    uint32_t count = w->thread_count - 32 * warp < 32 ? w->thread_count - 32 * warp : 32;
-    for (uint32_t l = 0; l < count; l++) traces[l].at = 0;
+// One step of the lanes in `mask`, which are all at the same place.
+static void step(Watch* watch, Trace* traces, uint32_t mask) {
+    const Event* lanes[32];
+    for (uint32_t l = 0; l < 32; l++)
+        if (mask >> l & 1) lanes[l] = &traces[l].events[traces[l].at++];
+    const Event* first = lanes[__builtin_ctz(mask)];
+    if (first->bytes && first->bytes <= 16) count_request(watch, first->pc, lanes, mask);
+}
+
+// Lanes that a branch has parted run apart, those furthest behind first: they meet again where their ways come together.
+static void run_apart(Watch* watch, Trace* traces, uint32_t count) {
+    Ways& ways = watch->ways;
+    for (uint32_t l = 0; l < count; l++)
+        for (uint32_t i = traces[l].at; i < traces[l].count; i++) {
+            uint32_t to = ways.node(traces[l].events[i].pc);
+            traces[l].events[i].step = ways.edge(traces[l].last, to);
+            traces[l].last = to;
+        }
+    ways.find_order();
     for (;;) {
         uint64_t lowest = ~0ull;
         uint32_t mask = 0;
         for (uint32_t l = 0; l < count; l++) {
             if (traces[l].at == traces[l].count) continue;
-            uint64_t pc = traces[l].events[traces[l].at].pc;
-            if (pc < lowest) {
-                lowest = pc;
+            uint64_t order = ways.edges[traces[l].events[traces[l].at].step].order;
+            if (order < lowest) {
+                lowest = order;
                 mask = 0;
             }
-            if (pc == lowest) mask |= 1u << l;
+            if (order == lowest) mask |= 1u << l;
         }
         if (!mask) break;
-        const Event* lanes[32];
-        for (uint32_t l = 0; l < count; l++)
-            if (mask >> l & 1) lanes[l] = &traces[l].events[traces[l].at++];
-        uint32_t bytes = lanes[__builtin_ctz(mask)]->bytes;
-        if (bytes && bytes <= 16) count_request(watch, lowest, lanes, mask);
+        step(watch, traces, mask);
     }
+}
+
+// The lanes' traces, run in step as a warp runs.
+static void flush_warp(Worker* w, uint32_t warp) {
+    Watch* watch = (Watch*)w->log;
+    Trace* traces = watch->traces + 32 * warp;
+    uint32_t count = w->thread_count - 32 * warp < 32 ? w->thread_count - 32 * warp : 32;
+    for (uint32_t l = 0; l < count; l++) traces[l].at = 0;
+    auto ended = [&](uint32_t l) { return traces[l].at == traces[l].count; };
+    auto pc = [&](uint32_t l) { return traces[l].events[traces[l].at].pc; };
+    for (;;) {                     // until they part
+        bool together = !ended(0);
+        for (uint32_t l = 1; together && l < count; l++) together = !ended(l) && pc(l) == pc(0);
+        if (!together) break;
+        uint32_t to = watch->ways.node(pc(0));
+        for (uint32_t l = 0; l < count; l++) {
+            if (!l || traces[l].last != traces[0].last) watch->ways.edge(traces[l].last, to);
+            if (l) traces[l].last = to;
+        }
+        traces[0].last = to;
+        step(watch, traces, ~0u >> (32 - count));
+    }
+    run_apart(watch, traces, count);
     for (uint32_t l = 0; l < count; l++) traces[l].count = 0;
 }
 
@@ -837,6 +870,7 @@ void watch_block_begin(Worker* w) {
         memset(watch->clocks[t].of, 0, sizeof(uint32_t) * w->thread_count);
         memset(watch->clocks[t].of + THREADS, 0, sizeof(uint32_t) * MBARRIERS);
         watch->learned[t] = 0;
+        watch->traces[t].last = Ways::BEGIN;
         watch->met_by[t] = SYNCTHREADS;
         watch->has_fenced[t] = false;
         watch->device_fences[t].count = watch->proxy_fences[t].count = 0;
@@ -867,6 +901,7 @@ void watch_worker_end(Worker* w) {
         free(watch->traces[i].events);
         watch->traces[i] = Trace{};
     }
+    watch->ways.free_all();
     for (Sync& s : watch->syncs) {
         for (uint32_t i = 0; i < s.count; i++) free(s.released[i].until);
         free(s.released);

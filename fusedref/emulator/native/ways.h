@@ -1,0 +1,175 @@
+// The order in which the parts of a warp run. A card lets lanes that a branch has parted meet again as soon as their
+// ways come together, whether they left a loop early, went on to its next round or chose between two branches. Running
+// those lanes first that are furthest behind does the same, if the order of the code is known: a graph of all the steps
+// that lanes took, in this warp or another, each loop of it whole, what comes behind a loop after all of it, and the way
+// back to its beginning, for the next round, after all of it too.
+#pragma once
+#include <stdint.h>
+#include <stdlib.h>
+
+namespace emu {
+
+template <class T> struct List {
+    T* items;
+    uint32_t count, room;
+    void add(const T& item) {
+        if (count == room) {
+            room = room ? 2 * room : 256;
+            items = (T*)realloc(items, room * sizeof(T));
+        }
+        items[count++] = item;
+    }
+    T& operator[](uint32_t i) { return items[i]; }
+};
+
+struct Ways {
+    static const uint32_t BEGIN = 0, NONE = ~0u;
+    enum State { UNSEEN, ON_PATH, DONE };
+    struct Node {                  // a piece of code
+        uint64_t pc;
+        uint32_t out, in;          // its first edges
+        uint32_t behind;           // the first of the bounds that begin here
+        uint32_t next, next_behind;  // what is to be looked at next, while the node is on the path
+        uint32_t place;            // in the order
+        uint32_t loop;             // the beginning of the loop whose nodes are being collected
+        uint32_t last;             // the last place of the loop that begins here
+        State state;
+    };
+    struct Edge {                  // a step from one to another
+        uint32_t from, to, next_out, next_in;
+        bool back;                 // to the beginning of a loop that it is in
+        uint64_t order;            // of the step among all
+    };
+    struct Bound { uint32_t to, next; };  // the end of a loop comes before what is behind the loop
+    List<Node> nodes;
+    List<Edge> edges;
+    List<Bound> bounds;
+    List<uint32_t> table, path;    // the nodes by pc; of a search
+    uint32_t ordered;              // edges that have an order
+
+    uint32_t node(uint64_t pc) {
+        if (!nodes.count) add_node(0);                            // BEGIN
+        if (2 * nodes.count >= table.count) {
+            for (uint32_t more = table.count ? table.count : 256; more; more--) table.add(NONE);
+            for (uint32_t i = 0; i < table.count; i++) table[i] = NONE;
+            for (uint32_t n = 1; n < nodes.count; n++) table[slot(nodes[n].pc)] = n;
+        }
+        uint32_t at = slot(pc);
+        if (table[at] == NONE) {
+            table[at] = nodes.count;
+            add_node(pc);
+        }
+        return table[at];
+    }
+
+    uint32_t edge(uint32_t from, uint32_t to) {
+        uint32_t e = nodes[from].out;
+        while (e != NONE && edges[e].to != to) e = edges[e].next_out;
+        if (e != NONE) return e;
+        edges.add(Edge{from, to, nodes[from].out, nodes[to].in, false, 0});
+        return nodes[from].out = nodes[to].in = edges.count - 1;
+    }
+
+    // To be called when all nodes and edges are there; from then on `order` holds.
+    void find_order() {
+        if (ordered == edges.count) return;
+        bounds.count = 0;
+        for (uint32_t n = 0; n < nodes.count; n++) {
+            nodes[n].behind = nodes[n].loop = NONE;
+            nodes[n].last = 0;
+        }
+        for (uint32_t e = 0; e < edges.count; e++) edges[e].back = false;
+        search();
+        for (uint32_t e = 0; e < edges.count; e++)
+            if (edges[e].back && nodes[edges[e].to].loop != edges[e].to) close_loop(edges[e].to);
+        search();
+        for (uint32_t e = 0; e < edges.count; e++)
+            if (edges[e].back && nodes[edges[e].from].place > nodes[edges[e].to].last)
+                nodes[edges[e].to].last = nodes[edges[e].from].place;
+        for (uint32_t e = 0; e < edges.count; e++) {
+            const Node& to = nodes[edges[e].to];
+            // Of two loops that end at the same place the inner one, which begins later, goes on first.
+            edges[e].order = edges[e].back ? (2ull * to.last + 1) << 32 | (nodes.count - to.place) : 2ull * to.place << 32;
+        }
+        ordered = edges.count;
+    }
+
+    void free_all() {
+        free(nodes.items);
+        free(edges.items);
+        free(bounds.items);
+        free(table.items);
+        free(path.items);
+        *this = Ways{};
+    }
+
+private:
+    uint32_t slot(uint64_t pc) {
+        uint32_t at = (pc * 0x9E3779B97F4A7C15ull >> 32) % table.count;
+        while (table[at] != NONE && nodes[table[at]].pc != pc) at = (at + 1) % table.count;
+        return at;
+    }
+
+    void add_node(uint64_t pc) { nodes.add(Node{pc, NONE, NONE, NONE, NONE, NONE, 0, NONE, 0, UNSEEN}); }
+
+    // Depth first from BEGIN: finds the edges that lead back, and gives each node a place behind all that lead to it.
+    void search() {
+        for (uint32_t n = 0; n < nodes.count; n++) nodes[n].state = UNSEEN;
+        uint32_t place = nodes.count;
+        enter(BEGIN);
+        while (path.count) {
+            Node& n = nodes[path[path.count - 1]];
+            uint32_t to;
+            if (n.next != NONE) {
+                Edge& e = edges[n.next];
+                n.next = e.next_out;
+                to = e.to;
+                e.back |= nodes[to].state == ON_PATH;
+            } else if (n.next_behind != NONE) {
+                to = bounds[n.next_behind].to;
+                n.next_behind = bounds[n.next_behind].next;
+            } else {
+                n.state = DONE;
+                n.place = --place;
+                path.count--;
+                continue;
+            }
+            if (nodes[to].state == UNSEEN) enter(to);
+        }
+    }
+
+    void enter(uint32_t n) {
+        nodes[n].state = ON_PATH;
+        nodes[n].next = nodes[n].out;
+        nodes[n].next_behind = nodes[n].behind;
+        path.add(n);
+    }
+
+    // Collects the loop that begins at `head`, and binds its ends to come before all that it is left for.
+    void close_loop(uint32_t head) {
+        collect(head, head);
+        for (uint32_t e = nodes[head].in; e != NONE; e = edges[e].next_in)
+            if (edges[e].back) collect(edges[e].from, head);
+        for (uint32_t i = 1; i < path.count; i++)
+            for (uint32_t e = nodes[path[i]].in; e != NONE; e = edges[e].next_in) collect(edges[e].from, head);
+        for (uint32_t i = 0; i < path.count; i++)
+            for (uint32_t e = nodes[path[i]].out; e != NONE; e = edges[e].next_out)
+                if (nodes[edges[e].to].loop != head)
+                    for (uint32_t b = nodes[head].in; b != NONE; b = edges[b].next_in)
+                        if (edges[b].back) bind(edges[b].from, edges[e].to);
+        path.count = 0;
+    }
+
+    void bind(uint32_t end, uint32_t behind) {
+        bounds.add(Bound{behind, nodes[end].behind});
+        nodes[end].behind = bounds.count - 1;
+    }
+
+    void collect(uint32_t n, uint32_t head) {
+        if (nodes[n].loop == head) return;
+        nodes[n].loop = head;
+        path.add(n);
+    }
+};
+
+}  // namespace emu
