@@ -98,13 +98,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) tensor_cores(
             #pragma unroll
             for (int n = 0; n < TILE_W / 8; n++) {
                 const int column = left + n * 8 + member * 2;
-                const float2 v = make_float2(a[half] * sum[n][half * 2] + b[half],
-                                             a[half] * sum[n][half * 2 + 1] + b[half]);
-                if (OUT_WIDTH % 2 == 0) {
-                    if (column < OUT_WIDTH) *reinterpret_cast<float2*>(out + column) = v;
+                const float even = a[half] * sum[n][half * 2] + b[half], odd = a[half] * sum[n][half * 2 + 1] + b[half];
+                if (OUT_WIDTH % 2 == 0) {  // __stwb is an ordinary store; a float2 assigned here nvcc would store in two
+                    if (column < OUT_WIDTH) __stwb(reinterpret_cast<float2*>(out + column), make_float2(even, odd));
                 } else {  // the rows of an odd width do not all start at a multiple of 8 bytes
-                    if (column < OUT_WIDTH) out[column] = v.x;
-                    if (column + 1 < OUT_WIDTH) out[column + 1] = v.y;
+                    if (column < OUT_WIDTH) out[column] = even;
+                    if (column + 1 < OUT_WIDTH) out[column + 1] = odd;
                 }
             }
         }

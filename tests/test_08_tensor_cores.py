@@ -69,6 +69,8 @@ def test_what_it_asks_of_memory():
         assert at(counters, RUNG.candidate, text).shared_load_requests > 0
     assert counters.shared_load_bank_conflicts == 0
     assert at(counters, RUNG.candidate, "make_uint4(v").shared_store_bank_conflicts == 0
+    stores = at(counters, RUNG.candidate, "__stwb(")
+    assert (stores.global_store_requests, stores.global_store_sectors) == (6 * 64 * 64 / 64, 6 * 64 * 64 / 8)
     assert counters.barriers == 1
 
 
