@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -74,7 +76,8 @@ def plan(
     channels_last: bool = False,
     vectors: torch.dtype | None = None,
 ) -> Plan:
-    """The plan for ``problem`` on a GPU of this architecture: the pipeline where it serves, else the general kernel.
+    """The plan for ``problem`` on a GPU of this architecture: by the first kernel of pipeline, implicit_gemm and folded
+    that serves it. ``reason`` says what speaks for it, or against those before it.
 
     ``architecture`` is nvcc's name, such as ``"sm_90a"`` or ``"sm_80"``. ``precision="tf32"`` (for float32 alone)
     allows to round the factors of the products. ``channels_last`` is how x and y lie in memory; ``vectors`` is the
@@ -86,8 +89,14 @@ def plan(
     if vectors not in (None, problem.dtype, torch.float32):
         raise ValueError(f"vectors must be torch.float32 or the problem's {problem.dtype}, got {vectors}")
     how = How(precision, channels_last, vectors)
-    unserved = unserved_by_pipeline(problem, architecture, how)
-    return folded_plan(problem, how, unserved) if unserved else pipeline_plan(problem, multiprocessors, how)
+    not_pipeline = unserved_by_pipeline(problem, architecture, how)
+    if not_pipeline is None:
+        return pipeline_plan(problem, multiprocessors, how)
+    not_gemm = unserved_by_implicit_gemm(problem, architecture, how)
+    if not_gemm is None:
+        tile = min(gemm_tiles(problem, architecture, multiprocessors, how), key=lambda tile: tile.cycles)
+        return implicit_gemm_plan(problem, tile, how, not_pipeline)
+    return folded_plan(problem, how, f"{not_pipeline}; {not_gemm}")
 
 
 class How(NamedTuple):
@@ -190,16 +199,181 @@ def _round_up(number: int, unit: int) -> int:
     return math.ceil(number / unit) * unit
 
 
+SHARED_LIMITS = {80: 163, 86: 99, 87: 163, 89: 99, 120: 99, 121: 99}  # KB that a block can have; elsewhere 227
+
+
+def unserved_by_implicit_gemm(problem: Problem, architecture: str, how: How = How()) -> str | None:
+    """Why implicit_gemm is not the kernel for ``problem``, or None where it is."""
+    if _number(architecture) < 80:
+        return f"implicit_gemm multiplies 16 x 16 by 16 x 8 numbers at a time, which {architecture} cannot"
+    if problem.out_channels // problem.groups < 8:
+        return "under 8 output channels would leave most of a product's 16 empty"
+    if problem.taps < 27 and pieces(problem, how) == 2:
+        return "a float32 sum of fewer than 27 products has smaller errors than fp16 pieces"
+    if max(problem.in_channels * problem.height * problem.width, math.prod(problem.output_shape[1:])) >= 2**31 - 2**16:
+        return "implicit_gemm counts the elements of an image in 32 bits"
+    if problem.batch * problem.out_height * problem.out_width >= 2**30:
+        return "implicit_gemm counts tiles in 32 bits"
+    if next(gemm_tiles(problem, architecture, 1, how), None) is None:
+        return "not even a small tile, with what its windows reach, fits into shared memory"
+    return None
+
+
+class GemmTile(NamedTuple):
+    """A way for implicit_gemm.cu to divide its work, in the terms of its macros, and what it should cost."""
+
+    rows: int
+    columns: int
+    chunk: int
+    slots: int
+    warp_channels: int
+    down: int
+    across: int
+    blocks: int = 1
+    shared: int = 0
+    grid: tuple[int, int, int] = (1, 1, 1)
+    cycles: float = math.inf  # about how many the launch takes
+
+    @property
+    def channels(self) -> int:
+        """Output channels of a block."""
+        return self.warp_channels * self.down
+
+
+def implicit_gemm_plan(
+    problem: Problem, chosen: GemmTile, how: How = How(), reason: str = "it serves every shape on tensor cores"
+) -> Plan:
+    """The plan to run ``problem`` by implicit_gemm.cu with one of its ``gemm_tiles``."""
+    problem = _in_one_row(problem)
+    sizes = {
+        "TILE_ROWS": chosen.rows,
+        "TILE_COLUMNS": chosen.columns,
+        "CHUNK": chosen.chunk,
+        "SLOTS": chosen.slots,
+        "WARP_CHANNELS": chosen.warp_channels,
+        "WARPS_DOWN": chosen.down,
+        "WARPS_ACROSS": chosen.across,
+        "BLOCKS": chosen.blocks,
+        "SHARED_BYTES": chosen.shared,
+        "PIECES": pieces(problem, how),
+    }
+    return Plan(
+        kernel="implicit_gemm",
+        reason=reason,
+        tile=(chosen.channels, chosen.rows, chosen.columns),
+        shared=chosen.shared,
+        macros=tuple((_macros(problem, how) | _strides_and_groups(problem) | sizes).items()),
+        grid=chosen.grid,
+        block=(32 * chosen.down * chosen.across, 1, 1),
+    )
+
+
+def _in_one_row(problem: Problem) -> Problem:
+    """The same problem with each plane as one row, where windows are single pixels: tiles then divide it evenly."""
+    if problem.kernel != (1, 1) or problem.strides != (1, 1) or problem.pads != ((0, 0), (0, 0)):
+        return problem
+    return dataclasses.replace(problem, height=1, width=problem.height * problem.width, padding=0)
+
+
+def gemm_tiles(
+    problem: Problem, architecture: str = EMULATED[0], multiprocessors: int = EMULATED[1], how: How = How()
+) -> Iterator[GemmTile]:
+    """The tiles worth considering for implicit_gemm.cu that fit into shared memory; ``plan`` takes the cheapest."""
+    problem = _in_one_row(problem)
+    in_channels, out_channels = problem.in_channels // problem.groups, problem.out_channels // problem.groups
+    limit = 1024 * SHARED_LIMITS.get(_number(architecture), 227)
+    chunks = [8, 16, 32, 64] if in_channels >= 8 else [in_channels]
+    for warp_channels, down, across in itertools.product((16, 32), (1, 2, 4), (1, 2, 4, 8)):
+        channels, warps = warp_channels * down, down * across
+        if warps not in (4, 8, 16) or (channels >= 2 * out_channels and channels > 16):
+            continue
+        blocks_of_channels = problem.groups * math.ceil(out_channels / channels)
+        fewest = math.ceil(problem.out_width / (32 * across))
+        for columns in sorted({math.ceil(problem.out_width / n) for n in range(fewest, fewest + 12)}):
+            rows = min(problem.out_height, 32 * across // columns)
+            rows = math.ceil(problem.out_height / math.ceil(problem.out_height / rows))
+            tiles = problem.batch * math.ceil(problem.out_height / rows) * math.ceil(problem.out_width / columns)
+            for chunk, resident in itertools.product(chunks, (False, True)):
+                count = math.ceil(in_channels / chunk)
+                if chunk >= 2 * in_channels > 8 or (resident and count == 1):
+                    continue
+                slots = count if resident else 1
+                tile = GemmTile(rows, columns, chunk, slots, warp_channels, down, across)
+                shared = _gemm_shared(problem, how, tile)
+                registers = 80 if warp_channels == 16 else 128 if _number(architecture) < 120 else 160
+                blocks = min((limit + 1024) // (shared + 1024), 65536 // (registers * 32 * warps), 48 // warps)
+                if blocks == 0:
+                    continue
+                tile = tile._replace(blocks=blocks, shared=shared)
+                yield _gemm_launch(problem, how, tile, tiles, blocks_of_channels, multiprocessors)
+
+
+def _gemm_entries(problem: Problem, how: How, chunk: int) -> int:
+    """implicit_gemm.cu's ENTRIES: steps of 8 products for an output and a chunk of input channels."""
+    fold = min(8 // min(chunk, 8), problem.kernel[1])
+    while problem.dtype != torch.float32 and problem.kernel[1] % fold:
+        fold -= 1
+    return math.ceil(chunk / 8) * problem.kernel[0] * math.ceil(problem.kernel[1] / fold)
+
+
+def _gemm_input(problem: Problem, tile: GemmTile) -> tuple[int, int]:
+    """Rows and columns of x that the outputs of a tile see."""
+    outputs = tile.rows, tile.columns
+    return tuple((n - 1) * stride + span for n, stride, span in zip(outputs, problem.strides, problem.span))
+
+
+def _gemm_shared(problem: Problem, how: How, tile: GemmTile) -> int:
+    """The size of implicit_gemm.cu's struct Shared, which the compiler checks."""
+    (rows, columns), size = _gemm_input(problem, tile), problem.dtype.itemsize
+    entries, count = _gemm_entries(problem, how, tile.chunk), pieces(problem, how)
+
+    def odd_words(elements: int) -> int:
+        return elements | 1 if size == 4 else (math.ceil(elements / 2) | 1) * 2
+
+    stride = problem.strides[1]
+    least = stride * math.ceil(columns / stride)
+    pitch = next((p for p in range(least, least + 8) if (problem.strides[0] * p - tile.columns) % 8 == 0), least)
+    filters = 16 * tile.slots * entries * count * tile.channels
+    staged = 16 * count * math.ceil(tile.chunk / 8) * rows * pitch
+    runs = 4 * tile.down * tile.across * 8 * (tile.warp_channels + 4 if how.channels_last else 40)
+    rest = 12 * tile.channels + 4 * (tile.slots * tile.channels + 1) + 8 * (tile.channels + 1) + 4 * entries
+    raw = tile.channels * odd_words(tile.chunk * math.prod(problem.kernel)) + tile.chunk * odd_words(rows * columns)
+    return 16 * math.ceil((filters + staged + runs + rest + size * raw) / 16)
+
+
+def _gemm_launch(
+    problem: Problem, how: How, tile: GemmTile, tiles: int, blocks_of_channels: int, multiprocessors: int
+) -> GemmTile:
+    """The tile with its grid, and about how many cycles the launch takes."""
+    in_channels = problem.in_channels // problem.groups
+    count, warps = math.ceil(in_channels / tile.chunk), tile.down * tile.across
+    steps, numbers = _gemm_entries(problem, how, tile.chunk) / 2, pieces(problem, how)
+    rows, columns = _gemm_input(problem, tile)
+    tensor = warps * (tile.warp_channels / 4) * steps * (3 if numbers == 2 else 1) * 1.5
+    shared = warps * steps * (tile.warp_channels * 32 + 1024) * numbers / 128
+    x = tile.chunk * rows * columns * 24 / 128  # instructions of 32 lanes, 4 a cycle
+    weights = tile.channels * tile.chunk * math.prod(problem.kernel) * 24 / 128
+    step = max(tensor, shared) + 0.3 * min(tensor, shared) + x + (1250 if count > 1 else 2500) / tile.blocks
+    store = tile.channels * tile.rows * tile.columns / 8
+    seats = multiprocessors * tile.blocks
+    if tile.slots == count:  # blocks that stay, and keep their weights
+        down = max(1, min(tiles, seats // blocks_of_channels))
+        each = math.ceil(tiles / down) * (count * step + store) + count * weights
+    else:
+        down = max(1, min(tiles, 65535))
+        each = count * (step + weights) + store
+    waves = down * blocks_of_channels / seats
+    waves = math.ceil(waves) if waves < 4 else waves + 0.5  # many even out
+    together = min(tile.blocks, math.ceil(down * blocks_of_channels / multiprocessors))
+    return tile._replace(grid=(blocks_of_channels, down, 1), cycles=waves * together * each + 3000)
+
+
 def folded_plan(problem: Problem, how: How = How(), reason: str = "it serves every problem") -> Plan:
     """The plan to run ``problem`` by the general kernel, folded.cu."""
     (top, bottom), (left, right) = problem.pads
     if max(problem.height + top + bottom, problem.width + left + right) >= 2**31:
         raise ValueError(f"height and width with padding must be below 2**31, got {problem}")
-    macros = _macros(problem, how) | {
-        "GROUPS": problem.groups,
-        "STRIDE_H": problem.strides[0],
-        "STRIDE_W": problem.strides[1],
-    }
+    macros = _macros(problem, how) | _strides_and_groups(problem)
     threads = 256
     runs, pixels = problem.batch * problem.out_channels, problem.out_height * problem.out_width
     if how.channels_last:
@@ -234,6 +408,16 @@ def predict(problem: Problem, how: How, unit: str) -> dict[str, float]:
 def pieces(problem: Problem, how: How) -> int:
     """How many numbers a tensor core gets for one of x or weight: a float32 is split, unless it may be rounded."""
     return 2 if problem.dtype == torch.float32 and how.precision == "fp32" else 1
+
+
+def _number(architecture: str) -> int:
+    """80 of ``"sm_80"``, 90 of ``"sm_90a"``."""
+    return int("".join(filter(str.isdigit, architecture)))
+
+
+def _strides_and_groups(problem: Problem) -> dict[str, int]:
+    """What kernels need to know that serve more than stride 1 and one group."""
+    return {"GROUPS": problem.groups, "STRIDE_H": problem.strides[0], "STRIDE_W": problem.strides[1]}
 
 
 def _macros(problem: Problem, how: How) -> dict[str, int]:

@@ -71,11 +71,11 @@ class TestPlan:
     )
     def test_what_it_does_not_serve(self, problem, words):
         chosen = plan(problem)
-        assert chosen.kernel == "folded" and words in chosen.reason
+        assert chosen.kernel != "pipeline" and words in chosen.reason
 
     def test_another_architecture(self):
         chosen = plan(KERNELBENCH_73, "sm_80", 108)
-        assert chosen.kernel == "folded" and "sm_80" in chosen.reason
+        assert chosen.kernel != "pipeline" and "sm_80" in chosen.reason
 
     def test_a_batch_is_no_constant(self):
         one, many = (plan(Problem(batch, 8, 64, 40, 40, 3)) for batch in (1, 100))

@@ -1,0 +1,509 @@
+// y = a * (conv2d(x, weight) + shift) + b, folded.cu's operator, on the tensor cores of every card since sm_80.
+//
+// An implicit matrix product: M = output channels, N = pixels of a tile, K = taps x input channels. In shared memory a row
+// of 16 bytes holds the 8 input channels of a pixel (or, where there are few, those of several neighbouring taps), and that
+// is a row of ldmatrix: a tap is an offset, a lane names a pixel, and any shape of tile, stride and dilation is an address.
+//   bring      x and weights of a chunk of input channels, as they are, by cp.async, while the chunk before is multiplied
+//   measure    the largest magnitude of the chunk's x, and of each output channel's weights
+//   prepare    scaled by powers of two and split into two numbers of fp16 (split.cuh), rows of 8
+//   multiply   a warp has 32 pixels
+//   store      through shared memory, so that a warp writes runs of neighbours
+//
+// Float32 from fp16: a product is hi hi' + (hi lo' + lo hi') / 4096. The tensor core truncates where an addition rounds, so
+// each step of hi hi' starts from zero, and the FFMA that adds it to the sum also undoes the chunk's scales. What two
+// pieces do not hold (a magnitude 2^28 under the largest beside it, NaN, infinity, scales beyond a float) has NaN for its
+// scale, so its sums are NaN; and a sum that is not finite is computed again plainly, as folded.cu does.
+// Products of fp16 or bf16 tensors are exact: those are neither measured nor scaled.
+//
+// Sizes are compile-time constants, those of folded.cu and
+//   PIECES                     numbers of fp16 for one of x or weight: 2, or 1 for the precision of tf32
+//   TILE_ROWS TILE_COLUMNS     outputs of a tile, at most 32 WARPS_ACROSS
+//   CHUNK                      input channels at a time: a multiple of 8, or all, if fewer
+//   SLOTS                      chunks of weights in shared memory: 1, or all, which then are brought but once
+//   WARP_CHANNELS              output channels of a warp: 16 or 32
+//   WARPS_DOWN WARPS_ACROSS    warps that share the output channels, and the pixels, of a block
+//   BLOCKS                     blocks to a multiprocessor, by their registers
+//   SHARED_BYTES               dynamic shared memory, as fusedref/planning.py reckons it
+//
+// Launch: block (32 WARPS_DOWN WARPS_ACROSS), grid (CHANNEL_BLOCKS, any number up to the tiles).
+#include <cstdint>
+#include "elements.cuh"
+#include "ptx.cuh"
+#include "split.cuh"
+
+constexpr int GROUP_IN = IN_CHANNELS / GROUPS;    // input channels that one output sees
+constexpr int GROUP_OUT = OUT_CHANNELS / GROUPS;  // output channels that share them
+constexpr int TAPS = KERNEL_HEIGHT * KERNEL_WIDTH;
+constexpr int IN_PLANE = HEIGHT * WIDTH, OUT_PLANE = OUT_HEIGHT * OUT_WIDTH;
+
+constexpr int WARPS = WARPS_DOWN * WARPS_ACROSS, THREADS = 32 * WARPS;
+constexpr int CHANNELS = WARP_CHANNELS * WARPS_DOWN;  // output channels of a block
+constexpr int CHANNEL_BLOCKS = (GROUP_OUT + CHANNELS - 1) / CHANNELS;  // of a group
+constexpr int M = WARP_CHANNELS / 16, N = 4;          // matrices of a warp
+constexpr int CHUNKS = (GROUP_IN + CHUNK - 1) / CHUNK;
+constexpr int SLICES = (CHUNK + 7) / 8, SLICE = CHUNK < 8 ? CHUNK : 8;  // a slice of the chunk fills a row
+static_assert((CHUNK % 8 == 0 || CHUNK == GROUP_IN) && (SLOTS == 1 || SLOTS == CHUNKS), "see above");
+static_assert(TILE_ROWS * TILE_COLUMNS <= 32 * WARPS_ACROSS && THREADS % CHANNELS == 0, "see above");
+
+constexpr bool SCALED = ELEMENT == 0;
+
+// Taps of a row that share a row of 8. Zeros fill up the last, where it reaches over the window: zero times NaN is NaN,
+// so the taps of what is not measured must come out even.
+constexpr int fold()
+{
+    int taps = 8 / SLICE < KERNEL_WIDTH ? 8 / SLICE : KERNEL_WIDTH;
+    while (!SCALED && KERNEL_WIDTH % taps != 0) taps--;
+    return taps;
+}
+constexpr int FOLD = fold(), FOLDS = (KERNEL_WIDTH + FOLD - 1) / FOLD;
+constexpr int ENTRIES = SLICES * KERNEL_HEIGHT * FOLDS;  // of k = 8
+
+// A tile of x. Columns that are STRIDE_W apart are neighbours in shared memory, for they are those of neighbouring outputs.
+constexpr int IN_ROWS = (TILE_ROWS - 1) * STRIDE_H + (KERNEL_HEIGHT - 1) * DILATION_H + 1;
+constexpr int IN_COLUMNS = (TILE_COLUMNS - 1) * STRIDE_W + (KERNEL_WIDTH - 1) * DILATION_W + 1;
+constexpr int IN_PIXELS = IN_ROWS * IN_COLUMNS;
+constexpr int PHASE = (IN_COLUMNS + STRIDE_W - 1) / STRIDE_W;
+// Rows of shared memory from one row of pixels to the next: such that 8 outputs that wrap around still have banks of
+// their own, if there is such a pitch.
+constexpr int pitch()
+{
+    for (int p = STRIDE_W * PHASE; p < STRIDE_W * PHASE + 8; p++)
+        if ((STRIDE_H * p - TILE_COLUMNS) % 8 == 0) return p;
+    return STRIDE_W * PHASE;
+}
+constexpr int PITCH = pitch(), SLICE_ROWS = IN_ROWS * PITCH;
+// Elements from one channel to the next of what is as it came: an odd number of words, for channels have banks of their own.
+constexpr int odd_words(int elements) { return SCALED ? elements | 1 : ((elements + 1) / 2 | 1) * 2; }
+constexpr int RAW_PITCH = odd_words(IN_PIXELS), WEIGHT_PITCH = odd_words(CHUNK * TAPS);
+// Floats of a run on its way out: 8 channels of 32 pixels, or with channels last 8 pixels of all a warp's channels.
+constexpr int RUN_PITCH = CHANNELS_LAST ? WARP_CHANNELS + 4 : 40;
+
+#if ELEMENT == 0
+using Raw = float;
+#else
+using Raw = uint16_t;
+#endif
+
+struct Shared {
+    uint4 filters[SLOTS][ENTRIES][PIECES][CHANNELS];
+    uint4 rows[PIECES][SLICES][SLICE_ROWS];
+    float runs[WARPS][8][RUN_PITCH];
+    float a[CHANNELS], shift[CHANNELS], b[CHANNELS];
+    float weight_unit[SLOTS][CHANNELS], x_unit;  // what undoes the scales; NaN where two pieces do not hold the numbers
+    Range weight_range[CHANNELS], x_range;
+    int places[ENTRIES];  // entry_bytes of each
+    Raw raw_weight[CHANNELS][WEIGHT_PITCH], raw_x[CHUNK][RAW_PITCH];
+};
+static_assert((sizeof(Shared) + 15) / 16 * 16 == SHARED_BYTES, "the plan reckons otherwise");
+constexpr int ENTRY_BYTES = PIECES * CHANNELS * 16, LO_WEIGHT = CHANNELS * 16, LO_ROW = SLICES * SLICE_ROWS * 16;
+
+struct Input {
+    const Element *x, *weight;
+    int group, first_channel;  // of the block; the channel is counted within the group
+};
+
+// Where a tile lies: its first output.
+struct Tile {
+    static constexpr int DOWN = (OUT_HEIGHT + TILE_ROWS - 1) / TILE_ROWS;
+    static constexpr int ACROSS = (OUT_WIDTH + TILE_COLUMNS - 1) / TILE_COLUMNS;
+    int image, row, column;
+    __device__ __forceinline__ explicit Tile(int tile)
+        : image(tile / (DOWN * ACROSS)), row(tile / ACROSS % DOWN * TILE_ROWS), column(tile % ACROSS * TILE_COLUMNS) {}
+};
+
+// An element of the group's input, as an offset from its image.
+__device__ __forceinline__ int place_in_x(int group, int channel, int row, int column)
+{
+    channel += group * GROUP_IN;
+    return CHANNELS_LAST ? (row * WIDTH + column) * IN_CHANNELS + channel : channel * IN_PLANE + row * WIDTH + column;
+}
+
+__device__ __forceinline__ const Element* image_of(const Input& in, const Tile& tile)
+{
+    return in.x + (long long)tile.image * IN_CHANNELS * IN_PLANE;
+}
+
+// ---- bring ------------------------------------------------------------------------------------------------------------
+
+// Copies an element, or zero where it is not valid. Only what has 4 bytes can be copied without waiting.
+__device__ __forceinline__ void bring(Raw* to, const Element* from, bool valid)
+{
+#if ELEMENT == 0
+    ptx::cp_async_4(to, from, valid);
+#else
+    *to = valid ? __ldg(reinterpret_cast<const uint16_t*>(from)) : 0;
+#endif
+}
+
+__device__ __forceinline__ void bring_x(Shared& shared, const Input& in, const Tile& tile, int chunk)
+{
+    const Element* image = image_of(in, tile);
+    const int first = chunk * CHUNK;
+    // A thread takes a pixel of a slice; with channels last the threads follow the channels.
+    constexpr int EACH = CHANNELS_LAST ? 1 : SLICE;
+    #pragma unroll 1
+    for (int i = threadIdx.x; i < IN_PIXELS * (CHUNK / EACH); i += THREADS) {
+        const int pixel = CHANNELS_LAST ? i / CHUNK : i % IN_PIXELS;
+        const int channel = CHANNELS_LAST ? i % CHUNK : i / IN_PIXELS * SLICE;
+        const int row = tile.row * STRIDE_H - PAD_TOP + pixel / IN_COLUMNS;
+        const int column = tile.column * STRIDE_W - PAD_LEFT + pixel % IN_COLUMNS;
+        const bool inside = (unsigned)row < HEIGHT && (unsigned)column < WIDTH;
+        #pragma unroll
+        for (int c = 0; c < EACH; c++) {
+            const bool valid = inside && (GROUP_IN % CHUNK == 0 || first + channel + c < GROUP_IN);
+            bring(&shared.raw_x[channel + c][pixel],
+                  valid ? image + place_in_x(in.group, first + channel + c, row, column) : in.x, valid);
+        }
+    }
+}
+
+__device__ __forceinline__ void bring_weights(Shared& shared, const Input& in, int chunk)
+{
+    constexpr int ALL = GROUP_IN * TAPS, EACH = CHUNK * TAPS;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    #pragma unroll 1
+    for (int channel = warp; channel < CHANNELS; channel += WARPS) {
+        const bool real = in.first_channel + channel < GROUP_OUT;
+        const Element* filter = in.weight + ((long long)in.group * GROUP_OUT + in.first_channel + channel) * ALL;
+        #pragma unroll 4
+        for (int i = lane; i < EACH; i += 32) {
+            const bool valid = real && (GROUP_IN % CHUNK == 0 || chunk * EACH + i < ALL);
+            bring(&shared.raw_weight[channel][i], valid ? filter + chunk * EACH + i : in.weight, valid);
+        }
+    }
+}
+
+// ---- measure and prepare ----------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ void measure(Shared& shared, bool fresh)
+{
+#if ELEMENT == 0
+    Range range;
+    #pragma unroll 1
+    for (int i = threadIdx.x; i < SLICES * IN_PIXELS; i += THREADS) {
+        #pragma unroll
+        for (int c = 0; c < SLICE; c++) range.add(shared.raw_x[i / IN_PIXELS * 8 + c][i % IN_PIXELS]);
+    }
+    range.largest = __reduce_max_sync(~0u, range.largest);
+    range.smallest = __reduce_min_sync(~0u, range.smallest);
+    if (threadIdx.x % 32 == 0) {
+        atomicMax(&shared.x_range.largest, range.largest);
+        atomicMin(&shared.x_range.smallest, range.smallest);
+    }
+    if (!fresh) return;
+    const int channel = threadIdx.x % CHANNELS;
+    range = Range();
+    #pragma unroll 8
+    for (int i = threadIdx.x / CHANNELS; i < CHUNK * TAPS; i += THREADS / CHANNELS)
+        range.add(shared.raw_weight[channel][i]);
+    atomicMax(&shared.weight_range[channel].largest, range.largest);
+    atomicMin(&shared.weight_range[channel].smallest, range.smallest);
+#endif
+}
+
+// Eight numbers become a row of each piece.
+__device__ __forceinline__ void put_row(uint4* hi, uint4* lo, const Raw (&v)[8], float scale)
+{
+    uint32_t h[4], l[4];
+    #pragma unroll
+    for (int c = 0; c < 4; c++) {
+#if ELEMENT == 0
+        split(v[2 * c] * scale, v[2 * c + 1] * scale, h[c], l[c]);
+#else
+        h[c] = v[2 * c] | uint32_t(v[2 * c + 1]) << 16;
+#endif
+    }
+    *hi = make_uint4(h[0], h[1], h[2], h[3]);
+    if (PIECES == 2) *lo = make_uint4(l[0], l[1], l[2], l[3]);
+}
+
+// Where a column of the tile lies in its row of shared memory.
+__host__ __device__ constexpr int place_of(int column) { return column % STRIDE_W * PHASE + column / STRIDE_W; }
+
+__device__ __forceinline__ void prepare(Shared& shared, bool fresh, int slot)
+{
+    float scale = 1.0f;
+    if (SCALED) {
+        const Range range = shared.x_range;
+        scale = power_of_two(range.shift());
+        if (threadIdx.x == 0) shared.x_unit = range.splits() ? power_of_two(-range.shift()) : nanf("");
+    }
+    #pragma unroll 1
+    for (int i = threadIdx.x; i < SLICES * IN_PIXELS; i += THREADS) {
+        const int slice = i / IN_PIXELS, pixel = i % IN_PIXELS, column = pixel % IN_COLUMNS;
+        Raw v[8] = {};
+        #pragma unroll
+        for (int k = 0; k < FOLD * SLICE; k++)
+            if (k < SLICE || column + k / SLICE * DILATION_W < IN_COLUMNS)
+                v[k] = shared.raw_x[slice * 8 + k % SLICE][pixel + k / SLICE * DILATION_W];
+        const int place = pixel / IN_COLUMNS * PITCH + place_of(column);
+        put_row(&shared.rows[0][slice][place], &shared.rows[PIECES - 1][slice][place], v, scale);
+    }
+    if (!fresh) return;
+    const int channel = threadIdx.x % CHANNELS;
+    if (SCALED) {
+        const Range range = shared.weight_range[channel];
+        scale = power_of_two(range.shift());
+        if (threadIdx.x < CHANNELS)
+            shared.weight_unit[slot][channel] = range.splits() ? power_of_two(-range.shift()) : nanf("");
+    }
+    #pragma unroll 1
+    for (int entry = threadIdx.x / CHANNELS; entry < ENTRIES; entry += THREADS / CHANNELS) {
+        const int slice = entry / (KERNEL_HEIGHT * FOLDS), i = entry / FOLDS % KERNEL_HEIGHT, j = entry % FOLDS * FOLD;
+        Raw v[8] = {};
+        #pragma unroll
+        for (int k = 0; k < FOLD * SLICE; k++)
+            if (k < SLICE || j + k / SLICE < KERNEL_WIDTH)
+                v[k] = shared.raw_weight[channel][((slice * 8 + k % SLICE) * KERNEL_HEIGHT + i) * KERNEL_WIDTH + j + k / SLICE];
+        uint4 (&pieces)[PIECES][CHANNELS] = shared.filters[slot][entry];
+        put_row(&pieces[0][channel], &pieces[PIECES - 1][channel], v, scale);
+    }
+}
+
+// ---- multiply ---------------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ void mma_k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4])
+{
+#if ELEMENT == 2
+    ptx::mma_m16n8k16_bf16(d, a[0], a[1], a[2], a[3], b0, b1, c);
+#else
+    ptx::mma_m16n8k16_f16(d, a[0], a[1], a[2], a[3], b0, b1, c);
+#endif
+}
+
+__device__ __forceinline__ void mma_k8(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, const float (&c)[4])
+{
+#if ELEMENT == 2
+    ptx::mma_m16n8k8_bf16(d, a[0], a[1], b0, c);
+#else
+    ptx::mma_m16n8k8_f16(d, a[0], a[1], b0, c);
+#endif
+}
+
+// Bytes from a pixel's first row to that of an entry.
+__host__ __device__ constexpr int entry_bytes(int entry)
+{
+    const int slice = entry / (KERNEL_HEIGHT * FOLDS), i = entry / FOLDS % KERNEL_HEIGHT, j = entry % FOLDS * FOLD;
+    return (slice * SLICE_ROWS + i * DILATION_H * PITCH + place_of(j * DILATION_W)) * 16;
+}
+
+using Sums = float[M][N][4];
+
+// A step of two entries, or of one: its fragments and products. `hi` and `lo` are of the weights: two entries each, or hi
+// alone is both pieces of one. `x` is the lane's pixel's row of each entry.
+template <bool TWO>
+__device__ __forceinline__ void multiply_step(Sums& sum, Sums& cross, const unsigned char* hi, const unsigned char* lo,
+                                              const unsigned char* const (&x)[2], const float (&unit)[M][2])
+{
+    constexpr float ZERO[4] = {};
+    uint32_t x_hi[2][4], x_lo[2][4];
+    #pragma unroll
+    for (int e = 0; e < 1 + TWO; e++) {
+        ptx::ldmatrix_x4(x_hi[e], x[e]);
+        if (PIECES == 2) ptx::ldmatrix_x4(x_lo[e], x[e] + LO_ROW);
+    }
+    #pragma unroll
+    for (int m = 0; m < M; m++) {
+        uint32_t w_hi[4], w_lo[4];
+        ptx::ldmatrix_x4(w_hi, hi + m * 256);
+        if (PIECES == 2 && TWO) ptx::ldmatrix_x4(w_lo, lo + m * 256);
+        #pragma unroll
+        for (int n = 0; n < N; n++) {
+            if (PIECES == 1) {
+                float (&d)[4] = SCALED ? cross[m][n] : sum[m][n];
+                if (TWO) mma_k16(d, w_hi, x_hi[0][n], x_hi[1][n], d);
+                else mma_k8(d, w_hi, x_hi[0][n], d);
+                continue;
+            }
+            float product[4];
+            if (TWO) {
+                mma_k16(product, w_hi, x_hi[0][n], x_hi[1][n], ZERO);
+                mma_k16(cross[m][n], w_lo, x_hi[0][n], x_hi[1][n], cross[m][n]);
+                mma_k16(cross[m][n], w_hi, x_lo[0][n], x_lo[1][n], cross[m][n]);
+            } else {
+                const uint32_t lo_hi[4] = {w_hi[2], w_hi[3], w_hi[0], w_hi[1]};
+                mma_k8(product, w_hi, x_hi[0][n], ZERO);
+                mma_k16(cross[m][n], lo_hi, x_hi[0][n], x_lo[0][n], cross[m][n]);
+            }
+            #pragma unroll
+            for (int i = 0; i < 4; i++) sum[m][n][i] = fmaf(product[i], unit[m][i / 2], sum[m][n][i]);
+        }
+    }
+}
+
+// Adds a chunk to the warp's sums. `filters` and `rows` are the chunk's first, of the warp's first channel and of the lane's
+// pixel; units undo the scales of a lane's channels.
+__device__ __forceinline__ void multiply(Sums& sum, const int (&places)[ENTRIES], const unsigned char* filters,
+                                         const unsigned char* rows, const float (&unit)[M][2], int lane)
+{
+    Sums cross = {};  // 4096 times too large; or all of the chunk, of one piece
+    const unsigned char* weights = filters + lane % 16 * 16 + lane / 16 * ENTRY_BYTES;
+    // Unrolled further, the compiler begins more products than it has registers for.
+    #pragma unroll 1
+    for (int e = 0; e < ENTRIES - 1; e += 2) {
+        const unsigned char* const x[2] = {rows + places[e], rows + places[e + 1]};
+        multiply_step<true>(sum, cross, weights + e * ENTRY_BYTES, weights + e * ENTRY_BYTES + LO_WEIGHT, x, unit);
+    }
+    if (ENTRIES % 2 == 1) {
+        const unsigned char* const x[2] = {rows + entry_bytes(ENTRIES - 1)};
+        weights = filters + (ENTRIES - 1) * ENTRY_BYTES + lane % 16 * 16 + (PIECES == 2 ? lane / 16 * LO_WEIGHT : 0);
+        multiply_step<false>(sum, cross, weights, nullptr, x, unit);
+    }
+    if (!SCALED) return;
+    #pragma unroll
+    for (int m = 0; m < M; m++)
+        #pragma unroll
+        for (int n = 0; n < N; n++)
+            #pragma unroll
+            for (int i = 0; i < 4; i++)
+                sum[m][n][i] = fmaf(cross[m][n][i] * (PIECES == 2 ? 1 / LO_SCALE : 1.0f), unit[m][i / 2], sum[m][n][i]);
+}
+
+// ---- store ------------------------------------------------------------------------------------------------------------
+
+// One sum in plain float32, as folded.cu computes it.
+__device__ __forceinline__ float plain_sum(const Input& in, const Tile& tile, int channel, int row, int column)
+{
+    const Element* image = image_of(in, tile);
+    const Element* filter = in.weight + ((long long)in.group * GROUP_OUT + in.first_channel + channel) * GROUP_IN * TAPS;
+    float sum = 0.0f;
+    #pragma unroll 1
+    for (int k = 0; k < GROUP_IN * TAPS; k++) {
+        const int r = row * STRIDE_H - PAD_TOP + k / KERNEL_WIDTH % KERNEL_HEIGHT * DILATION_H;
+        const int c = column * STRIDE_W - PAD_LEFT + k % KERNEL_WIDTH * DILATION_W;
+        const bool inside = (unsigned)r < HEIGHT && (unsigned)c < WIDTH;
+        sum = fmaf(inside ? float(image[place_in_x(in.group, k / TAPS, r, c)]) : 0.0f, float(filter[k]), sum);
+    }
+    return sum;
+}
+
+__device__ __forceinline__ void store(Shared& shared, const Input& in, Element* __restrict__ y, const Sums& sum,
+                                      const Tile& tile, int warp, int lane)
+{
+    const int group = lane / 4, member = lane % 4, first = warp % WARPS_DOWN * WARP_CHANNELS;
+    const int pixel = warp / WARPS_DOWN * 32 + lane;
+    float (&run)[8][RUN_PITCH] = shared.runs[warp];
+    y += (long long)tile.image * OUT_CHANNELS * OUT_PLANE;
+    int row = tile.row + pixel / TILE_COLUMNS, column = tile.column + pixel % TILE_COLUMNS;
+    if (pixel >= TILE_ROWS * TILE_COLUMNS || column >= OUT_WIDTH) row = OUT_HEIGHT;  // no output
+
+    // Finishes and stores an output of the lane.
+    const auto put = [&](float value, int channel, int row, int column) {
+        if (row >= OUT_HEIGHT || in.first_channel + channel >= GROUP_OUT) return;
+        if (SCALED && !isfinite(value)) value = plain_sum(in, tile, channel, row, column);
+        const int out_channel = in.group * GROUP_OUT + in.first_channel + channel;
+        const int place = row * OUT_WIDTH + column;
+        y[CHANNELS_LAST ? place * OUT_CHANNELS + out_channel : out_channel * OUT_PLANE + place] =
+            Element(fmaf(shared.a[channel], value + shared.shift[channel], shared.b[channel]));
+    };
+#if CHANNELS_LAST
+    #pragma unroll
+    for (int n = 0; n < N; n++) {
+        #pragma unroll
+        for (int m = 0; m < M; m++)
+            #pragma unroll
+            for (int i = 0; i < 4; i++) run[member * 2 + i % 2][m * 16 + i / 2 * 8 + group] = sum[m][n][i];
+        __syncwarp();
+        #pragma unroll 1
+        for (int i = lane; i < 8 * WARP_CHANNELS; i += 32) {
+            const int p = i / WARP_CHANNELS, c = i % WARP_CHANNELS;
+            const int its_row = __shfl_sync(~0u, row, n * 8 + p), its_column = __shfl_sync(~0u, column, n * 8 + p);
+            put(run[p][c], first + c, its_row, its_column);
+        }
+        __syncwarp();
+    }
+#else
+    #pragma unroll
+    for (int m = 0; m < M; m++)
+        #pragma unroll
+        for (int half = 0; half < 2; half++) {
+            #pragma unroll
+            for (int n = 0; n < N; n++) {
+                const float2 two = make_float2(sum[m][n][half * 2], sum[m][n][half * 2 + 1]);
+                *reinterpret_cast<float2*>(&run[group][n * 8 + member * 2]) = two;
+            }
+            __syncwarp();
+            #pragma unroll 1
+            for (int c = 0; c < 8; c++) put(run[c][lane], first + m * 16 + half * 8 + c, row, column);
+            __syncwarp();
+        }
+#endif
+}
+
+// ---- the kernel -------------------------------------------------------------------------------------------------------
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) implicit_gemm(
+    const Element* __restrict__ x,            // [batch, IN_CHANNELS, HEIGHT, WIDTH]
+    const Element* __restrict__ weight,       // [OUT_CHANNELS, GROUP_IN, KERNEL_HEIGHT, KERNEL_WIDTH]
+    const Vector* __restrict__ bias,          // [OUT_CHANNELS] or null: zeros
+    const Vector* __restrict__ running_mean,  // [OUT_CHANNELS]
+    const Vector* __restrict__ running_var,   // [OUT_CHANNELS]
+    const Vector* __restrict__ gamma,         // [OUT_CHANNELS] or null: ones
+    const Vector* __restrict__ beta,          // [OUT_CHANNELS] or null: zeros
+    float scaling_factor, float eps,
+    Element* __restrict__ y,                  // [batch, OUT_CHANNELS, OUT_HEIGHT, OUT_WIDTH]
+    long long batch)
+{
+    extern __shared__ __align__(16) unsigned char memory[];
+    Shared& shared = *reinterpret_cast<Shared*>(memory);
+    const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+    const int tiles = int(batch) * Tile::DOWN * Tile::ACROSS;
+    const Input in = {x, weight, int(blockIdx.x) / CHANNEL_BLOCKS, int(blockIdx.x) % CHANNEL_BLOCKS * CHANNELS};
+    int tile = blockIdx.y;
+    if (tile >= tiles) return;
+    bring_x(shared, in, Tile(tile), 0);
+    bring_weights(shared, in, 0);
+    ptx::cp_async_commit();
+
+    for (int e = thread; e < ENTRIES; e += THREADS) shared.places[e] = entry_bytes(e);
+    if (thread == 0) shared.x_range = Range();
+    if (thread < CHANNELS) {
+        shared.weight_range[thread] = Range();
+        const int channel = in.group * GROUP_OUT + min(in.first_channel + thread, GROUP_OUT - 1);
+        shared.a[thread] = scaling_factor * (gamma ? float(gamma[channel]) : 1.0f) / sqrtf(float(running_var[channel]) + eps);
+        shared.shift[thread] = (bias ? float(bias[channel]) : 0.0f) - float(running_mean[channel]);
+        shared.b[thread] = beta ? scaling_factor * float(beta[channel]) : 0.0f;
+    }
+
+    const int pixel = warp / WARPS_DOWN * 32 + lane, mine = pixel < TILE_ROWS * TILE_COLUMNS ? pixel : 0;
+    const uint4* rows = &shared.rows[0][0][mine / TILE_COLUMNS * STRIDE_H * PITCH + mine % TILE_COLUMNS];
+    const int first = warp % WARPS_DOWN * WARP_CHANNELS;
+    for (; tile < tiles; tile += gridDim.y) {
+        const bool begun = tile != blockIdx.y;
+        Sums sum = {};
+        #pragma unroll 1
+        for (int chunk = 0; chunk < CHUNKS; chunk++) {
+            const bool fresh = SLOTS < CHUNKS || !begun;  // these weights are not in their slot yet
+            const int slot = SLOTS < CHUNKS ? 0 : chunk;
+            ptx::cp_async_wait<0>();
+            __syncthreads();  // the chunk is here, and the rows of the last are read
+            if (SCALED) {
+                measure(shared, fresh);
+                __syncthreads();
+            }
+            prepare(shared, fresh, slot);
+            __syncthreads();
+            if (chunk + 1 < CHUNKS || tile + gridDim.y < tiles) {
+                const int next = chunk + 1 < CHUNKS ? chunk + 1 : 0;
+                bring_x(shared, in, Tile(next > 0 ? tile : tile + gridDim.y), next);
+                if (SLOTS < CHUNKS || (!begun && next > 0)) bring_weights(shared, in, next);
+                ptx::cp_async_commit();
+                if (thread == 0) shared.x_range = Range();
+                if (thread < CHANNELS) shared.weight_range[thread] = Range();
+            }
+            float unit[M][2];
+            if (SCALED) {
+                #pragma unroll
+                for (int m = 0; m < M; m++)
+                    #pragma unroll
+                    for (int half = 0; half < 2; half++) {
+                        unit[m][half] = shared.x_unit * shared.weight_unit[slot][first + m * 16 + half * 8 + lane / 4];
+                        if (unit[m][half] == 0.0f) unit[m][half] = nanf("");
+                    }
+            }
+            multiply(sum, shared.places, reinterpret_cast<const unsigned char*>(&shared.filters[slot][0][0][first]),
+                     reinterpret_cast<const unsigned char*>(rows), unit, lane);
+        }
+        store(shared, in, y, sum, Tile(tile), warp, lane);
+    }
+}

@@ -1,0 +1,323 @@
+"""implicit_gemm.cu: fp16 pieces on tensor cores for any shape. Errors, range, plans, counts, bugs that must show."""
+
+import dataclasses
+import math
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusedref import Problem, fused, plan, planning
+from fusedref.cuda.compile import HEADERS, allow_shared, source_module
+from fusedref.cuda.tensors import Out, launch
+from fusedref.emulator import driver, watch
+from fusedref.planning import How, folded_plan, implicit_gemm_plan
+from fusedref.reference import oracle
+from fusedref.validator import Inputs, compare, draw
+from tests.strategies import compiling, options
+from tests.tiles import assert_no_spills, needs_emulator, needs_nvcc
+
+SOURCE = HEADERS / "implicit_gemm.cu"
+SMALL = Problem(1, 16, 24, 6, 10, 3, padding=1)  # two chunks of input channels, two blocks of output channels
+
+
+def gemm_plan(problem, how=How(), multiprocessors=2, architecture="sm_90a", **wanted):
+    """The plan of the kernel, whatever else would serve, with the best tile that is as ``wanted``."""
+    tiles = planning.gemm_tiles(problem, architecture, multiprocessors, how)
+    tiles = [tile for tile in tiles if all(getattr(tile, name) == value for name, value in wanted.items())]
+    return implicit_gemm_plan(problem, min(tiles, key=lambda tile: tile.cycles), how)
+
+
+def gemm(problem, inputs, how=How(), **wanted):
+    chosen = gemm_plan(problem, how, **wanted)
+    return fused.run(chosen, problem, inputs[:7], inputs.scaling_factor, inputs.eps)
+
+
+def assert_right(problem, device, how=How(), **wanted):
+    inputs = draw(problem, 0, device, how.vectors)
+    y = gemm(problem, inputs, how, **wanted)
+    case = compare("", problem, inputs, y, precision=how.precision)
+    assert case.ok, (problem, case.reasons)
+    return case
+
+
+def convolution(x, weight):
+    """Inputs whose y is the convolution and nothing more."""
+    zeros, ones = (function(weight.shape[0], device=x.device) for function in (torch.zeros, torch.ones))
+    return Inputs(x, weight, None, zeros, ones, None, None, 1.0, 0.0)
+
+
+class TestPlan:
+    @pytest.mark.parametrize("architecture", ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"])
+    def test_every_card_since_sm_80(self, architecture):
+        chosen = plan(Problem(32, 64, 64, 56, 56, 3, padding=1), architecture, 100)
+        assert chosen.kernel == "implicit_gemm" and "pipeline" in chosen.reason
+        assert chosen.shared <= 1024 * (99 if architecture in ("sm_86", "sm_89", "sm_120") else 227)
+
+    @pytest.mark.parametrize(
+        ("problem", "architecture", "words"),
+        [
+            (Problem(32, 64, 64, 56, 56, 3), "sm_75", "sm_75 cannot"),
+            (Problem(32, 64, 64, 56, 56, 3, groups=64), "sm_80", "8 output channels"),
+            (Problem(32, 2, 64, 56, 56, 3), "sm_80", "27 products"),
+            (Problem(1, 8, 64, 2**14, 2**14, 3), "sm_80", "elements of an image"),
+            (Problem(2**20, 8, 64, 40, 40, 3), "sm_80", "tiles in 32 bits"),
+            (Problem(1, 8, 64, 900, 900, 30, dilation=30), "sm_80", "shared memory"),
+        ],
+        ids=str,
+    )
+    def test_what_it_does_not_serve(self, problem, architecture, words):
+        chosen = plan(problem, architecture)
+        assert chosen.kernel == "folded" and words in chosen.reason
+
+    def test_tensors_of_halves_may_have_few_products(self):
+        assert plan(Problem(32, 2, 64, 56, 56, 3, dtype=torch.float16), "sm_80").kernel == "implicit_gemm"
+        assert plan(Problem(32, 2, 64, 56, 56, 3), "sm_80", precision="tf32").kernel == "implicit_gemm"
+
+    def test_windows_of_one_pixel_see_planes_as_rows(self):
+        assert dict(plan(Problem(2, 64, 64, 7, 9, 1)).macros)["WIDTH"] == 63
+        assert dict(plan(Problem(2, 64, 64, 7, 9, 1, padding=1)).macros)["WIDTH"] == 9
+
+    def test_it_is_what_the_package_runs(self, device):
+        inputs = draw(SMALL, 3, device)
+        chosen = plan(SMALL, *fused._card(device))
+        assert chosen.kernel == "implicit_gemm"
+        expected = fused.run(chosen, SMALL, inputs[:7], inputs.scaling_factor, inputs.eps)
+        assert fused.fused_conv_bn_scale(*inputs, **options(SMALL)).equal(expected)
+
+
+SHAPES = {
+    "one pixel": (Problem(1, 64, 16, 3, 3, 3), {}),
+    "few channels share a row": (Problem(2, 3, 20, 15, 11, 7, padding=3, stride=2), {}),
+    "a single channel": (Problem(3, 1, 9, 7, 9, (2, 3), padding=(0, 2)), {}),
+    "channels that fill no chunk": (Problem(2, 19, 20, 9, 11, 3, stride=(2, 1)), {"warp_channels": 32}),
+    "weights that stay": (Problem(3, 20, 40, 8, 9, 3, padding=1), {"slots": 3, "chunk": 8, "multiprocessors": 1}),
+    "one product of pixels": (Problem(3, 40, 24, 5, 9, 1), {"down": 2}),
+    "dilation and groups": (Problem(2, 24, 32, 9, 8, (3, 2), padding=2, groups=2, dilation=(2, 3)), {}),
+    "strides beyond the window": (Problem(1, 9, 16, 13, 14, (2, 1), stride=(3, 4)), {}),
+}
+KINDS = {
+    "tf32": (How("tf32"), torch.float32),
+    "channels last": (How(channels_last=True), torch.float32),
+    "fp16": (How(vectors=torch.float32), torch.float16),
+    "bf16 channels last": (How(channels_last=True), torch.bfloat16),
+}
+
+
+class TestShapes:
+    @pytest.mark.parametrize(("problem", "wanted"), SHAPES.values(), ids=SHAPES)
+    def test_kinds_of_shape(self, device, problem, wanted):
+        assert_right(problem, device, **wanted)
+
+    @pytest.mark.parametrize(("how", "dtype"), KINDS.values(), ids=KINDS)
+    def test_kinds_of_tensor(self, device, how, dtype):
+        assert_right(Problem(2, 12, 20, 7, 9, (2, 3), padding=1, stride=(1, 2), dtype=dtype), device, how)
+
+    def test_an_empty_batch(self, device):
+        problem = dataclasses.replace(SMALL, batch=0)
+        assert gemm(problem, draw(problem, 0, device)).shape == problem.output_shape
+
+    @settings(compiling, max_examples=4)
+    @given(st.data())
+    def test_any_shape(self, device, data):
+        def number(low, high):
+            return data.draw(st.integers(low, high))
+
+        kernel, dilation = (number(1, 4), number(1, 7)), (number(1, 2), number(1, 2))
+        span = [d * (k - 1) for k, d in zip(kernel, dilation)]
+        height, width = (part + number(1, most) for part, most in zip(span, (12, 20)))
+        groups = number(1, 2)
+        problem = Problem(
+            number(1, 3), groups * number(1, 20), groups * number(1, 40), height, width, kernel,
+            stride=(number(1, 3), number(1, 3)), padding=(number(0, 2), number(0, 2)), dilation=dilation, groups=groups,
+            bias=data.draw(st.booleans()), dtype=data.draw(st.sampled_from(planning.ELEMENTS)),
+        )  # fmt: skip
+        precision = data.draw(st.sampled_from(["fp32", "tf32"])) if problem.dtype == torch.float32 else "fp32"
+        assert_right(problem, device, How(precision, channels_last=data.draw(st.booleans())))
+
+    @pytest.mark.parametrize("missing", ["bias", "gamma", "beta"])
+    def test_vectors_left_out(self, device, missing):
+        inputs = draw(SMALL, 0, device)
+        getattr(inputs, missing).fill_(1.0 if missing == "gamma" else 0.0)
+        case = compare("", SMALL, inputs, gemm(SMALL, inputs._replace(**{missing: None})))
+        assert case.ok, case.reasons
+
+    def test_errors_are_no_larger_than_those_of_a_float32_sum(self, device):
+        for problem in (SMALL, Problem(1, 3, 16, 9, 9, 3)):  # the second has the fewest products that are served
+            inputs = convolution(*draw(problem, 0, device)[:2])
+            truth = oracle(*inputs, **options(problem))
+            ours, plain = ((run(problem, inputs).double() - truth).norm().item() for run in (gemm, folded))
+            assert ours <= plain and ours <= 1.2e-7 * truth.norm().item()
+
+
+def folded(problem, inputs):
+    """The float32 sums that errors are measured by."""
+    return fused.run(folded_plan(problem), problem, inputs[:7], inputs.scaling_factor, inputs.eps)
+
+
+def spread(shape, decades, seed=0):
+    """Random numbers whose magnitudes are spread evenly over so many decades."""
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, shape, generator=generator) * 2.0 - 1.0
+    return signs * 10 ** ((torch.rand(shape, generator=generator, dtype=torch.float64) - 0.5) * decades).float()
+
+
+def x_of(kind):
+    x = torch.randn(SMALL.input_shape, generator=torch.Generator().manual_seed(1))
+    if isinstance(kind, float):
+        return x * kind
+    if kind == "an outlier":
+        x[0, 3, 4, 7] = 1e9
+    if kind == "a wall":  # left of it are windows that see nothing of what is large
+        x[:, :, :, 6:] *= 1e12
+    if kind == "chunks apart":
+        x[:, 8:] *= 1e-30
+    if kind == "no first channel":
+        x[:, 0] = 0.0
+    if kind == "60 decades":
+        x = spread(SMALL.input_shape, 60)
+    return x
+
+
+def weight_of(kind):
+    weight = torch.randn(SMALL.weight_shape, generator=torch.Generator().manual_seed(2)) / 8
+    if isinstance(kind, float):
+        return weight * kind
+    if kind == "12 decades":
+        weight = spread(SMALL.weight_shape, 12)
+    if kind == "a heavy first channel":
+        weight[:, 0] *= 1e12
+    if kind == "one channel of 12 decades":
+        weight[17] = spread(weight[17].shape, 12)
+    if kind == "a dead channel":
+        weight[3] = 0.0
+    return weight
+
+
+class TestRange:
+    @pytest.mark.parametrize(
+        ("x", "weight"),
+        [
+            (1e30, 1.0), (1e-30, 1.0), (1e-37, 1e37), (1e-42, 1.0), (1e-45, 1e30), (1.0, 1e-40), (1e-25, 1e-15),
+            (1e37, 1e-37), (1e30, 1e30), ("an outlier", 1.0), ("60 decades", 1e-5), (1.0, "12 decades"),
+            (1.0, "one channel of 12 decades"), (1.0, "a dead channel"), ("a wall", 1.0), ("chunks apart", 1.0),
+            ("no first channel", "a heavy first channel"), (0.0, 1.0),
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_errors_are_those_of_float32(self, device, x, weight):
+        """No larger than the float32 sum's, all together and at the worst, or than eight roundings."""
+        inputs = convolution(x_of(x).to(device), weight_of(weight).to(device))
+        truth = oracle(*inputs, **options(SMALL))
+        sizes = oracle(*convolution(inputs.x.abs(), inputs.weight.abs()), **options(SMALL)) * 2.0**-24 + 2.0**-149
+        largest = torch.finfo(torch.float32).max
+        normal = sizes < largest * 2.0**-24  # elsewhere a sum may overflow on the way
+        y = gemm(SMALL, inputs)
+        ours, plain = (((run.double() - truth).abs() / sizes)[normal] for run in (y, folded(SMALL, inputs)))
+        if normal.any():
+            assert ours.max() <= max(8, plain.max()) and ours.square().mean() <= max(1, 1.05 * plain.square().mean())
+        assert not y[truth.abs() > 1.01 * largest].isfinite().any()
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    @pytest.mark.parametrize("name", ["x", "weight", "bias", "running_mean", "running_var", "gamma", "beta"])
+    def test_nan_and_infinity_come_out_where_the_formula_puts_them(self, device, name, value):
+        inputs = draw(SMALL, 0, device)
+        getattr(inputs, name).view(-1)[1] = value
+        y = gemm(SMALL, inputs).double()
+        torch.testing.assert_close(y, oracle(*inputs, **options(SMALL)), rtol=1e-5, atol=1e-5, equal_nan=True)
+
+    @pytest.mark.parametrize("name", ["x", "weight"])
+    def test_infinities_of_halves(self, device, name):
+        problem = dataclasses.replace(SMALL, in_channels=2, dtype=torch.float16)  # taps share rows
+        inputs = draw(problem, 0, device)
+        getattr(inputs, name).view(-1)[3] = math.inf
+        y = gemm(problem, inputs).double()
+        torch.testing.assert_close(y, oracle(*inputs, **options(problem)), rtol=1e-3, atol=2e-3, equal_nan=True)
+
+
+def run_source(text, problem, inputs, **wanted):
+    """y by another text of the kernel."""
+    chosen = gemm_plan(problem, **wanted)
+    macros = tuple(f"-D{name}={value}" for name, value in chosen.macros)
+    function = source_module(text, macros, inputs.x.device).get_function("implicit_gemm")
+    allow_shared(function, chosen.shared, inputs.x.device)
+    y = torch.full(problem.output_shape, math.nan, device=inputs.x.device)
+    numbers = np.float32(inputs.scaling_factor), np.float32(inputs.eps)
+    where = {"grid": chosen.grid, "block": chosen.block, "shared": chosen.shared}
+    launch(function, *inputs[:7], *numbers, Out(y), np.int64(problem.batch), **where)
+    return y
+
+
+PUT = "put(run[c][lane], first + m * 16 + half * 8 + c, row, column);"
+X_UNIT = 'shared.x_unit = range.splits() ? power_of_two(-range.shift()) : nanf("");'
+PLANTED = {
+    "the cross terms are left out": ("PIECES == 2 ? 1 / LO_SCALE", "PIECES == 2 ? 0.0f"),
+    "a chunk is not waited for": ("ptx::cp_async_wait<0>();", ""),
+    "rows are overwritten while they are read": ("__syncthreads();  // the chunk is here", "//"),
+    "rows are read before they are written":
+        ("prepare(shared, fresh, slot);\n            __syncthreads();", "prepare(shared, fresh, slot);"),
+    "a range is used before it is whole":
+        ("measure(shared, fresh);\n                __syncthreads();", "measure(shared, fresh);"),
+    "a run is overwritten while it is stored": (PUT + "\n            __syncwarp();", PUT),
+    "what does not split is split all the same": (X_UNIT, "shared.x_unit = power_of_two(-range.shift());"),
+    "the last channels are no channels": ("(GROUP_IN % CHUNK == 0 || first + channel + c < GROUP_IN)", "true"),
+    "the weights of the second chunk never come": ("(!begun && next > 0)", "false"),
+}  # fmt: skip
+CAUGHT = Problem(2, 12, 20, 8, 9, 3)
+
+
+def is_right(text):
+    """Whether the text passes a short form of the tests above: tiles that come round, and a wall."""
+    drawn = draw(CAUGHT, 0)
+    drawn.x[1, :, :, 5:] *= 1e12
+    with watch() as seen:
+        y = run_source(text, CAUGHT, drawn, multiprocessors=1, chunk=8, slots=2, across=4, warp_channels=16, down=1)
+    return compare("", CAUGHT, drawn, y).ok and not seen.findings
+
+
+@needs_emulator
+class TestPlantedBugs:
+    def test_nothing_is_planted(self):
+        assert is_right(SOURCE.read_text())
+
+    @pytest.mark.parametrize("name", PLANTED)
+    def test_it_shows(self, name):
+        right, wrong = PLANTED[name]
+        text = SOURCE.read_text()
+        assert text.count(right) == 1
+        try:
+            assert not is_right(text.replace(right, wrong))
+        except (driver.LogicError, driver.LaunchError):
+            pass  # the emulator noticed by itself
+
+
+@needs_emulator
+@pytest.mark.parametrize("stride", [1, 2])
+def test_no_bank_conflicts_where_products_read(stride):
+    problem = Problem(1, 8, 16, 8 * stride + 2, 16 * stride + 2, 3, stride=stride)
+    with watch() as seen:
+        gemm(problem, draw(problem, 0), rows=8, columns=16, warp_channels=16)
+    assert seen.findings == []
+    counters = seen.counters["implicit_gemm"]
+    for number, line in enumerate(SOURCE.read_text().splitlines(), 1):
+        here = counters.by_line.get(("implicit_gemm.cu", number))
+        if here and ("ldmatrix_x4(" in line or "<float2*>(&run" in line or "run[c][lane]" in line):
+            assert here.shared_load_bank_conflicts == 0 and here.shared_store_bank_conflicts == 0, line
+    assert counters.global_store_sectors == 16 * 8 * 16 / 8  # whole sectors, not one more than there are
+
+
+@needs_nvcc
+@pytest.mark.parametrize("architecture", [80, 86, 89, 90, 100, 120])
+@pytest.mark.parametrize("warp_channels", [16, 32])
+def test_compiles_without_spills(architecture, warp_channels, tmp_path):
+    problem = Problem(32, 64, 64, 56, 56, 3, padding=1)
+    chosen = gemm_plan(problem, architecture=f"sm_{architecture}", warp_channels=warp_channels)
+    macros = [f"-D{name}={value}" for name, value in chosen.macros]
+    command = ["nvcc", "-cubin", f"-arch=sm_{architecture}", "-O3", "-std=c++17", "--Werror=all-warnings", "-Xptxas=-v"]
+    command += [f"-I{HEADERS}", *macros, "-o", str(tmp_path / "kernel.cubin"), str(SOURCE)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert_no_spills(done.stderr)
