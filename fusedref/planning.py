@@ -161,7 +161,7 @@ def pipeline_plan(problem: Problem, multiprocessors: int = EMULATED[1], how: How
 
 
 def _pipeline_tile(problem: Problem, how: How) -> tuple[int, int] | None:
-    """Rows and columns of a tile: about 1 KB of a channel, whole rows if they are no longer. None where nothing fits."""
+    """Rows and columns of a tile: about 1 KB of a channel, whole rows if no longer. None where nothing fits."""
     aim = 1024 // problem.dtype.itemsize
     across = math.ceil(problem.out_width / aim)
     columns = problem.out_width if across == 1 else 4 * math.ceil(problem.out_width / across / 4)
@@ -262,6 +262,7 @@ def implicit_gemm_plan(
         reason=reason,
         tile=(chosen.channels, chosen.rows, chosen.columns),
         shared=chosen.shared,
+        predicted=predict(problem, how, "tensor cores"),
         macros=tuple((_macros(problem, how) | _strides_and_groups(problem) | sizes).items()),
         grid=chosen.grid,
         block=(32 * chosen.down * chosen.across, 1, 1),
@@ -395,8 +396,8 @@ def predict(problem: Problem, how: How, unit: str) -> dict[str, float]:
     """Microseconds that an H200 needs at the least, by resource; a kernel takes the longest of them, at best.
 
     "memory" moves ``problem.least_bytes``. ``unit``, "tensor cores" or "CUDA cores", multiplies and adds; on tensor
-    cores once for each pair of ``pieces`` but that of the two low ones, with input channels rounded up to 8. "launch" is
-    there whatever the size.
+    cores once for each pair of ``pieces`` but that of the two low ones, with input channels rounded up to 8. "launch"
+    is there whatever the size.
     """
     flops = problem.flops
     if unit == "tensor cores":
