@@ -566,6 +566,25 @@ def test_limits_of_a_launch(block, grid, shared, message):
     assert str(raised.value) == message
 
 
+@pytest.mark.parametrize(("sizes", "error", "message"), [
+    ({"block": (8.0, 1, 1)}, TypeError, r"block must be a tuple of three ints, got \(8.0, 1, 1\)"),
+    ({"block": (np.int64(8), 1, 1)}, TypeError, "block must be a tuple of three ints, got "),
+    ({"block": (8, 1)}, TypeError, r"block must be a tuple of three ints, got \(8, 1\)"),
+    ({"block": [8, 1, 1]}, TypeError, "block must be a tuple of three ints"),
+    ({"block": 8}, TypeError, "block must be a tuple of three ints, got 8"),
+    ({"grid": (1, 2.0)}, TypeError, r"grid must be a tuple of one to three ints, got \(1, 2.0\)"),
+    ({"grid": 2}, TypeError, "grid must be a tuple of one to three ints, got 2"),
+    ({"grid": ()}, TypeError, "grid must be a tuple of one to three ints"),
+    ({"shared": 4.0}, TypeError, "shared must be an int, got 4.0"),
+    ({"shared": -4}, OverflowError, "can't convert negative value"),
+    ({"grid": (-1, 1)}, OverflowError, "can't convert negative value"),
+])
+def test_sizes_are_ints_as_pycuda_wants_them(sizes, error, message):
+    with pytest.raises(error, match=message):
+        run(NOTHING, "k", **{"block": (1, 1, 1), **sizes})
+    run(NOTHING, "k", block=(True, 1, 1), grid=(1,))
+
+
 def test_limits_of_shared_memory():
     run(NOTHING, "k", shared=49152)
     run(NOTHING, "big", shared=49152 - 40000)
@@ -664,7 +683,9 @@ def test_products_are_contracted_unless_fmad_is_false():
 @pytest.mark.parametrize(("options", "message"), [
     (["-foo"], "Unknown option '-foo'"),
     (["--lineinfo"], "Unknown option '--lineinfo'"),  # of short names there is but one form
-    (["-DA=1", "-I"], "No input files specified"),
+    (["-DA=1", "-I"], "'-I': expected an argument"),
+    (["-std=c++99"], "Value 'c++99' is not defined for option 'std'"),
+    (["-arch=sm_1"], "Unsupported gpu architecture 'sm_1'"),
     (["other.cu"], "A single input file is required"),
     (["-fmad=3"], "'3': expected true or false"),
     (["-use_fast_math=true"], "no argument expected after '-use_fast_math'"),

@@ -71,12 +71,12 @@ class SourceModule:
         lib = native.library()
         cxx = build.compiler()
         try:
-            asked = nvcc_options.parse(options)
+            asked = nvcc_options.parse([*options, *(["-arch", arch] if arch else [])])
         except nvcc_options.Refused as error:
             raise driver.CompileError(f"nvcc compilation of {NAME} failed", ["nvcc", *options], stdout="",
                                       stderr=str(error)) from None
         directories = [*asked.include_dirs, *map(str, include_dirs or [])]
-        flags = [*asked.definitions, f"-D__CUDA_ARCH__={_architecture(asked.architecture or arch)}",
+        flags = [*asked.definitions, f"-D__CUDA_ARCH__={_architecture(asked.architecture)}",
                  *([] if asked.contract else ["-ffp-contract=off"])]
         included = _included(source, directories)
         parts = [part for (directory, file), content in included.items() for part in (directory, file, content)]

@@ -570,7 +570,8 @@ class Function:
 
         Raises:
             ValueError: no block size, or a keyword that is unknown.
-            TypeError: an argument of a type that has no fixed size, such as a Python number.
+            TypeError: an argument of a type that has no fixed size, such as a Python number; sizes that are no ints.
+            OverflowError: a negative size of the grid or of shared memory.
             LogicError: a launch that the card would refuse; arguments that do not fit the parameters.
             MemoryAccessError: the kernel touched memory that is not its own.
             LaunchError: the kernel failed in another way.
@@ -585,7 +586,7 @@ class Function:
             raise ValueError(f"extra keyword arguments: {','.join(kwargs)}")
         if block is None:
             raise ValueError("must specify block size")
-        self._set_block_shape(*block)
+        self._set_block_shape(block)
         handlers, values = _pack(args)
         for handler in handlers:
             handler.pre_call(stream)
@@ -632,7 +633,7 @@ class Function:
 
     def prepared_call(self, grid: tuple, block: tuple, *args: object, **kwargs: object) -> None:
         """Launch with arguments of the types given to ``prepare``."""
-        self._set_block_shape(*block)
+        self._set_block_shape(block)
         shared = kwargs.pop("shared_size", 0)
         if kwargs:
             raise TypeError(f"unknown keyword arguments: {', '.join(kwargs)}")
@@ -651,27 +652,28 @@ class Function:
         return lambda: elapsed
 
     @staticmethod
-    def _set_block_shape(x: int, y: int, z: int) -> None:
-        sizes = (x, y, z)
-        if any(not 1 <= size <= most for size, most in zip(sizes, MAX_BLOCK)) or x * y * z > MAX_THREADS_PER_BLOCK:
+    def _set_block_shape(block: tuple) -> None:
+        _whole("block", block, (3,), "a tuple of three ints")
+        x, y, z = block
+        if any(not 1 <= size <= most for size, most in zip(block, MAX_BLOCK)) or x * y * z > MAX_THREADS_PER_BLOCK:
             raise LogicError("cuFuncSetBlockShape failed: invalid argument")
 
     def _launch(self, grid: tuple, block: tuple, values: list[tuple[str, int, bytes]], shared: int) -> None:
-        if len(grid) > 3:
+        if isinstance(grid, tuple) and len(grid) > 3:
             raise LogicError("function::launch_kernel failed: invalid resource handle - "
                              "too many grid dimensions in kernel launch")
-        if len(block) > 3:
-            raise LogicError("function::launch_kernel failed: invalid resource handle - "
-                             "too many block dimensions in kernel launch")
-        grid = tuple(int(size) for size in grid) + (1,) * (3 - len(grid))
-        block = tuple(int(size) for size in block) + (1,) * (3 - len(block))
+        _whole("grid", grid, (1, 2, 3), "a tuple of one to three ints")
+        _whole("shared", (shared,), (1,), "an int")
+        if shared < 0 or min(grid) < 0:
+            raise OverflowError(f"can't convert negative value to unsigned int: grid={grid}, shared={shared}")
+        grid += (1,) * (3 - len(grid))
         limit = self._attributes[function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES]
         if any(not 1 <= size <= most for size, most in zip(grid, MAX_GRID)) or not 0 <= shared <= limit:
             raise LogicError("cuLaunchKernel failed: invalid argument")
         arguments = self._fit(values)
         from . import launching
 
-        launching.launch(self, arguments, grid, block, int(shared), workers())
+        launching.launch(self, arguments, grid, block, shared, workers())
 
     def _fit(self, values: list[tuple[str, int, bytes]]) -> bytes:
         """The argument buffer, once every argument is known to fit its parameter."""
@@ -696,6 +698,13 @@ class Function:
                                  f"{wanted}, given {given}")
             buffer[parameter.offset:parameter.offset + size] = data
         return bytes(buffer)
+
+
+def _whole(name: str, sizes: object, lengths: tuple, wanted: str) -> None:
+    """Refuse what PyCUDA refuses: anything but a tuple of Python's own ints. A numpy integer is none."""
+    if not isinstance(sizes, tuple) or len(sizes) not in lengths or not all(isinstance(size, int) for size in sizes):
+        given = sizes[0] if wanted == "an int" else sizes
+        raise TypeError(f"{name} must be {wanted}, got {given!r}")
 
 
 def _letters(arg_format: str) -> list[str]:

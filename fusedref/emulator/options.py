@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 # Long name -> short one. Long names take one dash or two, short ones one. A value follows after "=" or as the next
@@ -20,6 +21,8 @@ VALUED = {
     "ftemplate-backtrace-limit": "ftemplate-backtrace-limit", "ftemplate-depth": "ftemplate-depth", "x": "x",
 }
 JOINED = "DUIOmtx"
+STANDARDS = ("c++03", "c++11", "c++14", "c++17", "c++20")
+ARCHITECTURE = r"(sm|compute|lto)_(5|6|7|8|9|10|11|12)\d[af]?|native|all|all-major"
 YES_OR_NO = ("fmad", "ftz", "prec-div", "prec-sqrt", "rdc", "brief-diag", "device-stack-protector")
 PLAIN = {
     "profile": "pg", "debug": "g", "device-debug": "G", "generate-line-info": "lineinfo", "no-exceptions": "noeh",
@@ -41,7 +44,7 @@ PLAIN = {
 
 
 class Refused(ValueError):
-    """nvcc would not take these options; the message is its own."""
+    """nvcc would not take these options. The message is in its words, where those are clear."""
 
 
 @dataclass
@@ -87,10 +90,14 @@ def parse(words: list[str]) -> Options:
                 raise Refused(f"nvcc fatal   : no argument expected after '{word.partition('=')[0]}'")
             continue
         if value is None and not waiting:
-            raise Refused("nvcc fatal   : No input files specified; use option --help for more information")
+            raise Refused(f"nvcc fatal   : '{word}': expected an argument")
         value = waiting.pop(0) if value is None else value
         if short in YES_OR_NO and value not in ("true", "false"):
             raise Refused(f"nvcc fatal   : '{value}': expected true or false")
+        if short == "std" and value not in STANDARDS:
+            raise Refused(f"nvcc fatal   : Value '{value}' is not defined for option 'std'")
+        if short == "arch" and not re.fullmatch(ARCHITECTURE, value):
+            raise Refused(f"nvcc fatal   : Unsupported gpu architecture '{value}'")
         if short in ("D", "U"):
             found.definitions.append(f"-{short}{value}")
         elif short == "I":
