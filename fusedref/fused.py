@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -70,14 +72,15 @@ def fused_conv_bn_scale(
     if precision != "fp32":  # which may be anything, even what has no hash
         check_precision(precision, torch.float32)
     call = _call(
-        tuple([_described(tensor) for tensor in tensors]),
+        _described(tensors),
         stride if type(stride) is int else _plain("stride", stride),
         padding if type(padding) is int else _plain("padding", padding),
         dilation if type(dilation) is int else _plain("dilation", dilation),
         groups if type(groups) is int else _plain("groups", groups),
         precision,
     )
-    scaling_factor, eps = number("scaling_factor", scaling_factor), number("eps", eps)
+    if type(scaling_factor) is not float or type(eps) is not float:
+        scaling_factor, eps = number("scaling_factor", scaling_factor), number("eps", eps)
     if eps < 0:
         raise ValueError(f"eps must be at least 0, got {eps}")
     if call.bias_differs:
@@ -89,9 +92,11 @@ def fused_conv_bn_scale(
         # An infinite factor cannot be folded: inf * (u + v) is not inf * u + inf * v.
         return conv_bn_scale(*_in_float32(tensors), scaling_factor, eps, **call.options).to(x.dtype)
     if x.is_cuda or forced_to_emulator():
+        if call.contiguous:
+            return call.runner(tensors, scaling_factor, eps)
         channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
         runner = call.channels_last_runner if channels_last else call.runner
-        return runner(tensors, scaling_factor, eps)
+        return runner(runner.contiguous(tensors), scaling_factor, eps)
     return _folded_by_torch(tensors, scaling_factor, eps, call.options)
 
 
@@ -99,7 +104,8 @@ def run(
     chosen: Plan, problem: Problem, tensors: tuple[Tensor | None, ...], scaling_factor: float, eps: float
 ) -> Tensor:
     """y of ``problem``, by the plan ``chosen``. ``tensors`` are x, weight and the five vectors, in order."""
-    return _Runner(chosen, problem, tensors[0].device)(tensors, scaling_factor, eps)
+    runner = _Runner(chosen, problem, tensors[0].device)
+    return runner(runner.contiguous(tensors), scaling_factor, eps)
 
 
 class _Runner:
@@ -112,27 +118,37 @@ class _Runner:
         y = torch.empty(problem.output_shape, device="meta", memory_format=self.memory_format)
         self.shape, self.strides, self.batch = y.shape, y.stride(), problem.batch
         self.channels_last, self.device = chosen.channels_last, device
-        self.where = {"grid": chosen.grid, "block": chosen.block, "shared": chosen.shared}
+        self.grid, self.block, self.shared = chosen.grid, chosen.block, chosen.shared
         if self.batch:
             self.function = _function(chosen.kernel, chosen.macros, chosen.shared, device)
 
-    def __call__(self, tensors: tuple[Tensor | None, ...], scaling_factor: float, eps: float) -> Tensor:
+    def contiguous(self, tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+        """The tensors as the kernel reads them, copied where they lie in memory otherwise."""
         x, *parameters = tensors
-        y = x.new_empty_strided(self.shape, self.strides)
+        x = x.contiguous(memory_format=self.memory_format)
+        return [x, *[tensor if tensor is None else tensor.contiguous() for tensor in parameters]]
+
+    def __call__(self, tensors: Sequence[Tensor | None], scaling_factor: float, eps: float) -> Tensor:
+        """y of tensors that are ``contiguous``."""
+        y = tensors[0].new_empty_strided(self.shape, self.strides)
         if self.batch == 0:
             return y
-        given = [
-            x.contiguous(memory_format=self.memory_format),
-            *[tensor if tensor is None else tensor.contiguous() for tensor in parameters],
-        ]
-        if y.is_cuda:
-            pointers = [0 if tensor is None else tensor.data_ptr() for tensor in given]
-            values = [*pointers, scaling_factor, eps, y.data_ptr(), self.batch]
-            launch_on_gpu(self.function, self.types, values, y.device.index, **self.where)
+        if self.device.type == "cuda":
+            values = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+            values += scaling_factor, eps, y.data_ptr(), self.batch
+            launch_on_gpu(self.function, self.types, values, self.device.index, self.grid, self.block, self.shared)
             return y
-        given[0], out = (t.permute(0, 2, 3, 1) if self.channels_last else t for t in (given[0], y))
-        numbers = np.float32(scaling_factor), np.float32(eps)
-        launch(self.function, *given, *numbers, Out(out), np.int64(self.batch), **self.where)
+        x, out = (t.permute(0, 2, 3, 1) if self.channels_last else t for t in (tensors[0], y))
+        launch(
+            self.function,
+            *(x, *tensors[1:]),
+            *(np.float32(scaling_factor), np.float32(eps)),
+            Out(out),
+            np.int64(self.batch),
+            grid=self.grid,
+            block=self.block,
+            shared=self.shared,
+        )
         return y
 
 
@@ -188,22 +204,34 @@ def _needs_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
     )
 
 
-def _described(tensor: object) -> object:
-    """What a check needs to know about an argument, hashable."""
-    if isinstance(tensor, Tensor):
-        return tensor.shape, tensor.dtype, tensor.device, tensor.layout
-    return type(tensor)
+def _described(tensors: tuple[object, ...]) -> tuple[tuple | None, ...]:
+    """(shape, dtype, device, layout, whether contiguous) of each tensor, None for None; TypeError for what is neither."""
+    try:
+        return tuple([t if t is None else (t.shape, t.dtype, t.device, t.layout, t.is_contiguous()) for t in tensors])
+    except Exception:  # some sparse tensors cannot say whether they are contiguous
+        for name, tensor in zip(NAMES, tensors):
+            if not isinstance(tensor, Tensor) and (tensor is not None or name not in MAY_BE_NONE):
+                or_none = " or None" if name in MAY_BE_NONE else ""
+                raise TypeError(f"{name} must be a torch.Tensor{or_none}, got {type(tensor).__name__}") from None
+            if tensor is not None and tensor.layout != torch.strided:
+                raise TypeError(f"{name} must be a dense tensor, got a {tensor.layout} one") from None
+        raise
 
 
+@dataclasses.dataclass(eq=False)
 class _Call:
     """What the arguments pose, but for the numbers in them; and how it is run, once that is asked for."""
 
-    def __init__(
-        self, problem: Problem, vectors: torch.dtype, bias_differs: bool, device: torch.device, precision: str
-    ) -> None:
-        self.problem, self.vectors, self.bias_differs = problem, vectors, bias_differs
-        self.device, self.precision = device, precision
-        self.options = {name: getattr(problem, name) for name in ("stride", "padding", "dilation", "groups")}
+    problem: Problem
+    vectors: torch.dtype
+    bias_differs: bool  # has a dtype that is not the other vectors'
+    contiguous: bool  # are all tensors
+    device: torch.device
+    precision: str
+
+    @cached_property
+    def options(self) -> dict:
+        return {name: getattr(self.problem, name) for name in ("stride", "padding", "dilation", "groups")}
 
     @cached_property
     def runner(self) -> _Runner:
@@ -221,15 +249,13 @@ class _Call:
 @lru_cache(maxsize=1024)
 def _call(described: tuple, stride: object, padding: object, dilation: object, groups: object, precision: str) -> _Call:
     """The call that the arguments pose, or the error that they deserve; remembered, so that it costs little."""
-    shapes, dtypes = {}, {}
+    shapes, dtypes, contiguous = {}, {}, {}
     for name, argument in zip(NAMES, described):
-        if argument is type(None) and name in MAY_BE_NONE:
+        if argument is None and name in MAY_BE_NONE:
             continue
-        if not isinstance(argument, tuple):
-            raise TypeError(
-                f"{name} must be a torch.Tensor{' or None' if name in MAY_BE_NONE else ''}, got {argument.__name__}"
-            )
-        shapes[name], dtypes[name], device, layout = argument
+        if argument is None:
+            raise TypeError(f"{name} must be a torch.Tensor, got NoneType")
+        shapes[name], dtypes[name], device, layout, contiguous[name] = argument
         if layout != torch.strided:
             raise TypeError(f"{name} must be a dense tensor, got a {layout} one")
         if dtypes[name] not in ELEMENTS:
@@ -265,7 +291,8 @@ def _call(described: tuple, stride: object, padding: object, dilation: object, g
                 f"{name} must be [out_channels] = ({problem.out_channels},), got shape {tuple(shapes[name])}"
             )
     check_precision(precision, problem.dtype)
-    return _Call(problem, vectors, dtypes.get("bias", vectors) != vectors, described[0][2], precision)
+    bias_differs = dtypes.get("bias", vectors) != vectors
+    return _Call(problem, vectors, bias_differs, all(contiguous.values()), described[0][2], precision)
 
 
 def _dtype_of_vectors(dtypes: dict[str, torch.dtype]) -> torch.dtype:

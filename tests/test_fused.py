@@ -380,6 +380,7 @@ X, W, V = torch.zeros(2, 6, 9, 11), torch.zeros(8, 3, 3, 3), torch.ones(8)
         ({"x": X.to_sparse()}, TypeError, "x must be a dense tensor, got a torch.sparse_coo one"),
         ({"weight": W.to_sparse()}, TypeError, "weight must be a dense tensor, got a torch.sparse_coo one"),
         ({"beta": V.to_sparse()}, TypeError, "beta must be a dense tensor, got a torch.sparse_coo one"),
+        ({"x": X[0].to_sparse_csr()}, TypeError, "x must be a dense tensor, got a torch.sparse_csr one"),
         ({"weight": W[:0]}, ValueError, r"weight must have no size of 0, got shape \(0, 3, 3, 3\)"),
         ({"scaling_factor": 10**400}, ValueError, "scaling_factor must fit into a float, got a number above 1e308"),
         ({"eps": 10**400}, ValueError, "eps must fit into a float, got a number above 1e308"),
