@@ -205,7 +205,7 @@ def _needs_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
 
 
 def _described(tensors: tuple[object, ...]) -> tuple[tuple | None, ...]:
-    """(shape, dtype, device, layout, whether contiguous) of each tensor, None for None; TypeError for what is neither."""
+    """(shape, dtype, device, layout, whether contiguous) of each tensor, None of None; a TypeError for all else."""
     try:
         return tuple([t if t is None else (t.shape, t.dtype, t.device, t.layout, t.is_contiguous()) for t in tensors])
     except Exception:  # some sparse tensors cannot say whether they are contiguous

@@ -46,6 +46,17 @@ def case_of(problem, device, seed=0, vectors=None, channels_last=False):
     return compare("", problem, inputs, fused_conv_bn_scale(*inputs, **options(problem)))
 
 
+@pytest.fixture(params=["planned", "general"])
+def kernel(request, monkeypatch):
+    """The kernel that the plan chooses, and the general one, which it chooses for a card without newer tensor cores."""
+    if request.param == "general":
+        monkeypatch.setattr(fused, "_card", lambda device: ("sm_75", 40))
+    fused._call.cache_clear()
+    yield
+    fused._call.cache_clear()
+
+
+@pytest.mark.usefixtures("kernel")
 class TestKernel:
     @compiling
     @given(problems())
@@ -94,7 +105,7 @@ class TestKernel:
         whole = fused_conv_bn_scale(*inputs, **options(PROBLEM))
         single = fused_conv_bn_scale(*inputs._replace(x=inputs.x[1:]), **options(PROBLEM))
         assert torch.equal(whole[1:], single)
-        one, many = (plan(Problem(batch, 6, 8, 9, 11, 3)) for batch in (1, 100))
+        one, many = (planning.folded_plan(Problem(batch, 6, 8, 9, 11, 3)) for batch in (1, 100))
         assert one.macros == many.macros and many.grid[0] == 100 * one.grid[0]
 
     def test_non_contiguous_inputs(self, device):
@@ -417,7 +428,7 @@ def test_what_equals_a_remembered_integer_is_refused_all_the_same(device, name, 
 
 
 def test_the_plan_says_how():
-    chosen = plan(PROBLEM)
+    chosen = plan(PROBLEM, "sm_75", 40)
     assert (chosen.kernel, chosen.block, chosen.grid) == ("folded", (256, 1, 1), (2 * 8 * 1, 1, 1))
     assert dict(chosen.macros)["PAD_TOP"] == 1 and dict(chosen.macros)["OUT_WIDTH"] == 6
     with pytest.raises(ValueError, match=r"must be below 2\*\*31"):
