@@ -23,7 +23,7 @@ template <class T> struct List {
 };
 
 struct Ways {
-    static const uint32_t BEGIN = 0, NONE = ~0u;
+    static constexpr uint32_t BEGIN = 0, NONE = ~0u;
     enum State { UNSEEN, ON_PATH, DONE };
     struct Node {                  // a piece of code
         uint64_t pc;
