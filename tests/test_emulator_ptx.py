@@ -301,3 +301,42 @@ def test_sixteen_bit_numbers():
     assert np.array_equal(b, bfloat.view(torch.int16).numpy().view(np.uint16))
     expected = (half.double() * 3).half().float() + bfloat.float()
     assert np.array_equal(back, expected.numpy(), equal_nan=True)
+
+
+DIRECTED = r"""
+#include <cuda_fp16.h>
+#include <cuda_bf16.h>
+extern "C" __global__ void directed(const float* x, __half* h, __nv_bfloat16* b, int* whole, int n)
+{
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    h[3 * i] = __float2half_rz(x[i]), h[3 * i + 1] = __float2half_rd(x[i]), h[3 * i + 2] = __float2half_ru(x[i]);
+    b[3 * i] = __float2bfloat16_rz(x[i]);
+    b[3 * i + 1] = __float2bfloat16_rd(x[i]), b[3 * i + 2] = __float2bfloat16_ru(x[i]);
+    const __half near = __float2half(x[i]);
+    whole[4 * i] = __half2int_rn(near), whole[4 * i + 1] = __half2int_rz(near);
+    whole[4 * i + 2] = __half2int_rd(near), whole[4 * i + 3] = __half2int_ru(near);
+}
+"""
+
+
+def test_sixteen_bit_conversions_in_a_direction():
+    bits = np.random.default_rng(4).integers(0, 1 << 32, 20000, dtype=np.uint64).astype(np.uint32)
+    x = bits.view(np.float32)
+    chosen = np.float32([0, 1, 2.5, -3.5, 65504, 65520, -7e4, 1e-8, -1e-8, np.inf, -np.inf])
+    x = np.concatenate([x[np.isfinite(x)], chosen])
+    h, b, whole = np.empty((x.size, 3), np.float16), np.empty((x.size, 3), np.uint16), np.empty((x.size, 4), np.int32)
+    module = emulator.SourceModule(DIRECTED, no_extern_c=True)
+    module.get_function("directed")(driver.In(x), driver.Out(h), driver.Out(b), driver.Out(whole), np.int32(x.size),
+                                    block=(256, 1, 1), grid=((x.size + 255) // 256, 1))
+    with np.errstate(over="ignore"):
+        near = x.astype(np.float16)
+        down = np.where(near > x, np.nextafter(near, np.float16(-np.inf)), near)
+        up = np.where(near < x, np.nextafter(near, np.float16(np.inf)), near)
+    assert np.array_equal(h, np.stack([np.where(x > 0, down, up), down, up], 1))
+    truncated = x.view(np.uint32) & 0xFFFF0000  # a bfloat16 is a float32's first half
+    away = np.where((x == truncated.view(np.float32)), truncated, truncated + 0x10000)
+    expected = np.stack([truncated, np.where(x > 0, truncated, away), np.where(x > 0, away, truncated)], 1)
+    assert np.array_equal(b, (expected >> 16).astype(np.uint16))
+    clipped = np.clip(near.astype(np.float64), -(2**31), 2**31 - 1)
+    assert np.array_equal(whole, np.stack([f(clipped) for f in (np.rint, np.trunc, np.floor, np.ceil)], 1))

@@ -5,13 +5,10 @@
 
 using __nv_bfloat16 = SmallFloat<8, 7>;
 using __nv_bfloat162 = SmallFloat2<8, 7>;
+using nv_bfloat16 = __nv_bfloat16;
+using nv_bfloat162 = __nv_bfloat162;
 
-static inline __nv_bfloat16 __float2bfloat16(float value) { return value; }
-static inline __nv_bfloat16 __float2bfloat16_rn(float value) { return value; }
-static inline __nv_bfloat16 __double2bfloat16(double value) { return value; }
-static inline float __bfloat162float(__nv_bfloat16 value) { return value; }
-static inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short bits) { return __nv_bfloat16::from_bits(bits); }
-static inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 value) { return value.bits; }
+SMALL_CONVERSIONS(__nv_bfloat16, bfloat16)
 static inline __nv_bfloat162 make_bfloat162(__nv_bfloat16 x, __nv_bfloat16 y) { return __nv_bfloat162(x, y); }
 static inline __nv_bfloat162 __halves2bfloat162(__nv_bfloat16 x, __nv_bfloat16 y) { return __nv_bfloat162(x, y); }
 static inline __nv_bfloat162 __bfloat162bfloat162(__nv_bfloat16 value) { return __nv_bfloat162(value, value); }
@@ -23,3 +20,8 @@ static inline __nv_bfloat16 __low2bfloat16(__nv_bfloat162 value) { return value.
 static inline __nv_bfloat16 __high2bfloat16(__nv_bfloat162 value) { return value.y; }
 static inline float __low2float(__nv_bfloat162 value) { return value.x; }
 static inline float __high2float(__nv_bfloat162 value) { return value.y; }
+static inline __nv_bfloat162 __low2bfloat162(__nv_bfloat162 value) { return __nv_bfloat162(value.x, value.x); }
+static inline __nv_bfloat162 __high2bfloat162(__nv_bfloat162 value) { return __nv_bfloat162(value.y, value.y); }
+static inline __nv_bfloat162 __lows2bfloat162(__nv_bfloat162 a, __nv_bfloat162 b) { return __nv_bfloat162(a.x, b.x); }
+static inline __nv_bfloat162 __highs2bfloat162(__nv_bfloat162 a, __nv_bfloat162 b) { return __nv_bfloat162(a.y, b.y); }
+static inline __nv_bfloat162 __lowhigh2highlow(__nv_bfloat162 value) { return __nv_bfloat162(value.y, value.x); }

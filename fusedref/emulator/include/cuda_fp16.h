@@ -8,13 +8,7 @@ using __half2 = SmallFloat2<5, 10>;
 using half = __half;
 using half2 = __half2;
 
-static inline __half __float2half(float value) { return value; }
-static inline __half __float2half_rn(float value) { return value; }
-static inline __half __double2half(double value) { return value; }
-static inline __half __int2half_rn(int value) { return value; }
-static inline float __half2float(__half value) { return value; }
-static inline __half __ushort_as_half(unsigned short bits) { return __half::from_bits(bits); }
-static inline unsigned short __half_as_ushort(__half value) { return value.bits; }
+SMALL_CONVERSIONS(__half, half)
 static inline __half2 make_half2(__half x, __half y) { return __half2(x, y); }
 static inline __half2 __halves2half2(__half x, __half y) { return __half2(x, y); }
 static inline __half2 __half2half2(__half value) { return __half2(value, value); }
@@ -26,3 +20,8 @@ static inline __half __low2half(__half2 value) { return value.x; }
 static inline __half __high2half(__half2 value) { return value.y; }
 static inline float __low2float(__half2 value) { return value.x; }
 static inline float __high2float(__half2 value) { return value.y; }
+static inline __half2 __low2half2(__half2 value) { return __half2(value.x, value.x); }
+static inline __half2 __high2half2(__half2 value) { return __half2(value.y, value.y); }
+static inline __half2 __lows2half2(__half2 a, __half2 b) { return __half2(a.x, b.x); }
+static inline __half2 __highs2half2(__half2 a, __half2 b) { return __half2(a.y, b.y); }
+static inline __half2 __lowhigh2highlow(__half2 value) { return __half2(value.y, value.x); }
