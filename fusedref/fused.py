@@ -152,6 +152,12 @@ class _Runner:
         return y
 
 
+def prepare(problem: Problem, device: torch.device, precision: str = "fp32", channels_last: bool = False) -> None:
+    """Compiles what a call at ``problem`` on ``device`` runs. Several threads may do so at a time."""
+    chosen = plan(problem, *_card(device), precision, channels_last, problem.dtype)
+    _function(chosen.kernel, chosen.macros, chosen.shared, device)
+
+
 @lru_cache(maxsize=1024)
 def _function(kernel: str, macros: tuple[tuple[str, int], ...], shared: int, device: torch.device):
     options = tuple(f"-D{name}={value}" for name, value in macros)

@@ -65,16 +65,17 @@ class FusedConvBnScale(ConvBnScale):
     def forward(self, x: Tensor) -> Tensor:
         """y of x: one fused kernel in evaluation mode where it serves, torch's own operators otherwise."""
         conv, bn = self.conv, self.bn
+        mean = bn.running_mean
         if (
             bn.training
-            or bn.running_mean is None
+            or mean is None
             or conv.padding_mode != "zeros"
             or not (_plain(conv, nn.Conv2d) and _plain(bn, nn.BatchNorm2d))
             or (isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type))
         ):
             return super().forward(x)
         return fused_conv_bn_scale(
-            x, conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight, bn.bias, self.scaling_factor, bn.eps,
+            x, conv.weight, conv.bias, mean, bn.running_var, bn.weight, bn.bias, self.scaling_factor, bn.eps,
             stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups,
             precision=self.precision if isinstance(x, Tensor) and x.dtype == torch.float32 else "fp32",
         )  # fmt: skip

@@ -74,11 +74,11 @@ def refusal(rung: Rung, device: torch.device) -> str | None:
 def measure() -> list[bench.Row]:
     """Times the floor, the peers and every rung that fits, at problem 73 on the current GPU, in one run."""
     rungs = [
-        bench.Peer(rung.title, rung.precision, "NCHW", lambda inputs, rung=rung: lambda: rung.candidate(*inputs))
+        bench.Peer(rung.title, rung.precision, "NCHW", lambda inputs, _, rung=rung: lambda: rung.candidate(*inputs))
         for rung in LADDER
         if rung.fits(KERNELBENCH_73)
     ]
-    return bench.run(KERNELBENCH_73, PEERS + rungs)
+    return bench.run([(KERNELBENCH_73, PEERS + rungs)])
 
 
 def ladder_rows(rows: list[bench.Row]) -> list[bench.Row]:

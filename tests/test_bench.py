@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 
 import pytest
 import torch
@@ -71,7 +72,67 @@ def test_relative_l2_sees_one_wrong_image():
 def test_what_is_timed_computes_the_operator():
     inputs = draw(SMALL, seed=0)
     for prepare in (bench.eager, bench.folded, bench.ours):
-        assert bench.relative_l2(prepare(inputs)(), inputs, SMALL) < 5e-7
+        assert bench.relative_l2(prepare(inputs, {})(), inputs, SMALL) < 5e-7
+
+
+@pytest.mark.parametrize("problem", bench.OTHERS, ids=bench.describe)
+def test_peers_get_the_problem_s_options(problem):
+    problem = dataclasses.replace(problem, batch=1, in_channels=problem.groups * 2, out_channels=problem.groups * 2)
+    inputs, options = draw(problem, seed=0), bench.options_of(problem)
+    for prepare in (bench.eager, bench.folded):
+        assert bench.relative_l2(prepare(inputs, options)(), inputs, problem) < 5e-7
+
+
+def test_the_other_problems_and_the_family():
+    assert len({bench.describe(problem) for problem in bench.OTHERS}) == 12
+    outside = [bench.describe(problem) for problem in bench.OTHERS if not bench.in_family(problem)]
+    assert outside == [
+        "32, 256->256, 14x14, 3x3, padding 1",
+        "32, 128->128, 56x56, 3x3, stride 2, padding 1",
+        "32, 64->64, 56x56, 3x3, padding 1, groups 4",
+        "32, 128->128, 56x56, 3x3, padding 1, groups 128",
+    ]
+    assert bench.in_family(KERNELBENCH_73) and not bench.in_family(Problem(1, 8, 8, 20, 20, 8))
+
+
+def test_every_precision_has_its_peers_and_ours():
+    for precision in ("fp32", "tf32", "fp16", "bf16"):
+        names = [(peer.name, peer.layout) for peer in bench.PEERS + bench.OURS if peer.precision == precision]
+        assert names == [
+            ("eager PyTorch", "NCHW"),
+            ("torch.compile", "NCHW"),
+            ("torch.compile max-autotune", "NCHW"),
+            ("folded cuDNN", "NCHW"),
+            ("folded cuDNN", "channels_last"),
+            ("fusedref", "NCHW"),
+            ("fusedref", "channels_last"),
+        ]
+    assert not any("max-autotune" in peer.name for peer in bench.PEERS_OF_OTHERS)
+
+
+def test_the_geometric_mean_is_against_the_best_peer_of_each_problem():
+    rows = [
+        row(bench.FLOOR, us=1.0),
+        row("eager PyTorch", us=90.0),
+        row("folded cuDNN", us=40.0),
+        row("folded cuDNN", us=5.0, precision="tf32"),
+        row("fusedref", us=10.0),
+        row("fusedref", us=99.0, layout="channels_last"),
+        row("folded cuDNN", us=3.0, problem="elsewhere"),
+        row("fusedref", us=3.0, problem="elsewhere"),
+    ]
+    assert bench.best(rows[:6], "fp32", ours=False).name == "folded cuDNN"
+    assert bench.times_as_fast(rows) == pytest.approx(2.0)  # of 4 and 1
+
+
+def test_the_table_of_other_problems():
+    rows = [
+        row(name, us=us, precision=precision)
+        for precision in ("fp32", "tf32", "fp16")
+        for name, us in (("folded cuDNN", 20.0), ("fusedref", 8.0))
+    ]
+    cells = [next(iter(column.cells)) for column in bench.table_of_others(rows, "Test Card").columns]
+    assert cells == ["somewhere", "5.0", "20.0", "8.0", "2.50", "20.0, 8.0", "20.0, 8.0"]
 
 
 def test_the_picture_has_a_bar_for_every_row_but_the_floor():
@@ -90,11 +151,40 @@ def test_cudnn_uses_tf32_only_where_asked():
 
 
 @pytest.mark.gpu
+def test_a_late_host_does_not_count():
+    """Two launches, between which the host rests longer than the device works."""
+    x = torch.zeros(8, device="cuda")
+
+    def slow():
+        x.add_(1)
+        time.sleep(5e-4)
+        x.add_(1)
+
+    assert bench.statistics.median(bench.samples(slow)) < 100
+    begin = time.perf_counter()
+    times = bench.host_samples(slow, repeats=2, calls=3)
+    assert len(times) == 2 and min(times) > 500 and time.perf_counter() - begin < 60
+
+
+@pytest.mark.gpu
+def test_what_the_host_spends_has_rows_of_its_own():
+    rows = bench.host_rows()
+    assert [found.name for found in rows] == [
+        f"host: {name}"
+        for name in (
+            bench.FLOOR, "eager PyTorch", "eager PyTorch, module", "folded cuDNN", "fusedref", "fusedref, module",
+        )
+    ]  # fmt: skip
+    assert all(found.us > 0 and found.floor_us == rows[0].us for found in rows)
+
+
+@pytest.mark.gpu
 def test_every_peer_runs_and_its_error_is_that_of_its_precision():
     peers = [peer for peer in bench.PEERS + bench.OURS if "max-autotune" not in peer.name]
-    rows = bench.run(SMALL, peers)
+    bench.compile_ours([SMALL])
+    rows = bench.run([(SMALL, peers)])
     assert [row.name for row in rows if row.name != bench.FLOOR] == [peer.name for peer in peers]
-    limits = {"fp32": 5e-7, "tf32": 2e-3, "fp16": 5e-3}
+    limits = {"fp32": 5e-7, "tf32": 2e-3, "fp16": 5e-3, "bf16": 4e-2}
     for found in rows:
         assert found.us > 0 and found.floor_us > 0
         assert found.name == bench.FLOOR or found.relative_l2 < limits[found.precision]

@@ -64,11 +64,11 @@ def source_module(source: str | Path, options: tuple[str, ...] = (), device: tor
     index = torch.cuda.current_device() if device is None or device.index is None else device.index
     arch = architecture(index)
     key = _digest(text, options, arch, include_dirs), index
+    image = None if key in _modules else cubin(text, options, arch, include_dirs)  # nvcc may work for several threads
     with _modules_lock:
         if key not in _modules:
             import pycuda.driver as drv
 
-            image = cubin(text, options, arch, include_dirs)
             with pushed(index):
                 _modules[key] = kept(drv.module_from_buffer(image))
         return _modules[key]
