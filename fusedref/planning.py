@@ -336,8 +336,9 @@ def _gemm_shared(problem: Problem, how: How, tile: GemmTile) -> int:
     pitch = next((p for p in range(least, least + 8) if (problem.strides[0] * p - tile.columns) % 8 == 0), least)
     filters = 16 * tile.slots * entries * count * tile.channels
     staged = 16 * count * math.ceil(tile.chunk / 8) * rows * pitch
-    runs = 4 * tile.down * tile.across * 8 * (tile.warp_channels + 4 if how.channels_last else 40)
-    rest = 12 * tile.channels + 4 * (tile.slots * tile.channels + 1) + 8 * (tile.channels + 1) + 4 * entries
+    warps = tile.down * tile.across
+    runs = 4 * warps * 8 * (tile.warp_channels + 4 if how.channels_last else 40)
+    rest = 12 * tile.channels + 4 * (tile.slots * tile.channels + 1) + 8 * (tile.channels + warps) + 4 * entries
     raw = tile.channels * odd_words(tile.chunk * math.prod(problem.kernel)) + tile.chunk * odd_words(rows * columns)
     return 16 * math.ceil((filters + staged + runs + rest + size * raw) / 16)
 

@@ -251,7 +251,7 @@ def run_source(text, problem, inputs, **wanted):
     return y
 
 
-PUT = "put(run[c][lane], first + m * 16 + half * 8 + c, row, column);"
+PUT = "put(run[c][lane], channel + c, row, column);"
 X_UNIT = 'shared.x_unit = range.splits() ? power_of_two(-range.shift()) : nanf("");'
 PLANTED = {
     "the cross terms are left out": ("PIECES == 2 ? 1 / LO_SCALE", "PIECES == 2 ? 0.0f"),
@@ -259,10 +259,9 @@ PLANTED = {
     "rows are overwritten while they are read": ("__syncthreads();  // the chunk is here", "//"),
     "rows are read before they are written":
         ("prepare(shared, fresh, slot);\n            __syncthreads();", "prepare(shared, fresh, slot);"),
-    "a range is used before it is whole":
-        ("measure(shared, fresh);\n                __syncthreads();", "measure(shared, fresh);"),
     "a run is overwritten while it is stored": (PUT + "\n            __syncwarp();", PUT),
     "what does not split is split all the same": (X_UNIT, "shared.x_unit = power_of_two(-range.shift());"),
+    "a sum that is not finite stays": ("const bool plain = SCALED &&", "const bool plain = false &&"),
     "the last channels are no channels": ("(GROUP_IN % CHUNK == 0 || first + channel + c < GROUP_IN)", "true"),
     "the weights of the second chunk never come": ("(!begun && next > 0)", "false"),
 }  # fmt: skip

@@ -90,7 +90,7 @@ struct Shared {
     float runs[WARPS][8][RUN_PITCH];
     float a[CHANNELS], shift[CHANNELS], b[CHANNELS];
     float weight_unit[SLOTS][CHANNELS], x_unit;  // what undoes the scales; NaN where two pieces do not hold the numbers
-    Range weight_range[CHANNELS], x_range;
+    Range weight_range[CHANNELS], x_range[WARPS];
     int places[ENTRIES];  // entry_bytes of each
     Raw raw_weight[CHANNELS][WEIGHT_PITCH], raw_x[CHUNK][RAW_PITCH];
 };
@@ -123,7 +123,7 @@ __device__ __forceinline__ const Element* image_of(const Input& in, const Tile& 
     return in.x + (long long)tile.image * IN_CHANNELS * IN_PLANE;
 }
 
-// ---- bring ------------------------------------------------------------------------------------------------------------
+// ---- bring and measure ------------------------------------------------------------------------------------------------
 
 // Copies an element, or zero where it is not valid. Only what has 4 bytes can be copied without waiting.
 __device__ __forceinline__ void bring(Raw* to, const Element* from, bool valid)
@@ -135,16 +135,18 @@ __device__ __forceinline__ void bring(Raw* to, const Element* from, bool valid)
 #endif
 }
 
+// Who brings what of x: a thread takes a pixel of a slice at a time; with channels last the threads follow the channels.
+constexpr int EACH = CHANNELS_LAST ? 1 : SLICE, ITEMS = IN_PIXELS * (CHUNK / EACH);
+__device__ __forceinline__ int pixel_of(int item) { return CHANNELS_LAST ? item / CHUNK : item % IN_PIXELS; }
+__device__ __forceinline__ int channel_of(int item) { return CHANNELS_LAST ? item % CHUNK : item / IN_PIXELS * SLICE; }
+
 __device__ __forceinline__ void bring_x(Shared& shared, const Input& in, const Tile& tile, int chunk)
 {
     const Element* image = image_of(in, tile);
     const int first = chunk * CHUNK;
-    // A thread takes a pixel of a slice; with channels last the threads follow the channels.
-    constexpr int EACH = CHANNELS_LAST ? 1 : SLICE;
     #pragma unroll 1
-    for (int i = threadIdx.x; i < IN_PIXELS * (CHUNK / EACH); i += THREADS) {
-        const int pixel = CHANNELS_LAST ? i / CHUNK : i % IN_PIXELS;
-        const int channel = CHANNELS_LAST ? i % CHUNK : i / IN_PIXELS * SLICE;
+    for (int i = threadIdx.x; i < ITEMS; i += THREADS) {
+        const int pixel = pixel_of(i), channel = channel_of(i);
         const int row = tile.row * STRIDE_H - PAD_TOP + pixel / IN_COLUMNS;
         const int column = tile.column * STRIDE_W - PAD_LEFT + pixel % IN_COLUMNS;
         const bool inside = (unsigned)row < HEIGHT && (unsigned)column < WIDTH;
@@ -157,49 +159,49 @@ __device__ __forceinline__ void bring_x(Shared& shared, const Input& in, const T
     }
 }
 
+// The weights: a warp takes a channel at a time.
 __device__ __forceinline__ void bring_weights(Shared& shared, const Input& in, int chunk)
 {
-    constexpr int ALL = GROUP_IN * TAPS, EACH = CHUNK * TAPS;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    constexpr int ALL = GROUP_IN * TAPS;
+    const int lane = threadIdx.x % 32;
     #pragma unroll 1
-    for (int channel = warp; channel < CHANNELS; channel += WARPS) {
+    for (int channel = threadIdx.x / 32; channel < CHANNELS; channel += WARPS) {
         const bool real = in.first_channel + channel < GROUP_OUT;
         const Element* filter = in.weight + ((long long)in.group * GROUP_OUT + in.first_channel + channel) * ALL;
         #pragma unroll 4
-        for (int i = lane; i < EACH; i += 32) {
-            const bool valid = real && (GROUP_IN % CHUNK == 0 || chunk * EACH + i < ALL);
-            bring(&shared.raw_weight[channel][i], valid ? filter + chunk * EACH + i : in.weight, valid);
+        for (int i = lane; i < CHUNK * TAPS; i += 32) {
+            const bool valid = real && (GROUP_IN % CHUNK == 0 || chunk * CHUNK * TAPS + i < ALL);
+            bring(&shared.raw_weight[channel][i], valid ? filter + chunk * CHUNK * TAPS + i : in.weight, valid);
         }
     }
 }
 
-// ---- measure and prepare ----------------------------------------------------------------------------------------------
-
+// Each thread looks at what it has brought itself, so nobody has to wait for the others.
 __device__ __forceinline__ void measure(Shared& shared, bool fresh)
 {
 #if ELEMENT == 0
+    const int lane = threadIdx.x % 32;
     Range range;
     #pragma unroll 1
-    for (int i = threadIdx.x; i < SLICES * IN_PIXELS; i += THREADS) {
+    for (int i = threadIdx.x; i < ITEMS; i += THREADS) {
         #pragma unroll
-        for (int c = 0; c < SLICE; c++) range.add(shared.raw_x[i / IN_PIXELS * 8 + c][i % IN_PIXELS]);
+        for (int c = 0; c < EACH; c++) range.add(shared.raw_x[channel_of(i) + c][pixel_of(i)]);
     }
-    range.largest = __reduce_max_sync(~0u, range.largest);
-    range.smallest = __reduce_min_sync(~0u, range.smallest);
-    if (threadIdx.x % 32 == 0) {
-        atomicMax(&shared.x_range.largest, range.largest);
-        atomicMin(&shared.x_range.smallest, range.smallest);
-    }
+    range = range.of_warp();
+    if (lane == 0) shared.x_range[threadIdx.x / 32] = range;
     if (!fresh) return;
-    const int channel = threadIdx.x % CHANNELS;
-    range = Range();
-    #pragma unroll 8
-    for (int i = threadIdx.x / CHANNELS; i < CHUNK * TAPS; i += THREADS / CHANNELS)
-        range.add(shared.raw_weight[channel][i]);
-    atomicMax(&shared.weight_range[channel].largest, range.largest);
-    atomicMin(&shared.weight_range[channel].smallest, range.smallest);
+    #pragma unroll 2
+    for (int channel = threadIdx.x / 32; channel < CHANNELS; channel += WARPS) {
+        range = Range();
+        #pragma unroll 4
+        for (int i = lane; i < CHUNK * TAPS; i += 32) range.add(shared.raw_weight[channel][i]);
+        range = range.of_warp();
+        if (lane == 0) shared.weight_range[channel] = range;
+    }
 #endif
 }
+
+// ---- prepare ----------------------------------------------------------------------------------------------------------
 
 // Eight numbers become a row of each piece.
 __device__ __forceinline__ void put_row(uint4* hi, uint4* lo, const Raw (&v)[8], float scale)
@@ -224,7 +226,8 @@ __device__ __forceinline__ void prepare(Shared& shared, bool fresh, int slot)
 {
     float scale = 1.0f;
     if (SCALED) {
-        const Range range = shared.x_range;
+        const int lane = threadIdx.x % 32;
+        const Range range = (lane < WARPS ? shared.x_range[lane] : Range()).of_warp();
         scale = power_of_two(range.shift());
         if (threadIdx.x == 0) shared.x_unit = range.splits() ? power_of_two(-range.shift()) : nanf("");
     }
@@ -387,10 +390,22 @@ __device__ __forceinline__ void store(Shared& shared, const Input& in, Element* 
     int row = tile.row + pixel / TILE_COLUMNS, column = tile.column + pixel % TILE_COLUMNS;
     if (pixel >= TILE_ROWS * TILE_COLUMNS || column >= OUT_WIDTH) row = OUT_HEIGHT;  // no output
 
-    // Finishes and stores an output of the lane.
+    float spoilt = 0.0f;  // becomes NaN with any sum that is not finite
+    #pragma unroll
+    for (int m = 0; m < M; m++)
+        #pragma unroll
+        for (int n = 0; n < N; n++)
+            #pragma unroll
+            for (int i = 0; i < 4; i++) spoilt = fmaf(sum[m][n][i], 0.0f, spoilt);
+    const bool plain = SCALED && __any_sync(~0u, spoilt != 0.0f);
+
+    // Computes an output again, where it has to be; finishes and stores it.
+    const auto repair = [&](float& value, int channel, int row, int column) {
+        if (row < OUT_HEIGHT && in.first_channel + channel < GROUP_OUT && !isfinite(value))
+            value = plain_sum(in, tile, channel, row, column);
+    };
     const auto put = [&](float value, int channel, int row, int column) {
         if (row >= OUT_HEIGHT || in.first_channel + channel >= GROUP_OUT) return;
-        if (SCALED && !isfinite(value)) value = plain_sum(in, tile, channel, row, column);
         const int out_channel = in.group * GROUP_OUT + in.first_channel + channel;
         const int place = row * OUT_WIDTH + column;
         y[CHANNELS_LAST ? place * OUT_CHANNELS + out_channel : out_channel * OUT_PLANE + place] =
@@ -404,12 +419,14 @@ __device__ __forceinline__ void store(Shared& shared, const Input& in, Element* 
             #pragma unroll
             for (int i = 0; i < 4; i++) run[member * 2 + i % 2][m * 16 + i / 2 * 8 + group] = sum[m][n][i];
         __syncwarp();
-        #pragma unroll 1
-        for (int i = lane; i < 8 * WARP_CHANNELS; i += 32) {
+        const auto each = [&](const auto& what, int i) {
             const int p = i / WARP_CHANNELS, c = i % WARP_CHANNELS;
-            const int its_row = __shfl_sync(~0u, row, n * 8 + p), its_column = __shfl_sync(~0u, column, n * 8 + p);
-            put(run[p][c], first + c, its_row, its_column);
-        }
+            what(run[p][c], first + c, __shfl_sync(~0u, row, n * 8 + p), __shfl_sync(~0u, column, n * 8 + p));
+        };
+        #pragma unroll 1
+        for (int i = lane; plain && i < 8 * WARP_CHANNELS; i += 32) each(repair, i);
+        #pragma unroll
+        for (int i = lane; i < 8 * WARP_CHANNELS; i += 32) each(put, i);
         __syncwarp();
     }
 #else
@@ -423,8 +440,11 @@ __device__ __forceinline__ void store(Shared& shared, const Input& in, Element* 
                 *reinterpret_cast<float2*>(&run[group][n * 8 + member * 2]) = two;
             }
             __syncwarp();
+            const int channel = first + m * 16 + half * 8;
             #pragma unroll 1
-            for (int c = 0; c < 8; c++) put(run[c][lane], first + m * 16 + half * 8 + c, row, column);
+            for (int c = 0; plain && c < 8; c++) repair(run[c][lane], channel + c, row, column);
+            #pragma unroll 4
+            for (int c = 0; c < 8; c++) put(run[c][lane], channel + c, row, column);
             __syncwarp();
         }
 #endif
@@ -456,9 +476,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) implicit_gemm(
     ptx::cp_async_commit();
 
     for (int e = thread; e < ENTRIES; e += THREADS) shared.places[e] = entry_bytes(e);
-    if (thread == 0) shared.x_range = Range();
     if (thread < CHANNELS) {
-        shared.weight_range[thread] = Range();
         const int channel = in.group * GROUP_OUT + min(in.first_channel + thread, GROUP_OUT - 1);
         shared.a[thread] = scaling_factor * (gamma ? float(gamma[channel]) : 1.0f) / sqrtf(float(running_var[channel]) + eps);
         shared.shift[thread] = (bias ? float(bias[channel]) : 0.0f) - float(running_mean[channel]);
@@ -476,11 +494,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) implicit_gemm(
             const bool fresh = SLOTS < CHUNKS || !begun;  // these weights are not in their slot yet
             const int slot = SLOTS < CHUNKS ? 0 : chunk;
             ptx::cp_async_wait<0>();
+            measure(shared, fresh);
             __syncthreads();  // the chunk is here, and the rows of the last are read
-            if (SCALED) {
-                measure(shared, fresh);
-                __syncthreads();
-            }
             prepare(shared, fresh, slot);
             __syncthreads();
             if (chunk + 1 < CHUNKS || tile + gridDim.y < tiles) {
@@ -488,8 +503,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) implicit_gemm(
                 bring_x(shared, in, Tile(next > 0 ? tile : tile + gridDim.y), next);
                 if (SLOTS < CHUNKS || (!begun && next > 0)) bring_weights(shared, in, next);
                 ptx::cp_async_commit();
-                if (thread == 0) shared.x_range = Range();
-                if (thread < CHANNELS) shared.weight_range[thread] = Range();
             }
             float unit[M][2];
             if (SCALED) {

@@ -27,6 +27,11 @@ struct Range {
         largest = max(largest, magnitude);
         smallest = min(smallest, magnitude - 1);
     }
+    // Of all numbers of the warp.
+    __device__ __forceinline__ Range of_warp() const
+    {
+        return {__reduce_max_sync(~0u, largest), __reduce_min_sync(~0u, smallest)};
+    }
     // Times 2^shift, all are under 2^15. Limited where 2^-shift would be subnormal; zeros stay as they are.
     __device__ __forceinline__ int shift() const { return largest == 0 ? 0 : min(14 + 127 - int(largest >> 23), 126); }
     // Whether two pieces hold each of the numbers to 23 bits: none is nonzero and 2^28 times smaller than the largest.
