@@ -139,6 +139,12 @@ __global__ void k(int* y) {
     float4 v = *(float4*)(s + @(threadIdx.x||4 * threadIdx.x)@);
     y[threadIdx.x] = v.x;
 }""", (("empty", 64),), ("misaligned", "s", 1, 5))
+pair("misaligned_constant", """
+__constant__ float c[8] = {1, 2, 3, 4, 5, 6, 7, 8};
+__global__ void k(float* y) {
+    float4 v = *(float4*)(c + @(threadIdx.x||4 * threadIdx.x)@);
+    y[threadIdx.x] = v.x + v.y + v.z + v.w;
+}""", (("empty", 2),), ("misaligned", "c", 1, 3), block=(2, 1, 1), dtype="float32")
 pair("misaligned_double", """
 __global__ void k(double* y, char* x) {
     y[threadIdx.x] = *(double*)(x + @(12||16)@);
