@@ -49,6 +49,139 @@ def test_the_corpus_covers_every_kind():
     assert len(corpus.BUGS) >= 40 and len(corpus.CORRECT) >= len(corpus.BUGS)
 
 
+IDIOMS = {  # kernels that keep step by other means than barriers: source, integers of y, threads and blocks
+    "a lock between blocks": ("""__device__ int lock;
+__global__ void k(int* y) {
+    if (threadIdx.x == 0) {
+        while (atomicCAS(&lock, 0, 1)) {}
+        __threadfence();
+        y[0] += 1;
+        __threadfence();
+        atomicExch(&lock, 0);
+    }
+}""", 1, (64, 4)),
+    "a lock for every thread": ("""__device__ int lock;
+__global__ void k(int* y) {
+    for (bool done = false; !done;)
+        if (atomicCAS(&lock, 0, 1) == 0) {
+            __threadfence();
+            y[0] += 1;
+            __threadfence();
+            atomicExch(&lock, 0);
+            done = true;
+        }
+}""", 1, (64, 4)),
+    "a lock that a volatile store opens": ("""__global__ void k(int* y) {
+    __shared__ int lock, n;
+    if (threadIdx.x == 0) lock = n = 0;
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) {
+        while (atomicCAS(&lock, 0, 1)) {}
+        __threadfence_block();
+        n += 1;
+        __threadfence_block();
+        *(volatile int*)&lock = 0;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) y[0] = n;
+}""", 1, (128, 1)),
+    "all make a fence, one counts": ("""__device__ unsigned finished[2];
+__global__ void k(int* y) {
+    __shared__ bool last;
+    int* partial = y + 64;
+    for (int round = 0; round < 2; round++) {
+        partial[(round * gridDim.x + blockIdx.x) * 64 + threadIdx.x] = 1;
+        __threadfence();
+        __syncthreads();
+        if (threadIdx.x == 0) last = atomicInc(&finished[round], gridDim.x - 1) == gridDim.x - 1;
+        __syncthreads();
+        if (last) {
+            int sum = round ? y[threadIdx.x] : 0;
+            for (int b = 0; b < gridDim.x; b++) sum += partial[(round * gridDim.x + b) * 64 + threadIdx.x];
+            if (round == 0) y[threadIdx.x] = sum;
+        }
+        __syncthreads();
+    }
+}""", 64 + 2 * 5 * 64, (64, 5)),
+    "the last block resets the counter": ("""__device__ unsigned finished;
+__global__ void k(int* y) {
+    if (threadIdx.x == 0) {
+        __threadfence();
+        if (atomicAdd(&finished, 1) == gridDim.x - 1) { finished = 0; y[0] = 1; }
+    }
+}""", 1, (64, 4)),
+    "blocks in line, by volatile flags": ("""__global__ void k(int* y) {
+    volatile int *flag = y, *value = y + 8;
+    if (threadIdx.x == 0) {
+        int sum = blockIdx.x;
+        if (blockIdx.x) {
+            while (flag[blockIdx.x - 1] == 0) {}
+            __threadfence();
+            sum += value[blockIdx.x - 1];
+        }
+        value[blockIdx.x] = sum;
+        __threadfence();
+        flag[blockIdx.x] = 1;
+    }
+}""", 16, (64, 8)),
+    "blocks in line, by atomics": ("""__global__ void k(int* y) {
+    int *flag = y, *value = y + 8;
+    if (threadIdx.x == 0) {
+        int sum = blockIdx.x;
+        if (blockIdx.x) {
+            while (atomicAdd(&flag[blockIdx.x - 1], 0) == 0) {}
+            __threadfence();
+            sum += value[blockIdx.x - 1];
+        }
+        value[blockIdx.x] = sum;
+        __threadfence();
+        atomicExch(&flag[blockIdx.x], 1);
+    }
+}""", 16, (64, 8)),
+    "a volatile flag within a block": ("""__global__ void k(int* y) {
+    __shared__ int data;
+    __shared__ volatile int flag;
+    if (threadIdx.x == 0) flag = 0;
+    __syncthreads();
+    if (threadIdx.x == 0) { data = 7; __threadfence_block(); flag = 1; }
+    if (threadIdx.x == 32) { while (flag == 0) {} __threadfence_block(); y[0] = data; }
+}""", 1, (64, 1)),
+    "bytes of one word": ("""__global__ void k(int* y) {
+    __shared__ unsigned char s[4];
+    if (threadIdx.x < 4) s[threadIdx.x] = 1;
+    __syncthreads();
+    int sum = threadIdx.x == 1 ? s[0] : 0;
+    __syncthreads();
+    if (threadIdx.x == 1) sum += s[1];
+    if (threadIdx.x == 33) s[0] = 5;
+    y[threadIdx.x] = sum;
+}""", 64, (64, 1)),
+    "one lane counts for its warp": ("""__global__ void k(int* y) {
+    unsigned active = __activemask();
+    int lane = threadIdx.x % 32, leader = __ffs(active) - 1, at = 0;
+    if (lane == leader) at = atomicAdd(y, __popc(active));
+    at = __shfl_sync(active, at, leader);
+    y[1 + at + __popc(active & ((1u << lane) - 1))] = 1;
+}""", 257, (64, 4)),
+}
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+@pytest.mark.parametrize("name", IDIOMS)
+def test_nothing_is_said_of_what_keeps_step_by_other_means(name, seed):
+    source, size, (block, grid) = IDIOMS[name]
+    with watch(seed=seed) as seen:
+        SourceModule(source).get_function("k")(gpuarray.zeros(size, int32), block=(block, 1, 1), grid=(grid, 1))
+    assert [f.message for f in seen.findings] == []
+
+
+def test_a_flag_without_fences_is_a_race():
+    source = IDIOMS["a volatile flag within a block"][0].replace("__threadfence_block();", "")
+    with watch() as seen:
+        SourceModule(source).get_function("k")(gpuarray.zeros(1, int32), block=(64, 1, 1))
+    assert {(f.kind, f.argument) for f in seen.findings} == {("race", "data"), ("race", "flag")}
+
+
 # ------------------------------------------------------------------------------------------------- counts
 
 

@@ -9,6 +9,16 @@ A module made with ``watch=True``, or ``FUSEDREF_WATCH=1`` in the environment, h
 then raised as ``driver.FindingError``, unless a ``watch()`` around the launch collects them.
 
 Watched launches run their blocks one after another, so all that is reported is the same in every run.
+
+What it does not see:
+
+- arrays in a thread's local memory, and accesses that the compiler settles before the kernel runs: a vector at a constant
+  index of a ``__constant__`` or ``__device__`` array is not checked for alignment;
+- of a word of global memory, more than two readers of a block and one of another: a race with a further one;
+- which thread of a block has taken part in an atomic: what other blocks published by it counts as known to all of them;
+- what ``cp.async`` wrote and bulk copies or wgmma read without a fence between.
+
+With clang instead of g++ an access may be reported with the line next to its own.
 """
 
 from __future__ import annotations

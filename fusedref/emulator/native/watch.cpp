@@ -54,6 +54,7 @@ struct Event { uint64_t pc, offset; uint32_t bytes, flags, step; };   // bytes 0
 struct Trace { Event* events; uint32_t count, room, at, last; };   // last: its node of `ways`
 
 static const uint32_t SITES = 1 << 14, REPORTS = 256, SYNCS = 1 << 14, THREADS = 1024, MBARRIERS = 64;
+static const uint64_t MOST_ACCOUNTS = 1 << 26;
 
 // Vector clocks: up to which time of each actor's something is in step with it. An actor is a thread of the block, or
 // an mbarrier for the bulk loads that report to it. What an actor did at time t is seen by those who know of t + 1.
@@ -61,7 +62,7 @@ struct Clock { uint32_t of[THREADS + MBARRIERS]; };
 
 struct Released {                  // what a block has published: of each of its threads, all before this time
     uint32_t block;
-    uint32_t* until;
+    uint32_t* until;               // 0: all, where too many have published to keep account
 };
 struct Sync {                      // an atomic or volatile variable, and what has been published through it
     uint64_t offset;
@@ -115,6 +116,7 @@ struct Watch {
     uint16_t mixed_thread;
     uint32_t launch;
     Sync syncs[SYNCS];
+    uint64_t accounts;             // of a thread each, in all that is released
     struct { Sync* sync; uint32_t count; } acquired[64];
     uint32_t acquired_count;
     // A write that another thread has written before: a race, unless it is the same value.
@@ -332,9 +334,12 @@ static void publish_to_blocks(Watch* watch, Worker* w, Sync* s) {
             s->room = s->room ? 2 * s->room : 16;
             s->released = (Released*)realloc(s->released, s->room * sizeof(Released));
         }
-        s->released[s->count++] = Released{block, (uint32_t*)calloc(w->thread_count, sizeof(uint32_t))};
+        watch->accounts += w->thread_count;
+        bool kept = watch->accounts < MOST_ACCOUNTS;
+        s->released[s->count++] = Released{block, kept ? (uint32_t*)calloc(w->thread_count, sizeof(uint32_t)) : 0};
     }
     uint32_t* until = s->released[s->count - 1].until;
+    if (!until) return;
     for (uint32_t t = 0; t < w->thread_count; t++) {
         uint32_t own = last_fence(watch->device_fences[t], watch->clocks[me].of[t]), heard = watch->fenced[me].of[t];
         uint32_t last = own > heard ? own : heard;
@@ -377,7 +382,7 @@ static bool ordered(Watch* watch, Worker* w, const Access& before, uint64_t offs
         if ((before.flags & ATOMIC) && (watch->acquired[a].sync->offset | 4) == (offset | 4)) return true;
         for (uint32_t i = 0; i < watch->acquired[a].count; i++) {
             Released* r = &watch->acquired[a].sync->released[i];
-            if (r->block == before.block && r->until[before.thread] > before.time) return true;
+            if (r->block == before.block && (!r->until || r->until[before.thread] > before.time)) return true;
         }
     }
     return false;
@@ -390,7 +395,10 @@ static void conflict(Watch* watch, Worker* w, const Access& before, bool before_
     if (!before.block || !(before.bytes & mask)) return;
     if ((before.flags & ATOMIC) && (flags & ATOMIC)) return;
     bool elsewhere = before.block != w->block_number + 1;
-    if (elsewhere && (before.flags & (ATOMIC | VOLATILE)) && (flags & (ATOMIC | VOLATILE))) return;
+    if ((before.flags & (ATOMIC | VOLATILE)) && (flags & (ATOMIC | VOLATILE))) {  // a flag, where the writer knows fences
+        if (elsewhere || (write && watch->has_fenced[w->current->linear])) return;
+        if (before_wrote && watch->has_fenced[before.thread]) return;
+    }
     if (ordered(watch, w, before, 4 * word)) return;
     bool copy = write && (flags & ASYNC);
     Report r = report_of(w, before.actor >= THREADS && !copy ? MISSING_WAIT : RACE, address, bytes, write, pc);
