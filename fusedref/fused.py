@@ -321,6 +321,8 @@ def _plain(name: str, value: object) -> object:
 
     What is equal to an integer but none, as 1.0 and True are, must not pass for one that is remembered.
     """
+    if type(value) is tuple and all([type(part) is int for part in value]):  # what a module has
+        return value
     value = tuple(value) if isinstance(value, list) else value
     for part in value if isinstance(value, tuple) else (value,):
         if isinstance(part, bool) or not isinstance(part, (int, str)):
