@@ -1,7 +1,8 @@
 """What a card's own counters say of every kernel of the ladder, to be compared with what the emulator counts.
 
-``python -m kernels.profile FILE`` runs each kernel once under Nsight Compute, on PROBLEM, and writes the counters to
-FILE. It needs a GPU whose counters may be read, and ``ncu`` on PATH.
+``python -m kernels.profile FILE`` runs each kernel at least RUNS times under Nsight Compute, and writes to FILE, for
+each kernel, the counters of each run, and the bank conflicts of each line of its source. It needs a GPU whose counters
+may be read, and ``ncu`` and ``nvdisasm`` on PATH.
 """
 
 from __future__ import annotations
@@ -9,21 +10,25 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
 
-from fusedref import bench, cuda, fused
+from fusedref import bench, cuda, fused, fused_conv_bn_scale
+from fusedref.emulator import build
 from fusedref.problem import Problem
 from fusedref.validator import draw
 from kernels.ladder import KERNELS, LADDER
 
 ROOT = Path(__file__).parents[1]
 PROBLEM = Problem(2, 8, 64, 34, 34, 3)
+WIDER = Problem(2, 16, 64, 34, 34, 3)  # with more input channels the finished operator runs by its other fast kernel
 METRICS = {  # the emulator's counter: Nsight Compute's
     "global_load_requests": "l1tex__t_requests_pipe_lsu_mem_global_op_ld.sum",
     "global_load_sectors": "l1tex__t_sectors_pipe_lsu_mem_global_op_ld.sum",
@@ -32,61 +37,140 @@ METRICS = {  # the emulator's counter: Nsight Compute's
     "shared_load_bank_conflicts": "l1tex__data_bank_conflicts_pipe_lsu_mem_shared_op_ld.sum",
     "shared_store_bank_conflicts": "l1tex__data_bank_conflicts_pipe_lsu_mem_shared_op_st.sum",
 }
+WAVEFRONTS = "memory_l1_wavefronts_shared", "memory_l1_wavefronts_shared_ideal"  # of each instruction
+RUNS = 3
 
 
 def kernel_names() -> set[str]:
-    """Of every kernel that a rung launches."""
+    """Of every kernel that there is."""
     sources = [*KERNELS.glob("*.cu"), *fused.KERNELS.glob("*.cu")]
     pattern = re.compile(r"__global__\s+void(?:\s+__launch_bounds__\([^;{]*?\))?\s+(\w+)\s*\(")
     return {name for source in sources for name in pattern.findall(source.read_text())}
 
 
-def run_rungs(device: torch.device) -> None:
-    """Runs every rung once."""
+def run_kernels(device: torch.device) -> None:
+    """Runs every rung once on PROBLEM, and the finished operator on WIDER."""
     inputs = draw(PROBLEM, seed=0, device=device)
     for rung in LADDER:
         if rung.fits(PROBLEM):
             rung.candidate(*inputs)
+    fused_conv_bn_scale(*draw(WIDER, seed=0, device=device))
 
 
-def read(text: str) -> dict[str, dict[str, int]]:
-    """Counters by kernel, from what ``ncu --csv`` printed; of a kernel that ran more than once, the first run's."""
-    lines = text.splitlines()
-    header = next(i for i, line in enumerate(lines) if line.startswith('"ID"'))
-    counter = {metric: name for name, metric in METRICS.items()}
-    launches, counters = {}, {}
-    for row in csv.DictReader(lines[header:]):
-        kernel = row["Kernel Name"].split("(")[0]
-        if launches.setdefault(kernel, row["ID"]) == row["ID"]:
-            counters.setdefault(kernel, {})[counter[row["Metric Name"]]] = int(row["Metric Value"].replace(",", ""))
-    return counters
+def read_counters(raw: str) -> dict[str, list[dict[str, int]]]:
+    """METRICS of each run of each kernel, from Nsight Compute's page ``raw``."""
+    rows = csv.DictReader(line for line in raw.splitlines() if line.startswith('"'))
+    runs = {}
+    for row in rows:
+        if row["ID"]:  # the first row has units instead
+            counters = {name: int(float(row[metric].replace(",", ""))) for name, metric in METRICS.items()}
+            runs.setdefault(row["Kernel Name"].split("(")[0], []).append(counters)
+    return runs
 
 
-def profile() -> dict[str, dict[str, int]]:
-    """Runs the rungs under Nsight Compute. Raises RuntimeError with its words where it does not give the counters."""
-    names = "|".join(sorted(kernel_names()))
-    command = ["ncu", "--csv", "--clock-control", "none", "--metrics", ",".join(METRICS.values())]
-    command += ["--kernel-name", f"regex:^({names})$", sys.executable, "-m", "kernels.profile", "--run"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    if done.returncode or '"ID"' not in done.stdout:
-        raise RuntimeError(f"Nsight Compute gave no counters:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return read(done.stdout)
+def read_conflicts(source: str) -> dict[str, dict[int, tuple[str, int]]]:
+    """Bank conflicts of the first run of each kernel, from Nsight Compute's page ``source``.
+
+    Of each load or store that had any: its number in the code -> ("load" or "store", conflicts), that is the wavefronts
+    that it took beyond those that its lanes' bytes needed.
+    """
+    kernels, found, header = {}, None, None
+    for row in csv.reader(line for line in source.splitlines() if line.startswith('"')):
+        if row[0] == "Kernel Name":
+            name, number, header = row[1].split("(")[0], 0, None
+            found = {} if name in kernels else kernels.setdefault(name, {})  # of a later run nothing is kept
+        elif header is None:
+            header = row
+        else:
+            cell = dict(zip(header, row))  # of a kernel without shared memory there are no such columns
+            beyond = int(cell.get("L1 Wavefronts Shared", 0)) - int(cell.get("L1 Wavefronts Shared Ideal", 0))
+            if beyond and cell["Access Operation"] in ("Load", "Store"):  # what cp.async brings is no store of the warp
+                found[number] = cell["Access Operation"].lower(), beyond
+            number += 1
+    return kernels
+
+
+def read_places(assembly: str) -> dict[str, list[tuple[str, int]]]:
+    """File and line of each instruction of each kernel, from what ``nvdisasm`` printed.
+
+    An instruction of a function of ours belongs to the line of that function; one of CUDA's headers, or of a header
+    that the emulator has its own of, to the line that calls it.
+    """
+    kernels, places, place = {}, [], None
+    for text in assembly.splitlines():
+        if section := re.match(r"\.text\.(\w+):", text):
+            places = kernels.setdefault(section[1], [])
+        elif named := re.match(r'\s*//## File "([^"]+)", line (\d+)( inlined at)?', text):
+            file = Path(named[1]).name
+            if place is None and (not named[3] or _ours(file)):
+                place = file, int(named[2])
+        elif re.match(r"\s+/\*[0-9a-f]{4,}\*/", text):
+            places.append(place or places[-1])
+            place = None
+    return kernels
+
+
+def _ours(file: str) -> bool:
+    return any((folder / file).exists() for folder in (KERNELS, fused.KERNELS)) and not (build.INCLUDE / file).exists()
+
+
+def line(file: str, number: int) -> str:
+    """A line of a kernel's source, by its text: it stays the same when lines before it come and go."""
+    (path,) = [folder / file for folder in (KERNELS, fused.KERNELS) if (folder / file).exists()]
+    return f"{file}: {path.read_text().splitlines()[number - 1].strip()}"
+
+
+def by_line(conflicts: dict[int, tuple[str, int]], places: list[tuple[str, int]]) -> dict[str, dict[str, int]]:
+    """Bank conflicts of each line that had any."""
+    found = {}
+    for number, (operation, beyond) in conflicts.items():
+        counts = found.setdefault(line(*places[number]), {})
+        name = f"shared_{operation}_bank_conflicts"
+        counts[name] = counts.get(name, 0) + beyond
+    return found
+
+
+def profile() -> dict[str, dict]:
+    """Runs the kernels under Nsight Compute. Raises RuntimeError with its words where it does not give the counters."""
+    with tempfile.TemporaryDirectory() as folder:
+        report, cache = Path(folder, "rungs.ncu-rep"), Path(folder, "cache")
+        metrics = [*METRICS.values(), *WAVEFRONTS]
+        names = "|".join(sorted(kernel_names()))
+        command = ["ncu", "--clock-control", "none", "--section", "SourceCounters", "--metrics", ",".join(metrics)]
+        command += ["--kernel-name", f"regex:^({names})$", "-o", str(report), sys.executable, "-m", "kernels.profile"]
+        _output([*command, "--run"], XDG_CACHE_HOME=str(cache))  # so that the machine code is known: it is all there
+        runs = read_counters(_output(["ncu", "-i", str(report), "--page", "raw", "--csv"]))
+        conflicts = read_conflicts(_output(["ncu", "-i", str(report), "--page", "source", "--csv"]))
+        places = {}
+        for cubin in cache.glob("fusedref/*.cubin"):
+            places |= read_places(_output(["nvdisasm", "-gi", "-c", str(cubin)]))
+    return {kernel: {"runs": runs[kernel], "bank_conflicts": by_line(conflicts[kernel], places[kernel])}
+            for kernel in runs}  # fmt: skip
+
+
+def _output(command: list[str], **environment: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment})
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.stdout
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels.profile", description=__doc__.split("\n\n")[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("file", nargs="?", type=Path, help="the JSON file to write")
-    what.add_argument("--run", action="store_true", help="only run the rungs: what Nsight Compute is given to watch")
+    what.add_argument("--run", action="store_true", help="only run the kernels: what Nsight Compute is given to watch")
     given = parser.parse_args()
-    if cuda.device() != "gpu" or not shutil.which("ncu"):
-        print("A card's counters need a card, and ncu (Nsight Compute) on PATH. The emulator's need neither.")
+    if cuda.device() != "gpu" or not (given.run or shutil.which("ncu") and shutil.which("nvdisasm")):
+        print("A card's counters need a card, and ncu and nvdisasm on PATH. The emulator's need none of them.")
         return 2
     if given.run:
-        run_rungs(torch.device("cuda"))
+        for _ in range(RUNS):
+            run_kernels(torch.device("cuda"))
         torch.cuda.synchronize()
         return 0
-    measured = {"card": torch.cuda.get_device_name(), "versions": bench.versions(), "problem": bench.describe(PROBLEM)}
+    problems = [bench.describe(problem) for problem in (PROBLEM, WIDER)]
+    measured = {"card": torch.cuda.get_device_name(), "versions": bench.versions(), "problems": problems}
     given.file.write_text(json.dumps({**measured, "kernels": profile()}, indent=1) + "\n")
     return 0
 
