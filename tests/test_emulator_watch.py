@@ -49,6 +49,26 @@ def test_the_corpus_covers_every_kind():
     assert len(corpus.BUGS) >= 40 and len(corpus.CORRECT) >= len(corpus.BUGS)
 
 
+@pytest.mark.parametrize(("name", "words"), [
+    ("race_no_barrier", "there is no __syncthreads() between them"),
+    ("race_warp_synchronous", "nothing makes the lanes of a warp keep step but __syncwarp() or __syncthreads()"),
+    ("barriers_in_turn", "there is no barrier between them that both come to"),
+    ("pipeline_stores_into_a_full_stage", "there is no mbarrier between them at which the first arrives"),
+    ("pipeline_gives_back_before_all_lanes_read", "(itself, or a lane that it meets in a __syncwarp() before)"),
+    ("bulk_store_without_fence", "does not call fence_async_shared() between its store and the barrier"),
+    ("bulk_load_before_the_barrier_is_shown", "does not call mbarrier_init_fence() after mbarrier_init()"),
+    ("race_blocks_overlap", "blocks run in any order"),
+    ("race_fence_of_one_thread", "an atomic passes on only what lies before a __threadfence(), made by the thread that "
+                                 "wrote or by one that it has met at a barrier"),
+])
+def test_the_advice_fits_the_kernel(name, words):
+    case, = (case for case in corpus.BUGS if case.name == name)
+    messages = [finding.message for finding in findings(case)]
+    assert any(words in message for message in messages), messages
+    if "mbarrier" in words or "that both come to" in words:
+        assert not any("__syncthreads" in message for message in messages)
+
+
 IDIOMS = {  # kernels that keep step by other means than barriers: source, integers of y, threads and blocks
     "a lock between blocks": ("""__device__ int lock;
 __global__ void k(int* y) {

@@ -12,7 +12,7 @@ Watched launches run their blocks one after another, so all that is reported is 
 
 What it does not see:
 
-- arrays in a thread's local memory, and accesses that the compiler settles before the kernel runs: a vector at a constant
+- arrays in a thread's local memory; and what the compiler settles before the kernel runs: a vector at a constant
   index of a ``__constant__`` or ``__device__`` array is not checked for alignment;
 - of a word of global memory, more than two readers of a block and one of another: a race with a further one;
 - which thread of a block has taken part in an atomic: what other blocks published by it counts as known to all of them;
