@@ -419,7 +419,8 @@ def main(json_file: Path | None, plot: Path | None, console: Console) -> int:
         )
         return 2
     card = torch.cuda.get_device_name()
-    compile_ours([KERNELBENCH_73, *OTHERS])
+    with console.status("compiling"):
+        compile_ours([KERNELBENCH_73, *OTHERS])
     rows = run([(KERNELBENCH_73, PEERS + OURS)])
     console.print(table(rows, card))
     others = run([(problem, PEERS_OF_OTHERS + OURS) for problem in OTHERS])
