@@ -1,5 +1,6 @@
 """What compute-sanitizer watches: `python tests/sanitized.py rungs`, or a tool's name for the bug that it must find."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -41,6 +42,15 @@ def rungs() -> None:
     fusedref.fused_conv_bn_scale(*spread)
     options = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "groups": 2}
     fusedref.fused_conv_bn_scale(*draw(fusedref.Problem(3, 4, 6, 17, 21, (3, 5), **options), 0, "cuda"), **options)
+    for dtype in (torch.float32, torch.float16):  # for implicit_gemm
+        options = {"stride": (1, 2), "padding": (1, 2), "dilation": (2, 1), "groups": 2}
+        problem = fusedref.Problem(3, 38, 20, 17, 22, 3, dtype=dtype, **options)
+        inputs = draw(problem, 0, "cuda")
+        fusedref.fused_conv_bn_scale(*inputs, **options)
+        last = inputs._replace(x=inputs.x.contiguous(memory_format=torch.channels_last))
+        fusedref.fused_conv_bn_scale(*last, **options)
+        inputs.x[1, 2, 3, 4] = math.inf  # sums that it computes plainly
+        fusedref.fused_conv_bn_scale(*inputs, **options)
 
 
 def bug(tool: str) -> None:

@@ -262,7 +262,7 @@ PLANTED = {
     "a run is overwritten while it is stored": (PUT + "\n            __syncwarp();", PUT),
     "what does not split is split all the same": (X_UNIT, "shared.x_unit = power_of_two(-range.shift());"),
     "a sum that is not finite stays": ("const bool plain = SCALED &&", "const bool plain = false &&"),
-    "the last channels are no channels": ("(GROUP_IN % CHUNK == 0 || first + channel + c < GROUP_IN)", "true"),
+    "the last channels are no channels": ("(GROUP_IN % CHUNK == 0 || first + channel < GROUP_IN)", "true"),
     "the weights of the second chunk never come": ("(!begun && next > 0)", "false"),
 }  # fmt: skip
 CAUGHT = Problem(2, 12, 20, 8, 9, 3)

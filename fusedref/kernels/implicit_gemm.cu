@@ -43,7 +43,7 @@ constexpr int M = WARP_CHANNELS / 16, N = 4;          // matrices of a warp
 constexpr int CHUNKS = (GROUP_IN + CHUNK - 1) / CHUNK;
 constexpr int SLICES = (CHUNK + 7) / 8, SLICE = CHUNK < 8 ? CHUNK : 8;  // a slice of the chunk fills a row
 static_assert((CHUNK % 8 == 0 || CHUNK == GROUP_IN) && (SLOTS == 1 || SLOTS == CHUNKS), "see above");
-static_assert(TILE_ROWS * TILE_COLUMNS <= 32 * WARPS_ACROSS && THREADS % CHANNELS == 0, "see above");
+static_assert(TILE_ROWS * TILE_COLUMNS <= 32 * WARPS_ACROSS && CHANNELS <= THREADS, "see above");
 
 constexpr bool SCALED = ELEMENT == 0;
 
@@ -72,9 +72,34 @@ constexpr int pitch()
     return STRIDE_W * PHASE;
 }
 constexpr int PITCH = pitch(), SLICE_ROWS = IN_ROWS * PITCH;
-// Elements from one channel to the next of what is as it came: an odd number of words, for channels have banks of their own.
-constexpr int odd_words(int elements) { return SCALED ? elements | 1 : ((elements + 1) / 2 | 1) * 2; }
-constexpr int RAW_PITCH = odd_words(IN_PIXELS), WEIGHT_PITCH = odd_words(CHUNK * TAPS);
+// What is as it came lies in units: as many bytes as can be copied at once, 16 at best, and from one channel of weights, or
+// of x, or with channels last from one pixel to the next, an odd number of units: each has banks of its own.
+constexpr int SIZE = ELEMENT == 0 ? 4 : 2;
+__host__ __device__ constexpr int unit_of(int a, int b, int c)  // elements; a, b and c are to be whole units
+{
+    int unit = 16 / SIZE;
+    while (a % unit + b % unit + c % unit > 0) unit /= 2;
+    return unit;
+}
+__host__ __device__ constexpr int odd_units(int elements, int unit)
+{
+    const int least = unit * SIZE < 4 ? 2 : unit;  // a bank has 4 bytes
+    return ((elements + least - 1) / least | 1) * least;
+}
+constexpr int WEIGHT_UNIT = unit_of(GROUP_IN * TAPS, CHUNK * TAPS, 0);
+constexpr int WEIGHT_PITCH = odd_units(CHUNK * TAPS, WEIGHT_UNIT);
+constexpr int X_UNIT = CHANNELS_LAST ? unit_of(IN_CHANNELS, GROUP_IN, CHUNK)
+                                     : unit_of(WIDTH, OUT_WIDTH > TILE_COLUMNS ? TILE_COLUMNS * STRIDE_W : 0, 0);
+// NCHW: columns begin at a whole unit to the left of the tile's first.
+constexpr int LEAD = CHANNELS_LAST ? 0 : (X_UNIT - PAD_LEFT % X_UNIT) % X_UNIT;
+constexpr int RAW_COLUMNS = CHANNELS_LAST ? IN_COLUMNS : (LEAD + IN_COLUMNS + X_UNIT - 1) / X_UNIT * X_UNIT;
+constexpr int RAW_PITCH = CHANNELS_LAST ? odd_units(CHUNK, X_UNIT) : IN_ROWS * RAW_COLUMNS;
+constexpr int RAW_X = CHANNELS_LAST ? IN_PIXELS * RAW_PITCH : CHUNK * RAW_PITCH;
+__host__ __device__ constexpr int raw_place(int channel, int row, int column)
+{
+    return CHANNELS_LAST ? (row * IN_COLUMNS + column) * RAW_PITCH + channel
+                         : channel * RAW_PITCH + row * RAW_COLUMNS + LEAD + column;
+}
 // Floats of a run on its way out: 8 channels of 32 pixels, or with channels last 8 pixels of all a warp's channels.
 constexpr int RUN_PITCH = CHANNELS_LAST ? WARP_CHANNELS + 4 : 40;
 
@@ -92,7 +117,8 @@ struct Shared {
     float weight_unit[SLOTS][CHANNELS], x_unit;  // what undoes the scales; NaN where two pieces do not hold the numbers
     Range weight_range[CHANNELS], x_range[WARPS];
     int places[ENTRIES];  // entry_bytes of each
-    Raw raw_weight[CHANNELS][WEIGHT_PITCH], raw_x[CHUNK][RAW_PITCH];
+    alignas(16) Raw raw_weight[CHANNELS][WEIGHT_PITCH];
+    alignas(16) Raw raw_x[RAW_X];
 };
 static_assert((sizeof(Shared) + 15) / 16 * 16 == SHARED_BYTES, "the plan reckons otherwise");
 constexpr int ENTRY_BYTES = PIECES * CHANNELS * 16, LO_WEIGHT = CHANNELS * 16, LO_ROW = SLICES * SLICE_ROWS * 16;
@@ -125,55 +151,77 @@ __device__ __forceinline__ const Element* image_of(const Input& in, const Tile& 
 
 // ---- bring and measure ------------------------------------------------------------------------------------------------
 
-// Copies an element, or zero where it is not valid. Only what has 4 bytes can be copied without waiting.
-__device__ __forceinline__ void bring(Raw* to, const Element* from, bool valid)
+// Copies a unit, or zeros where it is not valid. Only what is aligned and has 4 bytes can be copied without waiting.
+template <int UNIT>
+__device__ __forceinline__ void bring(Raw* to, const Element* from, bool valid, bool aligned)
 {
+    if (UNIT * SIZE == 16 && aligned) ptx::cp_async_16(to, from, valid);
+    else if (UNIT * SIZE == 8 && aligned) ptx::cp_async_8(to, from, valid);
+    else if (UNIT * SIZE == 4 && aligned) ptx::cp_async_4(to, from, valid);
+    else {
+        #pragma unroll
+        for (int e = 0; e < UNIT; e++) {
 #if ELEMENT == 0
-    ptx::cp_async_4(to, from, valid);
+            ptx::cp_async_4(to + e, from + e, valid);
 #else
-    *to = valid ? __ldg(reinterpret_cast<const uint16_t*>(from)) : 0;
+            to[e] = valid ? __ldg(reinterpret_cast<const uint16_t*>(from) + e) : 0;
 #endif
+        }
+    }
 }
 
-// Who brings what of x: a thread takes a pixel of a slice at a time; with channels last the threads follow the channels.
-constexpr int EACH = CHANNELS_LAST ? 1 : SLICE, ITEMS = IN_PIXELS * (CHUNK / EACH);
-__device__ __forceinline__ int pixel_of(int item) { return CHANNELS_LAST ? item / CHUNK : item % IN_PIXELS; }
-__device__ __forceinline__ int channel_of(int item) { return CHANNELS_LAST ? item % CHUNK : item / IN_PIXELS * SLICE; }
+// Visits the thread's units of a chunk of x, with the channel (of the chunk), row and column of the first element.
+template <typename Visit>
+__device__ __forceinline__ void for_units_of_x(const Visit& visit)
+{
+    constexpr int COLUMNS = CHANNELS_LAST ? IN_COLUMNS : RAW_COLUMNS / X_UNIT, PIXELS = IN_ROWS * COLUMNS;
+    constexpr int CHANNEL_UNITS = CHANNELS_LAST ? CHUNK / X_UNIT : 1;
+    constexpr int EACH = CHANNELS_LAST ? 1 : SLICE;  // channels that one place is good for
+    #pragma unroll 1
+    for (int i = threadIdx.x; i < PIXELS * CHANNEL_UNITS * (CHANNELS_LAST ? 1 : CHUNK / SLICE); i += THREADS) {
+        const int pixel = CHANNELS_LAST ? i / CHANNEL_UNITS : i % PIXELS;
+        const int channel = CHANNELS_LAST ? i % CHANNEL_UNITS * X_UNIT : i / PIXELS * SLICE;
+        const int row = pixel / COLUMNS, column = pixel % COLUMNS * (CHANNELS_LAST ? 1 : X_UNIT) - LEAD;
+        #pragma unroll
+        for (int c = 0; c < EACH; c++) visit(channel + c, row, column);
+    }
+}
 
 __device__ __forceinline__ void bring_x(Shared& shared, const Input& in, const Tile& tile, int chunk)
 {
     const Element* image = image_of(in, tile);
-    const int first = chunk * CHUNK;
+    const int top = tile.row * STRIDE_H - PAD_TOP, left = tile.column * STRIDE_W - PAD_LEFT, first = chunk * CHUNK;
+    const bool aligned = reinterpret_cast<uintptr_t>(in.x) % (X_UNIT * SIZE) == 0;
+    for_units_of_x([&](int channel, int row, int column) {
+        const bool inside = (unsigned)(top + row) < HEIGHT && (unsigned)(left + column) < WIDTH;
+        const bool valid = inside && (GROUP_IN % CHUNK == 0 || first + channel < GROUP_IN);
+        const Element* from = valid ? image + place_in_x(in.group, first + channel, top + row, left + column) : in.x;
+        bring<X_UNIT>(&shared.raw_x[raw_place(channel, row, column)], from, valid, aligned);
+    });
+}
+
+// Visits the thread's units of a chunk of weights, a warp a channel, and calls `done` after each.
+template <typename Visit, typename Done>
+__device__ __forceinline__ void for_units_of_weights(const Visit& visit, const Done& done)
+{
     #pragma unroll 1
-    for (int i = threadIdx.x; i < ITEMS; i += THREADS) {
-        const int pixel = pixel_of(i), channel = channel_of(i);
-        const int row = tile.row * STRIDE_H - PAD_TOP + pixel / IN_COLUMNS;
-        const int column = tile.column * STRIDE_W - PAD_LEFT + pixel % IN_COLUMNS;
-        const bool inside = (unsigned)row < HEIGHT && (unsigned)column < WIDTH;
-        #pragma unroll
-        for (int c = 0; c < EACH; c++) {
-            const bool valid = inside && (GROUP_IN % CHUNK == 0 || first + channel + c < GROUP_IN);
-            bring(&shared.raw_x[channel + c][pixel],
-                  valid ? image + place_in_x(in.group, first + channel + c, row, column) : in.x, valid);
-        }
+    for (int channel = threadIdx.x / 32; channel < CHANNELS; channel += WARPS) {
+        #pragma unroll 4
+        for (int i = threadIdx.x % 32 * WEIGHT_UNIT; i < CHUNK * TAPS; i += 32 * WEIGHT_UNIT) visit(channel, i);
+        done(channel);
     }
 }
 
-// The weights: a warp takes a channel at a time.
 __device__ __forceinline__ void bring_weights(Shared& shared, const Input& in, int chunk)
 {
     constexpr int ALL = GROUP_IN * TAPS;
-    const int lane = threadIdx.x % 32;
-    #pragma unroll 1
-    for (int channel = threadIdx.x / 32; channel < CHANNELS; channel += WARPS) {
-        const bool real = in.first_channel + channel < GROUP_OUT;
-        const Element* filter = in.weight + ((long long)in.group * GROUP_OUT + in.first_channel + channel) * ALL;
-        #pragma unroll 4
-        for (int i = lane; i < CHUNK * TAPS; i += 32) {
-            const bool valid = real && (GROUP_IN % CHUNK == 0 || chunk * CHUNK * TAPS + i < ALL);
-            bring(&shared.raw_weight[channel][i], valid ? filter + chunk * CHUNK * TAPS + i : in.weight, valid);
-        }
-    }
+    const bool aligned = reinterpret_cast<uintptr_t>(in.weight) % (WEIGHT_UNIT * SIZE) == 0;
+    const int first = in.group * GROUP_OUT + in.first_channel, k = chunk * CHUNK * TAPS;
+    for_units_of_weights([&](int channel, int i) {
+        const bool valid = in.first_channel + channel < GROUP_OUT && (GROUP_IN % CHUNK == 0 || k + i < ALL);
+        const Element* from = valid ? in.weight + (long long)(first + channel) * ALL + k + i : in.weight;
+        bring<WEIGHT_UNIT>(&shared.raw_weight[channel][i], from, valid, aligned);
+    }, [](int) {});
 }
 
 // Each thread looks at what it has brought itself, so nobody has to wait for the others.
@@ -182,22 +230,20 @@ __device__ __forceinline__ void measure(Shared& shared, bool fresh)
 #if ELEMENT == 0
     const int lane = threadIdx.x % 32;
     Range range;
-    #pragma unroll 1
-    for (int i = threadIdx.x; i < ITEMS; i += THREADS) {
-        #pragma unroll
-        for (int c = 0; c < EACH; c++) range.add(shared.raw_x[channel_of(i) + c][pixel_of(i)]);
-    }
+    for_units_of_x([&](int channel, int row, int column) {
+        range.add<X_UNIT>(&shared.raw_x[raw_place(channel, row, column)]);
+    });
     range = range.of_warp();
     if (lane == 0) shared.x_range[threadIdx.x / 32] = range;
     if (!fresh) return;
-    #pragma unroll 2
-    for (int channel = threadIdx.x / 32; channel < CHANNELS; channel += WARPS) {
-        range = Range();
-        #pragma unroll 4
-        for (int i = lane; i < CHUNK * TAPS; i += 32) range.add(shared.raw_weight[channel][i]);
-        range = range.of_warp();
-        if (lane == 0) shared.weight_range[channel] = range;
-    }
+    range = Range();
+    for_units_of_weights(
+        [&](int channel, int i) { range.add<WEIGHT_UNIT>(&shared.raw_weight[channel][i]); },
+        [&](int channel) {
+            range = range.of_warp();
+            if (lane == 0) shared.weight_range[channel] = range;
+            range = Range();
+        });
 #endif
 }
 
@@ -233,25 +279,26 @@ __device__ __forceinline__ void prepare(Shared& shared, bool fresh, int slot)
     }
     #pragma unroll 1
     for (int i = threadIdx.x; i < SLICES * IN_PIXELS; i += THREADS) {
-        const int slice = i / IN_PIXELS, pixel = i % IN_PIXELS, column = pixel % IN_COLUMNS;
+        const int slice = i / IN_PIXELS, row = i % IN_PIXELS / IN_COLUMNS, column = i % IN_COLUMNS;
         Raw v[8] = {};
         #pragma unroll
         for (int k = 0; k < FOLD * SLICE; k++)
             if (k < SLICE || column + k / SLICE * DILATION_W < IN_COLUMNS)
-                v[k] = shared.raw_x[slice * 8 + k % SLICE][pixel + k / SLICE * DILATION_W];
-        const int place = pixel / IN_COLUMNS * PITCH + place_of(column);
+                v[k] = shared.raw_x[raw_place(slice * 8 + k % SLICE, row, column + k / SLICE * DILATION_W)];
+        const int place = row * PITCH + place_of(column);
         put_row(&shared.rows[0][slice][place], &shared.rows[PIECES - 1][slice][place], v, scale);
     }
     if (!fresh) return;
-    const int channel = threadIdx.x % CHANNELS;
-    if (SCALED) {
-        const Range range = shared.weight_range[channel];
-        scale = power_of_two(range.shift());
-        if (threadIdx.x < CHANNELS)
-            shared.weight_unit[slot][channel] = range.splits() ? power_of_two(-range.shift()) : nanf("");
+    if (SCALED && threadIdx.x < CHANNELS) {
+        const Range range = shared.weight_range[threadIdx.x];
+        shared.weight_unit[slot][threadIdx.x] = range.splits() ? power_of_two(-range.shift()) : nanf("");
     }
+    // So many channels' units fill all banks once; the lanes beyond take the entry after it.
+    constexpr int TOGETHER = WEIGHT_UNIT * SIZE == 16 ? 8 : WEIGHT_UNIT * SIZE == 8 || CHANNELS == 16 ? 16 : 32;
     #pragma unroll 1
-    for (int entry = threadIdx.x / CHANNELS; entry < ENTRIES; entry += THREADS / CHANNELS) {
+    for (int item = threadIdx.x; item < CHANNELS * ENTRIES; item += THREADS) {
+        const int channel = item / (TOGETHER * ENTRIES) * TOGETHER + item % TOGETHER;
+        const int entry = item / TOGETHER % ENTRIES;
         const int slice = entry / (KERNEL_HEIGHT * FOLDS), i = entry / FOLDS % KERNEL_HEIGHT, j = entry % FOLDS * FOLD;
         Raw v[8] = {};
         #pragma unroll
@@ -259,6 +306,7 @@ __device__ __forceinline__ void prepare(Shared& shared, bool fresh, int slot)
             if (k < SLICE || j + k / SLICE < KERNEL_WIDTH)
                 v[k] = shared.raw_weight[channel][((slice * 8 + k % SLICE) * KERNEL_HEIGHT + i) * KERNEL_WIDTH + j + k / SLICE];
         uint4 (&pieces)[PIECES][CHANNELS] = shared.filters[slot][entry];
+        scale = SCALED ? power_of_two(shared.weight_range[channel].shift()) : 1.0f;
         put_row(&pieces[0][channel], &pieces[PIECES - 1][channel], v, scale);
     }
 }
@@ -310,27 +358,35 @@ __device__ __forceinline__ void multiply_step(Sums& sum, Sums& cross, const unsi
         uint32_t w_hi[4], w_lo[4];
         ptx::ldmatrix_x4(w_hi, hi + m * 256);
         if (PIECES == 2 && TWO) ptx::ldmatrix_x4(w_lo, lo + m * 256);
+        if (PIECES == 1) {
+            Sums& d = SCALED ? cross : sum;
+            #pragma unroll
+            for (int n = 0; n < N; n++) {
+                if (TWO) mma_k16(d[m][n], w_hi, x_hi[0][n], x_hi[1][n], d[m][n]);
+                else mma_k8(d[m][n], w_hi, x_hi[0][n], d[m][n]);
+            }
+            continue;
+        }
+        // Products that wait for one another are kept apart.
+        float product[N][4];
         #pragma unroll
         for (int n = 0; n < N; n++) {
-            if (PIECES == 1) {
-                float (&d)[4] = SCALED ? cross[m][n] : sum[m][n];
-                if (TWO) mma_k16(d, w_hi, x_hi[0][n], x_hi[1][n], d);
-                else mma_k8(d, w_hi, x_hi[0][n], d);
-                continue;
-            }
-            float product[4];
-            if (TWO) {
-                mma_k16(product, w_hi, x_hi[0][n], x_hi[1][n], ZERO);
-                mma_k16(cross[m][n], w_lo, x_hi[0][n], x_hi[1][n], cross[m][n]);
-                mma_k16(cross[m][n], w_hi, x_lo[0][n], x_lo[1][n], cross[m][n]);
-            } else {
-                const uint32_t lo_hi[4] = {w_hi[2], w_hi[3], w_hi[0], w_hi[1]};
-                mma_k8(product, w_hi, x_hi[0][n], ZERO);
-                mma_k16(cross[m][n], lo_hi, x_hi[0][n], x_lo[0][n], cross[m][n]);
-            }
-            #pragma unroll
-            for (int i = 0; i < 4; i++) sum[m][n][i] = fmaf(product[i], unit[m][i / 2], sum[m][n][i]);
+            if (TWO) mma_k16(product[n], w_hi, x_hi[0][n], x_hi[1][n], ZERO);
+            else mma_k8(product[n], w_hi, x_hi[0][n], ZERO);
         }
+        #pragma unroll
+        for (int n = 0; n < N; n++) {
+            const uint32_t lo_hi[4] = {w_hi[2], w_hi[3], w_hi[0], w_hi[1]};
+            if (TWO) mma_k16(cross[m][n], w_lo, x_hi[0][n], x_hi[1][n], cross[m][n]);
+            else mma_k16(cross[m][n], lo_hi, x_hi[0][n], x_lo[0][n], cross[m][n]);
+        }
+        #pragma unroll
+        for (int n = 0; n < N; n++)
+            if (TWO) mma_k16(cross[m][n], w_hi, x_lo[0][n], x_lo[1][n], cross[m][n]);
+        #pragma unroll
+        for (int n = 0; n < N; n++)
+            #pragma unroll
+            for (int i = 0; i < 4; i++) sum[m][n][i] = fmaf(product[n][i], unit[m][i / 2], sum[m][n][i]);
     }
 }
 

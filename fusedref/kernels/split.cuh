@@ -27,6 +27,15 @@ struct Range {
         largest = max(largest, magnitude);
         smallest = min(smallest, magnitude - 1);
     }
+    // Several numbers that lie together, and as one piece of memory.
+    template <int COUNT>
+    __device__ __forceinline__ void add(const float* values)
+    {
+        struct alignas(4 * COUNT) { float value[COUNT]; } all;
+        all = *reinterpret_cast<const decltype(all)*>(values);
+        #pragma unroll
+        for (int i = 0; i < COUNT; i++) add(all.value[i]);
+    }
     // Of all numbers of the warp.
     __device__ __forceinline__ Range of_warp() const
     {
