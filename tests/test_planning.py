@@ -4,6 +4,7 @@ import dataclasses
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from fusedref.cuda.compile import NVCC_OPTIONS
 from fusedref.planning import How, folded_plan, pipeline_plan, predict
 from fusedref.problem import SMALL_73
 
+WIDE = Problem(32, 64, 64, 56, 56, 3, padding=1)
 HALF_73 = dataclasses.replace(KERNELBENCH_73, dtype=torch.float16)
 
 
@@ -55,12 +57,17 @@ def test_the_limiter_is_what_is_needed_longest(chosen, limiter):
 def test_a_plan_can_be_read():
     assert str(folded_plan(KERNELBENCH_73, reason="because")).splitlines() == [
         "kernel         folded: because",
-        "tile           1 channels x 1 rows x 256 columns",
+        "tile           1 x 1 x 256 (channels x rows x columns of y)",
         "launch         516096 blocks of 256 threads",
         "shared memory  0 bytes a block",
         "registers      at most 255 a thread",
         "limiter        CUDA cores, 279.5 us at the least on an H200 (memory 122.4, launch 2.3)",
     ]
+
+
+def test_the_readme_shows_the_plan_as_it_is():
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert f"print(fusedref.plan(fusedref.KERNELBENCH_73))\n{plan(KERNELBENCH_73)}\n```" in text
 
 
 @pytest.mark.parametrize(
@@ -127,6 +134,21 @@ def fits(chosen, folder, right="", wrong=""):
 def test_the_compiler_keeps_to_the_registers(chosen, most, tmp_path):
     assert chosen.registers == most
     assert fits(chosen, tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+@pytest.mark.parametrize(
+    ("problem", "channels_last"),
+    [
+        (WIDE, False),
+        (dataclasses.replace(WIDE, dtype=torch.bfloat16), True),
+        (dataclasses.replace(KERNELBENCH_73, in_channels=3), False),
+    ],
+    ids=["float32", "bfloat16 channels_last", "3 channels"],
+)
+def test_the_compiler_keeps_to_the_registers_of_implicit_gemm(problem, channels_last, tmp_path):
+    chosen = plan(problem, channels_last=channels_last)
+    assert chosen.kernel == "implicit_gemm" and fits(chosen, tmp_path)
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
