@@ -323,14 +323,33 @@ def _gemm_input(problem: Problem, tile: GemmTile) -> tuple[int, int]:
     return tuple((n - 1) * stride + span for n, stride, span in zip(outputs, problem.strides, problem.span))
 
 
+def _gemm_units(problem: Problem, how: How, tile: GemmTile) -> tuple[int, int]:
+    """Elements of weights, and of x, that implicit_gemm.cu copies at once: up to 16 bytes of whatever they divide."""
+    in_channels, size = problem.in_channels // problem.groups, problem.dtype.itemsize
+    taps = math.prod(problem.kernel)
+    if how.channels_last:
+        x_lengths = problem.in_channels, in_channels, tile.chunk
+    else:
+        x_lengths = problem.width, tile.columns * problem.strides[1] if problem.out_width > tile.columns else 0
+    return math.gcd(16 // size, in_channels * taps, tile.chunk * taps), math.gcd(16 // size, *x_lengths)
+
+
 def _gemm_shared(problem: Problem, how: How, tile: GemmTile) -> int:
     """The size of implicit_gemm.cu's struct Shared, which the compiler checks."""
     (rows, columns), size = _gemm_input(problem, tile), problem.dtype.itemsize
     entries, count = _gemm_entries(problem, how, tile.chunk), pieces(problem, how)
+    taps = math.prod(problem.kernel)
+    weight_unit, x_unit = _gemm_units(problem, how, tile)
 
-    def odd_words(elements: int) -> int:
-        return elements | 1 if size == 4 else (math.ceil(elements / 2) | 1) * 2
+    def odd_units(elements: int, unit: int) -> int:
+        least = max(unit, 4 // size)
+        return (math.ceil(elements / least) | 1) * least
 
+    raw_weights = tile.channels * odd_units(tile.chunk * taps, weight_unit)
+    if how.channels_last:
+        raw_x = rows * columns * odd_units(tile.chunk, x_unit)
+    else:
+        raw_x = tile.chunk * rows * _round_up(-problem.pads[1][0] % x_unit + columns, x_unit)
     stride = problem.strides[1]
     least = stride * math.ceil(columns / stride)
     pitch = next((p for p in range(least, least + 8) if (problem.strides[0] * p - tile.columns) % 8 == 0), least)
@@ -339,8 +358,7 @@ def _gemm_shared(problem: Problem, how: How, tile: GemmTile) -> int:
     warps = tile.down * tile.across
     runs = 4 * warps * 8 * (tile.warp_channels + 4 if how.channels_last else 40)
     rest = 12 * tile.channels + 4 * (tile.slots * tile.channels + 1) + 8 * (tile.channels + warps) + 4 * entries
-    raw = tile.channels * odd_words(tile.chunk * math.prod(problem.kernel)) + tile.chunk * odd_words(rows * columns)
-    return 16 * math.ceil((filters + staged + runs + rest + size * raw) / 16)
+    return sum(_round_up(part, 16) for part in (filters + staged + runs + rest, size * raw_weights, size * raw_x))
 
 
 def _gemm_launch(
@@ -353,10 +371,12 @@ def _gemm_launch(
     rows, columns = _gemm_input(problem, tile)
     tensor = warps * (tile.warp_channels / 4) * steps * (3 if numbers == 2 else 1) * 1.5
     shared = warps * steps * (tile.warp_channels * 32 + 1024) * numbers / 128
-    x = tile.chunk * rows * columns * 24 / 128  # instructions of 32 lanes, 4 a cycle
-    weights = tile.channels * tile.chunk * math.prod(problem.kernel) * 24 / 128
-    step = max(tensor, shared) + 0.3 * min(tensor, shared) + x + (1250 if count > 1 else 2500) / tile.blocks
-    store = tile.channels * tile.rows * tile.columns / 8
+    weight_unit, x_unit = _gemm_units(problem, how, tile)
+    # Instructions of 32 lanes, 4 a cycle; and copies, of which a short one takes as long as a long one.
+    x = tile.chunk * rows * columns * (16 / 128 + 0.65 / x_unit)
+    weights = tile.channels * tile.chunk * math.prod(problem.kernel) * (16 / 128 + 0.65 / weight_unit)
+    step = 1.7 * max(tensor, shared) + x + (1250 if count > 1 else 2500) / tile.blocks
+    store = tile.channels * tile.rows * tile.columns * (0.06 + 1 / min(tile.columns, 32))
     seats = multiprocessors * tile.blocks
     if tile.slots == count:  # blocks that stay, and keep their weights
         down = max(1, min(tiles, seats // blocks_of_channels))
