@@ -1,9 +1,11 @@
 """Every kernel compiles, without a warning, for every architecture that it is for. Needs nvcc, not a GPU."""
 
+import dataclasses
 import shutil
 import subprocess
 
 import pytest
+import torch
 
 from fusedref import KERNELBENCH_73, Problem, fused, planning
 from fusedref.cuda.compile import NVCC_OPTIONS
@@ -11,18 +13,21 @@ from fusedref.problem import SMALL_73
 from kernels.ladder import KERNELS, LADDER, Tiled
 
 ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]
-TILED = {rung.candidate.file for rung in LADDER if isinstance(rung.candidate, Tiled)}  # their own tests compile these
-FILES = sorted(path for path in [*KERNELS.glob("*.cu"), *fused.KERNELS.glob("*.cu")] if path.stem not in TILED)
+TILED = {rung.candidate.file for rung in LADDER if isinstance(rung.candidate, Tiled)}
+OTHERS = TILED | {"implicit_gemm"}  # their own tests compile these
+FILES = sorted(path for path in [*KERNELS.glob("*.cu"), *fused.KERNELS.glob("*.cu")] if path.stem not in OTHERS)
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
 
 
-def compile_for_all(path, folder):
+def compile_for_all(path, folder, macros=None):
     wgmma = "pipeline" in path.name
     targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in (["90a"] if wgmma else ARCHITECTURES)]
     plans = {"folded": planning.folded_plan, "pipeline": planning.pipeline_plan}
     make_plan = next((plans[name] for name in plans if name in path.name), None)
-    macros = [f"-D{name}={value}" for name, value in make_plan(SMALL_73).macros] if make_plan else []
+    if macros is None:
+        macros = make_plan(SMALL_73).macros if make_plan else ()
+    macros = [f"-D{name}={value}" for name, value in macros]
     options = ["-fatbin", "-std=c++17", "--Werror=all-warnings", f"-I{fused.KERNELS}", *targets, *macros]
     command = ["nvcc", *options, "-o", str(folder / "kernel.fatbin"), str(path)]
     return subprocess.run(command, capture_output=True, text=True)
@@ -31,6 +36,22 @@ def compile_for_all(path, folder):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_compiles(path, tmp_path):
     done = compile_for_all(path, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("dtype", "how"),
+    [
+        (torch.float32, planning.How(channels_last=True)),
+        (torch.float16, planning.How()),
+        (torch.bfloat16, planning.How(channels_last=True)),
+        (torch.bfloat16, planning.How(vectors=torch.float32)),
+    ],
+    ids=["float32 channels_last", "float16", "bfloat16 channels_last", "bfloat16 beside float32"],
+)
+def test_the_general_kernel_compiles_for_every_dtype_and_layout(dtype, how, tmp_path):
+    macros = planning.folded_plan(dataclasses.replace(SMALL_73, dtype=dtype), how).macros
+    done = compile_for_all(fused.KERNELS / "folded.cu", tmp_path, macros)
     assert done.returncode == 0, done.stderr
 
 
