@@ -138,57 +138,84 @@ def unserved_by_pipeline(problem: Problem, architecture: str, how: How = How()) 
 
 def pipeline_plan(problem: Problem, multiprocessors: int = EMULATED[1], how: How = How()) -> Plan:
     """The plan to run ``problem`` by pipeline.cu: persistent blocks, at best one per multiprocessor."""
-    rows, columns = _pipeline_tile(problem, how)
-    shared = _pipeline_shared(problem, how, rows, columns)
-    tiles = problem.batch * math.ceil(problem.out_height / rows) * math.ceil(problem.out_width / columns)
+    tile = _pipeline_tile(problem, how)
+    rows = tile.slices * tile.slice_rows
+    shared = _pipeline_shared(problem, how, tile)
+    tiles = problem.batch * math.ceil(problem.out_height / rows) * math.ceil(problem.out_width / tile.columns)
     channel_blocks = math.ceil(problem.out_channels / 64)
     macros = _macros(problem, how) | {
         "PIECES": pieces(problem, how),
-        "TILE_ROWS": rows,
-        "TILE_COLUMNS": columns,
+        "SLICES": tile.slices,
+        "SLICE_ROWS": tile.slice_rows,
+        "TILE_COLUMNS": tile.columns,
         "SHARED_BYTES": shared,
     }
     return Plan(
         kernel="pipeline",
         reason="the tensor cores compute it in float32 precision at the speed of memory",
-        tile=(64, rows, columns),
+        tile=(64, rows, tile.columns),
         shared=shared,
         predicted=predict(problem, how, "tensor cores"),
         macros=tuple(macros.items()),
-        grid=(max(1, min(tiles, multiprocessors // channel_blocks)), channel_blocks, 1),
+        grid=(max(1, min(tiles * tile.slices, multiprocessors // channel_blocks)), channel_blocks, 1),
         block=(512, 1, 1),
     )
 
 
-def _pipeline_tile(problem: Problem, how: How) -> tuple[int, int] | None:
-    """Rows and columns of a tile: about 1 KB of a channel, whole rows if no longer. None where nothing fits."""
-    aim = 1024 // problem.dtype.itemsize
+class _Tile(NamedTuple):
+    """How the pipeline divides a problem: a tile is fetched at once and stored in slices."""
+
+    slices: int
+    slice_rows: int
+    columns: int
+
+
+def _pipeline_tile(problem: Problem, how: How) -> _Tile | None:
+    """The tiles that move the fewest bytes. None where nothing fits into shared memory."""
+    size = problem.dtype.itemsize
+    aim = 1024 // size  # outputs of a run
     across = math.ceil(problem.out_width / aim)
     columns = problem.out_width if across == 1 else 4 * math.ceil(problem.out_width / across / 4)
-    most = min(problem.out_height, aim // columns) if across == 1 else 1
-    choices = list(range(most, 0, -1))
-    if problem.out_height * problem.out_width % 4 == 0:  # then runs that start at even places can be written in pairs
-        choices.sort(key=lambda rows: rows * columns % 4 != 0 and rows < problem.out_height)
-    for rows in choices:
-        pixels = (rows + problem.span[0] - 1) * (columns + problem.span[1] - 1)
-        if pixels <= 3 * aim and _pipeline_shared(problem, how, rows, columns) <= SHARED_LIMIT:
-            return rows, columns
-    return None
+    most_rows = min(problem.out_height, aim // columns) if across == 1 else 1
+
+    def cost(tile: _Tile) -> int:
+        """Of a plane, in elements; a copy costs about 64 bytes beside its own."""
+        stored = math.ceil(problem.out_height / tile.slice_rows) * 64 * (tile.slice_rows * columns + 64 // size)
+        tiles = math.ceil(problem.out_height / (tile.slices * tile.slice_rows))
+        return stored + tiles * _pipeline_pixels(problem, tile) * problem.in_channels
+
+    choices = [
+        tile
+        for slice_rows in range(1, most_rows + 1)
+        for slices in range(1, math.ceil(problem.out_height / slice_rows) + 1)
+        if _pipeline_pixels(problem, tile := _Tile(slices, slice_rows, columns)) <= MOST_PIXELS
+        and _pipeline_shared(problem, how, tile) <= SHARED_LIMIT
+    ]
+    return min(choices, key=cost, default=None)
 
 
-def _pipeline_shared(problem: Problem, how: How, rows: int, columns: int) -> int:
+MOST_PIXELS = 7 * 192  # of a tile, with what its windows reach: seven for each thread that fetches them
+
+
+def _pipeline_pixels(problem: Problem, tile: _Tile) -> int:
+    rows = tile.slices * tile.slice_rows
+    return (rows + problem.span[0] - 1) * (tile.columns + problem.span[1] - 1)
+
+
+def _pipeline_shared(problem: Problem, how: How, tile: _Tile) -> int:
     """The size of pipeline.cu's struct Shared, which the compiler checks. Names are those of its constants."""
-    stages, buffers, unit, size = 3, 2, 32, problem.dtype.itemsize
-    sector, run, plane = 32 // size, rows * columns, problem.out_height * problem.out_width
-    tiles_down, tiles_across = math.ceil(problem.out_height / rows), math.ceil(problem.out_width / columns)
-    grain = math.gcd(sector, plane, *[rows * problem.out_width] * (tiles_down > 1), *[columns] * (tiles_across > 1))
-    extra = 0 if tiles_down == 1 or tiles_across > 1 or problem.out_width < sector else sector - grain
+    stages, buffers, unit, size = 2, 2, 32, problem.dtype.itemsize
+    sector, run, plane = 32 // size, tile.slice_rows * tile.columns, problem.out_height * problem.out_width
+    across = tile.columns < problem.out_width
+    whole_plane = tile.slice_rows >= problem.out_height and not across
+    grain = math.gcd(sector, plane, 0 if whole_plane else tile.slice_rows * problem.out_width, tile.columns * across)
+    extra = 0 if whole_plane or across or problem.out_width < sector else sector - grain
     run_pitch = _round_up(run + extra + sector - math.gcd(grain, 4) - 4, 2 * sector) + 4
     down, right = (span - 1 for span in problem.span)
-    pitch = columns + right
-    body = _round_up(rows * pitch, 2 * unit)
-    tail = 0 if body >= rows * pitch + extra else 8 if extra <= 8 else 16
-    pixels = body + tail + down * pitch + right
+    pitch = tile.columns + right
+    body = _round_up(tile.slice_rows * pitch, 2 * unit)
+    tail = 0 if body >= tile.slice_rows * pitch + extra else 8 if extra <= 8 else 16
+    pixels = ((tile.slices - 1) * tile.slice_rows + down) * pitch + body + tail + right
     rest = 8 * (2 * stages + 2 * buffers) + 4 * stages + 4 * 4 * 6 + 4 * 2
     return _round_up(stages * pieces(problem, how) * 16 * pixels, 128) + _round_up(
         _round_up(size * buffers * 64 * run_pitch, 8) + rest, 128
@@ -375,18 +402,21 @@ def _gemm_launch(
     # Instructions of 32 lanes, 4 a cycle; and copies, of which a short one takes as long as a long one.
     x = tile.chunk * rows * columns * (16 / 128 + 0.65 / x_unit)
     weights = tile.channels * tile.chunk * math.prod(problem.kernel) * (16 / 128 + 0.65 / weight_unit)
-    step = 1.7 * max(tensor, shared) + x + (1250 if count > 1 else 2500) / tile.blocks
-    store = tile.channels * tile.rows * tile.columns * (0.06 + 1 / min(tile.columns, 32))
     seats = multiprocessors * tile.blocks
     if tile.slots == count:  # blocks that stay, and keep their weights
         down = max(1, min(tiles, seats // blocks_of_channels))
-        each = math.ceil(tiles / down) * (count * step + store) + count * weights
     else:
         down = max(1, min(tiles, 65535))
+    together = min(tile.blocks, math.ceil(down * blocks_of_channels / multiprocessors))
+    # Of what a block waits for, the others of its multiprocessor hide a part.
+    step = 1.5 * max(tensor, shared) + x + 3000 / together
+    store = tile.channels * tile.rows * tile.columns * (0.06 + 1 / min(tile.columns, 32))
+    if tile.slots == count:
+        each = math.ceil(tiles / down) * (count * step + store) + count * weights
+    else:
         each = count * (step + weights) + store
     waves = down * blocks_of_channels / seats
     waves = math.ceil(waves) if waves < 4 else waves + 0.5  # many even out
-    together = min(tile.blocks, math.ceil(down * blocks_of_channels / multiprocessors))
     return tile._replace(grid=(blocks_of_channels, down, 1), cycles=waves * together * each + 3000)
 
 

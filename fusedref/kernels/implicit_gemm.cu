@@ -322,12 +322,12 @@ __device__ __forceinline__ void mma_k16(float (&d)[4], const uint32_t (&a)[4], u
 #endif
 }
 
-__device__ __forceinline__ void mma_k8(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, const float (&c)[4])
+__device__ __forceinline__ void mma_k8(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0, const float (&c)[4])
 {
 #if ELEMENT == 2
-    ptx::mma_m16n8k8_bf16(d, a[0], a[1], b0, c);
+    ptx::mma_m16n8k8_bf16(d, a0, a1, b0, c);
 #else
-    ptx::mma_m16n8k8_f16(d, a[0], a[1], b0, c);
+    ptx::mma_m16n8k8_f16(d, a0, a1, b0, c);
 #endif
 }
 
@@ -340,49 +340,46 @@ __host__ __device__ constexpr int entry_bytes(int entry)
 
 using Sums = float[M][N][4];
 
-// A step of two entries, or of one: its fragments and products. `hi` and `lo` are of the weights: two entries each, or hi
-// alone is both pieces of one. `x` is the lane's pixel's row of each entry.
+// What a lane names of shared memory for ldmatrix, so that the registers which a product takes together are loaded together.
+struct Lane {
+    const unsigned char* filters;  // of the chunk: its channel in the warp's first matrix
+    const unsigned char* rows[2];  // its pixels in the first two matrices of pixels, and in the others
+    int second, filter_second;     // 1 where it names the second of two entries (or pieces) of pixels, of weights
+};
+
+// A step: two entries of k = 8, `filter` bytes from the first of weights and `row` from the first rows (those of the lane's
+// entry); or the last of an odd number, and then the pieces stand side by side: lo, hi of weights with hi, lo of pixels.
 template <bool TWO>
-__device__ __forceinline__ void multiply_step(Sums& sum, Sums& cross, const unsigned char* hi, const unsigned char* lo,
-                                              const unsigned char* const (&x)[2], const float (&unit)[M][2])
+__device__ __forceinline__ void multiply_step(Sums& sum, Sums& cross, const Lane& at, int filter, int row,
+                                              const float (&unit)[M][2])
 {
-    constexpr float ZERO[4] = {};
-    uint32_t x_hi[2][4], x_lo[2][4];
+    uint32_t x_hi[2][4], x_lo[2][4];  // of two matrices of pixels: first and second register of each
     #pragma unroll
-    for (int e = 0; e < 1 + TWO; e++) {
-        ptx::ldmatrix_x4(x_hi[e], x[e]);
-        if (PIECES == 2) ptx::ldmatrix_x4(x_lo[e], x[e] + LO_ROW);
+    for (int q = 0; q < 2; q++) {
+        ptx::ldmatrix_x4(x_hi[q], at.rows[q] + row);
+        if (PIECES == 2 && TWO) ptx::ldmatrix_x4(x_lo[q], at.rows[q] + row + LO_ROW);
     }
     #pragma unroll
     for (int m = 0; m < M; m++) {
         uint32_t w_hi[4], w_lo[4];
-        ptx::ldmatrix_x4(w_hi, hi + m * 256);
-        if (PIECES == 2 && TWO) ptx::ldmatrix_x4(w_lo, lo + m * 256);
-        if (PIECES == 1) {
-            Sums& d = SCALED ? cross : sum;
-            #pragma unroll
-            for (int n = 0; n < N; n++) {
-                if (TWO) mma_k16(d[m][n], w_hi, x_hi[0][n], x_hi[1][n], d[m][n]);
-                else mma_k8(d[m][n], w_hi, x_hi[0][n], d[m][n]);
-            }
-            continue;
-        }
+        ptx::ldmatrix_x4(w_hi, at.filters + filter + m * 256);
+        if (PIECES == 2 && TWO) ptx::ldmatrix_x4(w_lo, at.filters + filter + m * 256 + LO_WEIGHT);
         // Products that wait for one another are kept apart.
-        float product[N][4];
+        float product[N][4] = {};
         #pragma unroll
         for (int n = 0; n < N; n++) {
-            if (TWO) mma_k16(product[n], w_hi, x_hi[0][n], x_hi[1][n], ZERO);
-            else mma_k8(product[n], w_hi, x_hi[0][n], ZERO);
+            float (&d)[4] = PIECES == 2 ? product[n] : SCALED ? cross[m][n] : sum[m][n];
+            const uint32_t (&x)[4] = x_hi[n / 2];
+            if (TWO) mma_k16(d, w_hi, x[n % 2 * 2], x[n % 2 * 2 + 1], d);
+            else mma_k8(d, w_hi[PIECES * 2 - 2], w_hi[PIECES * 2 - 1], x[n % 2 * 2], d);
         }
-        #pragma unroll
-        for (int n = 0; n < N; n++) {
-            const uint32_t lo_hi[4] = {w_hi[2], w_hi[3], w_hi[0], w_hi[1]};
-            if (TWO) mma_k16(cross[m][n], w_lo, x_hi[0][n], x_hi[1][n], cross[m][n]);
-            else mma_k16(cross[m][n], lo_hi, x_hi[0][n], x_lo[0][n], cross[m][n]);
-        }
+        if (PIECES == 1) continue;
         #pragma unroll
         for (int n = 0; n < N; n++)
-            if (TWO) mma_k16(cross[m][n], w_hi, x_lo[0][n], x_lo[1][n], cross[m][n]);
+            mma_k16(cross[m][n], TWO ? w_lo : w_hi, x_hi[n / 2][n % 2 * 2], x_hi[n / 2][n % 2 * 2 + 1], cross[m][n]);
+        #pragma unroll
+        for (int n = 0; n < N; n++)
+            if (TWO) mma_k16(cross[m][n], w_hi, x_lo[n / 2][n % 2 * 2], x_lo[n / 2][n % 2 * 2 + 1], cross[m][n]);
         #pragma unroll
         for (int n = 0; n < N; n++)
             #pragma unroll
@@ -390,23 +387,21 @@ __device__ __forceinline__ void multiply_step(Sums& sum, Sums& cross, const unsi
     }
 }
 
-// Adds a chunk to the warp's sums. `filters` and `rows` are the chunk's first, of the warp's first channel and of the lane's
-// pixel; units undo the scales of a lane's channels.
-__device__ __forceinline__ void multiply(Sums& sum, const int (&places)[ENTRIES], const unsigned char* filters,
-                                         const unsigned char* rows, const float (&unit)[M][2], int lane)
+// Adds a chunk to the warp's sums; units undo the scales of a lane's channels.
+__device__ __forceinline__ void multiply(Sums& sum, const int (&places)[ENTRIES], const Lane& at, const float (&unit)[M][2])
 {
     Sums cross = {};  // 4096 times too large; or all of the chunk, of one piece
-    const unsigned char* weights = filters + lane % 16 * 16 + lane / 16 * ENTRY_BYTES;
-    // Unrolled further, the compiler begins more products than it has registers for.
+    Lane pairs = at;
+    pairs.filters += at.filter_second * ENTRY_BYTES;
+    // Unrolled, the compiler begins more products than it has registers for.
     #pragma unroll 1
-    for (int e = 0; e < ENTRIES - 1; e += 2) {
-        const unsigned char* const x[2] = {rows + places[e], rows + places[e + 1]};
-        multiply_step<true>(sum, cross, weights + e * ENTRY_BYTES, weights + e * ENTRY_BYTES + LO_WEIGHT, x, unit);
-    }
+    for (int e = 0; e < ENTRIES - 1; e += 2)
+        multiply_step<true>(sum, cross, pairs, e * ENTRY_BYTES, places[e + at.second], unit);
     if (ENTRIES % 2 == 1) {
-        const unsigned char* const x[2] = {rows + entry_bytes(ENTRIES - 1)};
-        weights = filters + (ENTRIES - 1) * ENTRY_BYTES + lane % 16 * 16 + (PIECES == 2 ? lane / 16 * LO_WEIGHT : 0);
-        multiply_step<false>(sum, cross, weights, nullptr, x, unit);
+        Lane last = at;
+        if (PIECES == 2) last.filters += (1 - at.filter_second) * LO_WEIGHT;
+        const int row = entry_bytes(ENTRIES - 1) + (PIECES == 2 ? at.second * LO_ROW : 0);
+        multiply_step<false>(sum, cross, last, (ENTRIES - 1) * ENTRY_BYTES, row, unit);
     }
     if (!SCALED) return;
     #pragma unroll
@@ -539,9 +534,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) implicit_gemm(
         shared.b[thread] = beta ? scaling_factor * float(beta[channel]) : 0.0f;
     }
 
-    const int pixel = warp / WARPS_DOWN * 32 + lane, mine = pixel < TILE_ROWS * TILE_COLUMNS ? pixel : 0;
-    const uint4* rows = &shared.rows[0][0][mine / TILE_COLUMNS * STRIDE_H * PITCH + mine % TILE_COLUMNS];
     const int first = warp % WARPS_DOWN * WARP_CHANNELS;
+    Lane at;
+    at.second = lane / 8 % 2;
+    at.filter_second = lane / 16;
+    #pragma unroll
+    for (int q = 0; q < 2; q++) {
+        const int pixel = warp / WARPS_DOWN * 32 + q * 16 + lane / 16 * 8 + lane % 8;
+        const int mine = pixel < TILE_ROWS * TILE_COLUMNS ? pixel : 0;  // there is an output to every column but those
+        const uint4* row = &shared.rows[0][0][mine / TILE_COLUMNS * STRIDE_H * PITCH + mine % TILE_COLUMNS];
+        at.rows[q] = reinterpret_cast<const unsigned char*>(row);
+    }
     for (; tile < tiles; tile += gridDim.y) {
         const bool begun = tile != blockIdx.y;
         Sums sum = {};
@@ -570,8 +573,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) implicit_gemm(
                         if (unit[m][half] == 0.0f) unit[m][half] = nanf("");
                     }
             }
-            multiply(sum, shared.places, reinterpret_cast<const unsigned char*>(&shared.filters[slot][0][0][first]),
-                     reinterpret_cast<const unsigned char*>(rows), unit, lane);
+            at.filters = reinterpret_cast<const unsigned char*>(&shared.filters[slot][0][0][first + lane % 16]);
+            multiply(sum, shared.places, at, unit);
         }
         store(shared, in, y, sum, Tile(tile), warp, lane);
     }
