@@ -42,14 +42,12 @@ def test_compiles(path, tmp_path):
 @pytest.mark.parametrize(
     ("dtype", "how"),
     [
-        (torch.float32, planning.How(channels_last=True)),
-        (torch.float16, planning.How()),
-        (torch.bfloat16, planning.How(channels_last=True)),
+        (torch.float16, planning.How(channels_last=True)),
         (torch.bfloat16, planning.How(vectors=torch.float32)),
     ],
-    ids=["float32 channels_last", "float16", "bfloat16 channels_last", "bfloat16 beside float32"],
+    ids=["float16 channels_last", "bfloat16 beside float32"],
 )
-def test_the_general_kernel_compiles_for_every_dtype_and_layout(dtype, how, tmp_path):
+def test_the_general_kernel_compiles_for_halves(dtype, how, tmp_path):
     macros = planning.folded_plan(dataclasses.replace(SMALL_73, dtype=dtype), how).macros
     done = compile_for_all(fused.KERNELS / "folded.cu", tmp_path, macros)
     assert done.returncode == 0, done.stderr
