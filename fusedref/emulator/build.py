@@ -28,6 +28,7 @@ KERNEL_GCC = ["-fno-tree-vectorize", "-fno-tree-loop-distribute-patterns", "-fno
               # Each access keeps its own line.
               "-fno-tree-tail-merge", "-fno-crossjumping", "-fno-code-hoisting",
               "-fno-thread-jumps", "-fno-reorder-blocks",  # code is not copied: an access would be two
+              "-fno-var-tracking",  # lines are all that is asked of the debug information
               "-fno-diagnostics-show-caret"]
 KERNEL_CLANG = ["-fno-vectorize", "-fno-slp-vectorize", "-mllvm", "-tsan-instrument-func-entry-exit=0",
                 "-mllvm", "-tsan-distinguish-volatile=1", "-mllvm", "-tsan-instrument-memintrinsics=0",
