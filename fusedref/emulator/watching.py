@@ -349,9 +349,10 @@ def _explain(function: Function, arguments: bytes, report: _Report, grid: tuple,
                        f"{start} starts {name_it} {name}, which thread {other} wrote {there}: {cure}", other, blocks,
                        other_line)
     if report.kind == MISSING_WAIT:
+        under_way = "asynchronous copy" if report.other_write else "bulk store or product"
         return Finding("missing-wait", function.name, place.name, place.element, thread, blocks, line, source,
-                       f"{start} {does} {name}, but the asynchronous copy that thread {other} started {there} has not "
-                       "been waited for", other, blocks, other_line)
+                       f"{start} {does} {name}, but the {under_way} that thread {other} started {there} has not been "
+                       "waited for", other, blocks, other_line)
     if other_block != blocks:
         reason = f"thread {other} of block {other_block} {did} {there}: blocks run in any order"
         if report.advice == DEVICE_FENCE:

@@ -54,7 +54,7 @@ struct Event { uint64_t pc, offset; uint32_t bytes, flags, step; };   // bytes 0
 struct Trace { Event* events; uint32_t count, room, at, last; };   // last: its node of `ways`
 
 static const uint32_t SITES = 1 << 14, REPORTS = 256, SYNCS = 1 << 14, THREADS = 1024, MBARRIERS = 64;
-static const uint64_t MOST_ACCOUNTS = 1 << 26;
+static const uint64_t MOST_ACCOUNTS = 1 << 26, MOST_READINGS = 1 << 24;  // so that memory stays within bounds
 
 // Vector clocks: up to which time of each actor's something is in step with it. An actor is a thread of the block, or
 // an mbarrier for the bulk loads that report to it. What an actor did at time t is seen by those who know of t + 1.
@@ -448,6 +448,7 @@ static void keep_reader(Watch* watch, Worker* w, Cell* c, const Access& reader) 
         if (c->readers) {
             watch->free_row = row_of(watch, w, c)->time;
         } else {
+            if ((uint64_t)watch->reading_count * w->thread_count >= MOST_READINGS) return;
             if (watch->reading_count == watch->reading_room) {
                 watch->reading_room = watch->reading_room ? 2 * watch->reading_room : 256;
                 uint64_t bytes = (uint64_t)watch->reading_room * w->thread_count * sizeof(Reading);
@@ -534,7 +535,7 @@ void watch_access(Worker* w, uint64_t offset, uint64_t bytes, int write, int fla
             r.other_thread = c->copying ? c->copying - 1 : late.thread;
             r.other_pc = watch->sites[late.site].pc;
             r.other_block = w->block_number;
-            r.other_write = 1;
+            r.other_write = c->copying != 0;
             add_report(watch, r);
             continue;
         }
