@@ -251,7 +251,7 @@ def run_source(text, problem, inputs, **wanted):
     return y
 
 
-PUT = "put(run[c][lane], channel + c, row, column);"
+PUT = "put(&run[c][pixel], channel + c, row, column);"
 X_UNIT = 'shared.x_unit = range.splits() ? power_of_two(-range.shift()) : nanf("");'
 PLANTED = {
     "the cross terms are left out": ("PIECES == 2 ? 1 / LO_SCALE", "PIECES == 2 ? 0.0f"),
@@ -303,7 +303,7 @@ def test_no_bank_conflicts_where_products_read(stride):
     counters = seen.counters["implicit_gemm"]
     for number, line in enumerate(SOURCE.read_text().splitlines(), 1):
         here = counters.by_line.get(("implicit_gemm.cu", number))
-        if here and ("ldmatrix_x4(" in line or "<float2*>(&run" in line or "run[c][lane]" in line):
+        if here and ("ldmatrix_x4(" in line or "<float2*>(&run" in line or "const SumUnit values" in line):
             assert here.shared_load_bank_conflicts == 0 and here.shared_store_bank_conflicts == 0, line
     assert counters.global_store_sectors == 16 * 8 * 16 / 8  # whole sectors, not one more than there are
 
@@ -320,3 +320,37 @@ def test_compiles_without_spills(architecture, warp_channels, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert_no_spills(done.stderr)
+
+
+FAMILY = [
+    Problem(32, 3, 64, 224, 224, 7, stride=2, padding=3),
+    Problem(32, 64, 256, 56, 56, 1),
+    Problem(32, 64, 64, 56, 56, 3, padding=1),
+    Problem(8, 64, 64, 64, 64, 3, padding=2, dilation=2),
+    Problem(7, 5, 33, 61, 47, 3, padding=1),
+    Problem(1, 32, 64, 112, 112, 3, stride=2, padding=1),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("problem", FAMILY, ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_family_at_full_size(device, problem, channels_last):
+    inputs = draw(problem, 0, device)
+    if channels_last:
+        inputs = inputs._replace(x=inputs.x.contiguous(memory_format=torch.channels_last))
+    y = fused.fused_conv_bn_scale(*inputs, **options(problem))
+    case = compare("", problem, inputs, y)
+    assert case.ok, case.reasons
+    assert all(fused.fused_conv_bn_scale(*inputs, **options(problem)).equal(y) for _ in range(5))
+
+
+@pytest.mark.gpu
+def test_memory_that_is_not_aligned(device):
+    """x and weight 4 bytes behind where units of 16 begin."""
+    problem = Problem(2, 64, 64, 8, 16, 3, padding=1)
+    inputs = draw(problem, 0, device)
+    moved = [torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape) for t in (inputs.x, inputs.weight)]
+    inputs = inputs._replace(x=moved[0], weight=moved[1])
+    case = compare("", problem, inputs, gemm(problem, inputs))
+    assert case.ok, case.reasons

@@ -431,15 +431,46 @@ __device__ __forceinline__ float plain_sum(const Input& in, const Tile& tile, in
     return sum;
 }
 
+// Outputs that a lane stores at once: neighbours in a row, or with channels last neighbouring channels.
+constexpr int Y_UNIT = CHANNELS_LAST ? unit_of(OUT_CHANNELS, GROUP_OUT, 4) : unit_of(OUT_WIDTH, TILE_COLUMNS, 4);
+struct alignas(4 * Y_UNIT) SumUnit { float value[Y_UNIT]; };
+struct alignas(SIZE * Y_UNIT) OutputUnit { Element value[Y_UNIT]; };
+
 __device__ __forceinline__ void store(Shared& shared, const Input& in, Element* __restrict__ y, const Sums& sum,
                                       const Tile& tile, int warp, int lane)
 {
     const int group = lane / 4, member = lane % 4, first = warp % WARPS_DOWN * WARP_CHANNELS;
-    const int pixel = warp / WARPS_DOWN * 32 + lane;
     float (&run)[8][RUN_PITCH] = shared.runs[warp];
     y += (long long)tile.image * OUT_CHANNELS * OUT_PLANE;
-    int row = tile.row + pixel / TILE_COLUMNS, column = tile.column + pixel % TILE_COLUMNS;
-    if (pixel >= TILE_ROWS * TILE_COLUMNS || column >= OUT_WIDTH) row = OUT_HEIGHT;  // no output
+    // The output of a lane in the plane, given its pixel of the warp's 32.
+    const auto row_of = [&](int pixel) {
+        pixel += warp / WARPS_DOWN * 32;
+        const bool real = pixel < TILE_ROWS * TILE_COLUMNS && tile.column + pixel % TILE_COLUMNS < OUT_WIDTH;
+        return real ? tile.row + pixel / TILE_COLUMNS : OUT_HEIGHT;  // which is no row
+    };
+    const auto column_of = [&](int pixel) { return tile.column + (warp / WARPS_DOWN * 32 + pixel) % TILE_COLUMNS; };
+
+    // Computes sums again that are not finite; finishes and stores them.
+    const auto repair = [&](float* sums, int channel, int row, int column) {
+        if (row >= OUT_HEIGHT || in.first_channel + channel >= GROUP_OUT) return;
+        #pragma unroll 1
+        for (int i = 0; i < Y_UNIT; i++)
+            if (!isfinite(sums[i]))
+                sums[i] = plain_sum(in, tile, channel + (CHANNELS_LAST ? i : 0), row, column + (CHANNELS_LAST ? 0 : i));
+    };
+    const auto put = [&](const float* sums, int channel, int row, int column) {
+        if (row >= OUT_HEIGHT || in.first_channel + channel >= GROUP_OUT) return;
+        const SumUnit values = *reinterpret_cast<const SumUnit*>(sums);
+        OutputUnit output;
+        #pragma unroll
+        for (int i = 0; i < Y_UNIT; i++) {
+            const int c = channel + (CHANNELS_LAST ? i : 0);
+            output.value[i] = Element(fmaf(shared.a[c], values.value[i] + shared.shift[c], shared.b[c]));
+        }
+        const int out_channel = in.group * GROUP_OUT + in.first_channel + channel, place = row * OUT_WIDTH + column;
+        Element* to = y + (CHANNELS_LAST ? place * OUT_CHANNELS + out_channel : out_channel * OUT_PLANE + place);
+        *reinterpret_cast<OutputUnit*>(to) = output;
+    };
 
     float spoilt = 0.0f;  // becomes NaN with any sum that is not finite
     #pragma unroll
@@ -449,19 +480,6 @@ __device__ __forceinline__ void store(Shared& shared, const Input& in, Element* 
             #pragma unroll
             for (int i = 0; i < 4; i++) spoilt = fmaf(sum[m][n][i], 0.0f, spoilt);
     const bool plain = SCALED && __any_sync(~0u, spoilt != 0.0f);
-
-    // Computes an output again, where it has to be; finishes and stores it.
-    const auto repair = [&](float& value, int channel, int row, int column) {
-        if (row < OUT_HEIGHT && in.first_channel + channel < GROUP_OUT && !isfinite(value))
-            value = plain_sum(in, tile, channel, row, column);
-    };
-    const auto put = [&](float value, int channel, int row, int column) {
-        if (row >= OUT_HEIGHT || in.first_channel + channel >= GROUP_OUT) return;
-        const int out_channel = in.group * GROUP_OUT + in.first_channel + channel;
-        const int place = row * OUT_WIDTH + column;
-        y[CHANNELS_LAST ? place * OUT_CHANNELS + out_channel : out_channel * OUT_PLANE + place] =
-            Element(fmaf(shared.a[channel], value + shared.shift[channel], shared.b[channel]));
-    };
 #if CHANNELS_LAST
     #pragma unroll
     for (int n = 0; n < N; n++) {
@@ -471,16 +489,18 @@ __device__ __forceinline__ void store(Shared& shared, const Input& in, Element* 
             for (int i = 0; i < 4; i++) run[member * 2 + i % 2][m * 16 + i / 2 * 8 + group] = sum[m][n][i];
         __syncwarp();
         const auto each = [&](const auto& what, int i) {
-            const int p = i / WARP_CHANNELS, c = i % WARP_CHANNELS;
-            what(run[p][c], first + c, __shfl_sync(~0u, row, n * 8 + p), __shfl_sync(~0u, column, n * 8 + p));
+            const int pixel = i / (WARP_CHANNELS / Y_UNIT), c = i % (WARP_CHANNELS / Y_UNIT) * Y_UNIT;
+            what(&run[pixel][c], first + c, row_of(n * 8 + pixel), column_of(n * 8 + pixel));
         };
         #pragma unroll 1
-        for (int i = lane; plain && i < 8 * WARP_CHANNELS; i += 32) each(repair, i);
+        for (int i = lane; plain && i < 8 * WARP_CHANNELS / Y_UNIT; i += 32) each(repair, i);
         #pragma unroll
-        for (int i = lane; i < 8 * WARP_CHANNELS; i += 32) each(put, i);
+        for (int i = lane; i < 8 * WARP_CHANNELS / Y_UNIT; i += 32) each(put, i);
         __syncwarp();
     }
 #else
+    constexpr int TOGETHER = 32 / Y_UNIT;  // lanes of one channel
+    const int pixel = lane % TOGETHER * Y_UNIT, row = row_of(pixel), column = column_of(pixel);
     #pragma unroll
     for (int m = 0; m < M; m++)
         #pragma unroll
@@ -493,9 +513,9 @@ __device__ __forceinline__ void store(Shared& shared, const Input& in, Element* 
             __syncwarp();
             const int channel = first + m * 16 + half * 8;
             #pragma unroll 1
-            for (int c = 0; plain && c < 8; c++) repair(run[c][lane], channel + c, row, column);
+            for (int c = lane / TOGETHER; plain && c < 8; c += Y_UNIT) repair(&run[c][pixel], channel + c, row, column);
             #pragma unroll 4
-            for (int c = 0; c < 8; c++) put(run[c][lane], channel + c, row, column);
+            for (int c = lane / TOGETHER; c < 8; c += Y_UNIT) put(&run[c][pixel], channel + c, row, column);
             __syncwarp();
         }
 #endif
