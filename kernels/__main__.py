@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from fusedref import Report, bench, cuda, validate
+from fusedref import Report, bench, cuda, plan, validate
 from fusedref.problem import KERNELBENCH_73, SMALL_73
 from fusedref.validator import draw
 from kernels.ladder import LADDER, Rung
@@ -30,6 +30,7 @@ MEASURE = f"python -m kernels --json {MEASURED.relative_to(ROOT)}"
 README = ROOT / "README.md"
 README_PICTURE = MEASURED.with_name("ladder.png")
 BEGIN, END = "<!-- the ladder: written by `python -m kernels --readme` -->", "<!-- end of the ladder -->"
+PLAN = ">>> print(fusedref.plan(fusedref.KERNELBENCH_73))"
 PEERS = [peer for peer in bench.PEERS
          if peer.precision == "fp32" and peer.name in ("eager PyTorch", "torch.compile", "folded cuDNN")]  # fmt: skip
 TOO_LARGE = dataclasses.replace(KERNELBENCH_73, batch=1)  # a plane of problem 73
@@ -195,10 +196,13 @@ def markdown() -> str:
 
 
 def write_readme() -> None:
-    """Puts ``markdown()`` between the README's marks and draws its picture."""
-    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
-    _, after = rest.split(END)
-    README.write_text(f"{before}{BEGIN}\n{markdown()}\n{END}{after}", encoding="utf-8")
+    """Puts ``markdown()`` between the README's marks, and the plan after its prompt; draws the picture."""
+    text = README.read_text(encoding="utf-8")
+    for begin, end, new in ((BEGIN, END, markdown()), (PLAN, "```", str(plan(KERNELBENCH_73)))):
+        before, rest = text.split(begin)
+        after = rest[rest.index(end) :]
+        text = f"{before}{begin}\n{new}\n{after}"
+    README.write_text(text, encoding="utf-8")
     if MEASURED.exists():
         card, rows = bench.load(MEASURED)
         picture(ladder_rows(rows), card).savefig(README_PICTURE, dpi=120)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from fusedref import KERNELBENCH_73, bench
+from fusedref import KERNELBENCH_73, bench, plan
 from fusedref.problem import SMALL_73
 from kernels import __main__ as command
 from kernels import ladder
@@ -139,10 +139,11 @@ def test_the_table_holds_the_committed_times(measured):
 
 
 def test_the_readme_is_written_from_the_measured_file(measured):
-    command.README.write_text(f"before\n{command.BEGIN}\nstale\n{command.END}\nafter\n")
+    command.README.write_text(f"before\n{command.BEGIN}\nstale\n{command.END}\nafter\n{command.PLAN}\nstale\n```\nend\n")
     assert command.main(["--readme"]) == 0
     text = command.README.read_text(encoding="utf-8")
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text
+    assert text.startswith("before\n") and text.endswith(f"\nafter\n{command.PLAN}\n{plan(KERNELBENCH_73)}\n```\nend\n")
+    assert "stale" not in text
     assert "Test Card" in text and "| 05 folded |" in text and "| 2400 | 0.38 | 4% | 5.0e-08 |" in text
     assert command.README_PICTURE.stat().st_size > 1000
     command.write_readme()

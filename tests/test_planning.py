@@ -66,6 +66,7 @@ def test_a_plan_can_be_read():
 
 
 def test_the_readme_shows_the_plan_as_it_is():
+    """``python -m kernels --readme`` puts it there."""
     text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     assert f"print(fusedref.plan(fusedref.KERNELBENCH_73))\n{plan(KERNELBENCH_73)}\n```" in text
 
