@@ -252,7 +252,7 @@ __device__ __forceinline__ void measure(Shared& shared, bool fresh)
 // Eight numbers become a row of each piece.
 __device__ __forceinline__ void put_row(uint4* hi, uint4* lo, const Raw (&v)[8], float scale)
 {
-    uint32_t h[4], l[4];
+    uint32_t h[4], l[4] = {};
     #pragma unroll
     for (int c = 0; c < 4; c++) {
 #if ELEMENT == 0
@@ -373,17 +373,22 @@ __device__ __forceinline__ void multiply_step(Sums& sum, Sums& cross, const Lane
             if (TWO) mma_k16(d, w_hi, x[n % 2 * 2], x[n % 2 * 2 + 1], d);
             else mma_k8(d, w_hi[PIECES * 2 - 2], w_hi[PIECES * 2 - 1], x[n % 2 * 2], d);
         }
-        if (PIECES == 1) continue;
-        #pragma unroll
-        for (int n = 0; n < N; n++)
-            mma_k16(cross[m][n], TWO ? w_lo : w_hi, x_hi[n / 2][n % 2 * 2], x_hi[n / 2][n % 2 * 2 + 1], cross[m][n]);
-        #pragma unroll
-        for (int n = 0; n < N; n++)
-            if (TWO) mma_k16(cross[m][n], w_hi, x_lo[n / 2][n % 2 * 2], x_lo[n / 2][n % 2 * 2 + 1], cross[m][n]);
-        #pragma unroll
-        for (int n = 0; n < N; n++)
+        if (PIECES == 2) {
             #pragma unroll
-            for (int i = 0; i < 4; i++) sum[m][n][i] = fmaf(product[n][i], unit[m][i / 2], sum[m][n][i]);
+            for (int n = 0; n < N; n++) {
+                const uint32_t (&x)[4] = x_hi[n / 2];
+                mma_k16(cross[m][n], TWO ? w_lo : w_hi, x[n % 2 * 2], x[n % 2 * 2 + 1], cross[m][n]);
+            }
+            #pragma unroll
+            for (int n = 0; n < N; n++) {
+                const uint32_t (&x)[4] = x_lo[n / 2];
+                if (TWO) mma_k16(cross[m][n], w_hi, x[n % 2 * 2], x[n % 2 * 2 + 1], cross[m][n]);
+            }
+            #pragma unroll
+            for (int n = 0; n < N; n++)
+                #pragma unroll
+                for (int i = 0; i < 4; i++) sum[m][n][i] = fmaf(product[n][i], unit[m][i / 2], sum[m][n][i]);
+        }
     }
 }
 
@@ -403,14 +408,15 @@ __device__ __forceinline__ void multiply(Sums& sum, const int (&places)[ENTRIES]
         const int row = entry_bytes(ENTRIES - 1) + (PIECES == 2 ? at.second * LO_ROW : 0);
         multiply_step<false>(sum, cross, last, (ENTRIES - 1) * ENTRY_BYTES, row, unit);
     }
-    if (!SCALED) return;
-    #pragma unroll
-    for (int m = 0; m < M; m++)
+    if (SCALED) {
         #pragma unroll
-        for (int n = 0; n < N; n++)
+        for (int m = 0; m < M; m++)
             #pragma unroll
-            for (int i = 0; i < 4; i++)
-                sum[m][n][i] = fmaf(cross[m][n][i] * (PIECES == 2 ? 1 / LO_SCALE : 1.0f), unit[m][i / 2], sum[m][n][i]);
+            for (int n = 0; n < N; n++)
+                #pragma unroll
+                for (int i = 0; i < 4; i++)
+                    sum[m][n][i] = fmaf(cross[m][n][i] * (PIECES == 2 ? 1 / LO_SCALE : 1.0f), unit[m][i / 2], sum[m][n][i]);
+    }
 }
 
 // ---- store ------------------------------------------------------------------------------------------------------------
@@ -494,7 +500,7 @@ __device__ __forceinline__ void store(Shared& shared, const Input& in, Element* 
         };
         #pragma unroll 1
         for (int i = lane; plain && i < 8 * WARP_CHANNELS / Y_UNIT; i += 32) each(repair, i);
-        #pragma unroll
+        #pragma unroll 1
         for (int i = lane; i < 8 * WARP_CHANNELS / Y_UNIT; i += 32) each(put, i);
         __syncwarp();
     }
