@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .driver import Function
 
 RACE, UNINITIALISED, DIVERGENT_BARRIER, MISSING_WAIT = range(101, 105)
-SYNCTHREADS, NAMED_BARRIER, MBARRIER, PROXY_FENCE, INIT_FENCE, DEVICE_FENCE = range(6)
+SYNCTHREADS, NAMED_BARRIER, MBARRIER, PROXY_FENCE, INIT_FENCE, DEVICE_FENCE, PRODUCT = range(7)
 ADVICE = {  # by what the two threads of a race last kept step with others
     SYNCTHREADS: "there is no __syncthreads() between them",
     NAMED_BARRIER: "there is no barrier between them that both come to",
@@ -336,9 +336,13 @@ def _explain(function: Function, arguments: bytes, report: _Report, grid: tuple,
                   else f"thread {other} has returned and never reaches it")
         return Finding("divergent-barrier", function.name, None, None, thread, blocks, line, source,
                        f"{start} waits at a __syncthreads(), but {reason}", other, blocks, other_line)
+    does = "writes" if report.write else "reads"
+    if report.advice == PRODUCT:
+        return Finding("missing-wait", function.name, None, None, thread, blocks, line, source,
+                       f"{start} {does} a sum of the product that it started {there}, but has not waited for", other,
+                       blocks, other_line)
     place = launching.locate(function, arguments, report.address, shared)
     name = f"{place.name}[{place.element}]" if place.name else f"address 0x{report.address:x}"
-    does = "writes" if report.write else "reads"
     if report.kind == UNINITIALISED:
         return Finding("uninitialised", function.name, place.name, place.element, thread, blocks, line, source,
                        f"{start} reads {name}, which nothing has written")

@@ -62,10 +62,12 @@ struct Module {
 typedef void (*WarpAction)(void* const payload[32], uint32_t present, const void* detail);
 
 // What a wgmma reads of shared memory: `rows` times 16 bytes in a row from `begin` on, and as many from begin + next on.
+// And where this lane's sums are, rows / 2 of them.
 struct Matrix {
     const char* begin;
     uint32_t rows;
     int next;
+    float* sums;
 };
 
 }  // namespace emu

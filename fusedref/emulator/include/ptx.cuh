@@ -215,7 +215,7 @@ EMU_INLINE void wgmma(float (&d)[N / 2], uint32_t a0, uint32_t a1, uint32_t a2, 
                       bool accumulate)
 {
     Share mine = {{a0, a1, a2, a3}, (const char*)rows, next, d, accumulate};
-    emu_product(&mine, sizeof mine, {mine.rows, N, next}, multiply_share<N>);
+    emu_product(&mine, sizeof mine, {mine.rows, N, next, d}, multiply_share<N>);
 }
 
 }  // namespace fragments

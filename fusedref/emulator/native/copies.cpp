@@ -54,20 +54,12 @@ static void wait_groups(int kind, uint32_t groups_left) {
     }
 }
 
-// A warp's share of a wgmma: what its 32 lanes brought, `bytes` each, and where the shared memory lies that it reads.
-struct Product {
-    Product* next;
-    WarpAction run;
-    uint32_t group, bytes;
-    Matrix matrix;
-    char operands[];
-};
-
-struct Offer {
+struct Offer {                 // what a lane brings to a wgmma
     void* operands;
     uint32_t bytes;
     Matrix matrix;
     WarpAction run;
+    void* pc;
 };
 
 // Each lane's share of the rows of 16 bytes that a product reads.
@@ -82,9 +74,12 @@ static void take_up(void* const payload[32], uint32_t, const void*) {
     const Offer* first = (const Offer*)payload[0];
     Product* product = (Product*)malloc(sizeof(Product) + 32 * first->bytes);
     const uint32_t warp = w->current->linear / 32;
-    *product = Product{0, first->run, w->product_group[warp], first->bytes, first->matrix};
-    for (int lane = 0; lane < 32; lane++)
-        memcpy(product->operands + lane * first->bytes, ((const Offer*)payload[lane])->operands, first->bytes);
+    *product = Product{0, first->run, w->product_group[warp], first->bytes, first->matrix, {}, first->pc};
+    for (int lane = 0; lane < 32; lane++) {
+        const Offer* offer = (const Offer*)payload[lane];
+        product->sums[lane] = offer->matrix.sums;
+        memcpy(product->operands + lane * first->bytes, offer->operands, first->bytes);
+    }
     Product** last = &w->products[warp];
     while (*last) last = &(*last)->next;
     *last = product;
@@ -231,7 +226,7 @@ void emu_product(void* operands, uint32_t bytes, Matrix matrix, WarpAction run) 
         if ((uintptr_t)row % 16) fail(MISALIGNED, (uint64_t)row, 16, 0, pc, 0);
         slow_access((uintptr_t)row, 16, 0, ASYNC | UNCOUNTED | PROXY, pc);
     });
-    Offer offer = {operands, bytes, matrix, run};
+    Offer offer = {operands, bytes, matrix, run, pc};
     emu_warp_meet(0xffffffffu, &offer, take_up, 0);
 }
 void emu_product_commit(void) { emu_warp_meet(0xffffffffu, 0, close_group, 0); }

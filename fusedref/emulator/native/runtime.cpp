@@ -306,7 +306,10 @@ __attribute__((noinline)) void slow_access(uintptr_t address, uint64_t bytes, in
         }
     } else {
         Coroutine* c = w->current->coroutine;
-        if (address - (uintptr_t)c->stack < STACK_BYTES) return;
+        if (address - (uintptr_t)c->stack < STACK_BYTES) {
+            if (watching && w->products[w->current->linear / 32]) watch_sums(w, address, write, pc);
+            return;
+        }
         Module* m = w->launch->module;
         if (address < m->image_begin || address >= m->image_end) fail(OUT_OF_BOUNDS, address, bytes, write, pc, 0);
         Variable* inside = 0;

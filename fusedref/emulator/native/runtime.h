@@ -75,7 +75,15 @@ struct Pending {               // an asynchronous copy under way; bytes 0: a fre
     void* barrier;             // the mbarrier that a bulk load reports to
 };
 
-struct Product;                // what a warp's share of a wgmma works out when it is waited for (copies.cpp)
+struct Product {               // a warp's share of a wgmma, worked out when it is waited for (copies.cpp)
+    Product* next;
+    WarpAction run;
+    uint32_t group, bytes;     // bytes: of each lane's operands
+    Matrix matrix;
+    float* sums[32];
+    void* pc;
+    char operands[];
+};
 
 struct Launch;
 
@@ -155,6 +163,7 @@ void watch_block_end(Worker* w);
 void watch_worker_begin(Worker* w);
 void watch_worker_end(Worker* w);
 void watch_copy_landed(Worker* w, Pending* p);
+void watch_sums(Worker* w, uintptr_t address, int write, void* pc);  // of a thread's own memory
 void watch_product_done(Worker* w, const void* address, uint32_t bytes, uint32_t thread);
 void watch_fresh(uint64_t offset, uint64_t bytes);   // shared memory of a new block
 void watch_block_of_code(Worker* w, void* pc);

@@ -11,7 +11,7 @@
 namespace emu {
 
 enum { RACE = 101, UNINITIALISED, DIVERGENT_BARRIER, MISSING_WAIT };
-enum { SYNCTHREADS, NAMED_BARRIER, MBARRIER, PROXY_FENCE, INIT_FENCE, DEVICE_FENCE };  // what is missing in a race
+enum { SYNCTHREADS, NAMED_BARRIER, MBARRIER, PROXY_FENCE, INIT_FENCE, DEVICE_FENCE, PRODUCT };  // what is missing in a race
 
 struct Access {                    // who touched a word, and when
     uint32_t block;                // number + 1; 0: nobody
@@ -642,6 +642,20 @@ void watch_copy_landed(Worker* w, Pending* p) {
     if (from < VARIABLES_BEGIN) read_late(w, p->from, p->bytes, p->thread, time);
     set_bits(offset, p->bytes, true);
     if (offset >= VARIABLES_BEGIN) written[offset >> 16] = 1;
+}
+
+void watch_sums(Worker* w, uintptr_t address, int write, void* pc) {
+    uint32_t me = w->current->linear;
+    for (Product* p = w->products[me / 32]; p; p = p->next) {
+        if (!p->sums[me % 32] || address - (uintptr_t)p->sums[me % 32] >= p->matrix.rows / 2 * sizeof(float)) continue;
+        Report r = report_of(w, MISSING_WAIT, address, sizeof(float), write, pc);
+        r.advice = PRODUCT;
+        r.other_pc = (uint64_t)p->pc;
+        r.other_block = r.block;
+        r.other_thread = r.thread;
+        add_report((Watch*)w->log, r);
+        return;
+    }
 }
 
 void watch_product_done(Worker* w, const void* address, uint32_t bytes, uint32_t thread) {  // its warp has just met
