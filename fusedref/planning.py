@@ -138,84 +138,65 @@ def unserved_by_pipeline(problem: Problem, architecture: str, how: How = How()) 
 
 def pipeline_plan(problem: Problem, multiprocessors: int = EMULATED[1], how: How = How()) -> Plan:
     """The plan to run ``problem`` by pipeline.cu: persistent blocks, at best one per multiprocessor."""
-    tile = _pipeline_tile(problem, how)
-    rows = tile.slices * tile.slice_rows
-    shared = _pipeline_shared(problem, how, tile)
-    tiles = problem.batch * math.ceil(problem.out_height / rows) * math.ceil(problem.out_width / tile.columns)
+    rows, columns = _pipeline_tile(problem, how)
+    shared = _pipeline_shared(problem, how, rows, columns)
+    tiles = problem.batch * math.ceil(problem.out_height / rows) * math.ceil(problem.out_width / columns)
     channel_blocks = math.ceil(problem.out_channels / 64)
     macros = _macros(problem, how) | {
         "PIECES": pieces(problem, how),
-        "SLICES": tile.slices,
-        "SLICE_ROWS": tile.slice_rows,
-        "TILE_COLUMNS": tile.columns,
+        "TILE_ROWS": rows,
+        "TILE_COLUMNS": columns,
         "SHARED_BYTES": shared,
     }
     return Plan(
         kernel="pipeline",
         reason="the tensor cores compute it in float32 precision at the speed of memory",
-        tile=(64, rows, tile.columns),
+        tile=(64, rows, columns),
         shared=shared,
         predicted=predict(problem, how, "tensor cores"),
         macros=tuple(macros.items()),
-        grid=(max(1, min(tiles * tile.slices, multiprocessors // channel_blocks)), channel_blocks, 1),
+        grid=(max(1, min(tiles, multiprocessors // channel_blocks)), channel_blocks, 1),
         block=(512, 1, 1),
     )
 
 
-class _Tile(NamedTuple):
-    """How the pipeline divides a problem: a tile is fetched at once and stored in slices."""
-
-    slices: int
-    slice_rows: int
-    columns: int
-
-
-def _pipeline_tile(problem: Problem, how: How) -> _Tile | None:
-    """The tiles that move the fewest bytes. None where nothing fits into shared memory."""
+def _pipeline_tile(problem: Problem, how: How) -> tuple[int, int] | None:
+    """Rows and columns of the tiles that move the fewest bytes. None where nothing fits into shared memory."""
     size = problem.dtype.itemsize
-    aim = 1024 // size  # outputs of a run
+    aim = 1024 // size  # outputs of a channel; whole rows if they are no longer
     across = math.ceil(problem.out_width / aim)
     columns = problem.out_width if across == 1 else 4 * math.ceil(problem.out_width / across / 4)
-    most_rows = min(problem.out_height, aim // columns) if across == 1 else 1
+    most = min(problem.out_height, aim // columns) if across == 1 else 1
 
-    def cost(tile: _Tile) -> int:
-        """Of a plane, in elements; a copy costs about 64 bytes beside its own."""
-        stored = math.ceil(problem.out_height / tile.slice_rows) * 64 * (tile.slice_rows * columns + 64 // size)
-        tiles = math.ceil(problem.out_height / (tile.slices * tile.slice_rows))
-        return stored + tiles * _pipeline_pixels(problem, tile) * problem.in_channels
+    def pixels(rows: int) -> int:
+        return (rows + problem.span[0] - 1) * (columns + problem.span[1] - 1)
+
+    def cost(rows: int) -> tuple[int, int]:
+        """Elements of a plane; a copy costs about 64 bytes beside its own. Of equals the lower tile, of more blocks."""
+        stored = 64 * (rows * columns + 64 // size)
+        return math.ceil(problem.out_height / rows) * (stored + pixels(rows) * problem.in_channels), rows
 
     choices = [
-        tile
-        for slice_rows in range(1, most_rows + 1)
-        for slices in range(1, math.ceil(problem.out_height / slice_rows) + 1)
-        if _pipeline_pixels(problem, tile := _Tile(slices, slice_rows, columns)) <= MOST_PIXELS
-        and _pipeline_shared(problem, how, tile) <= SHARED_LIMIT
+        rows
+        for rows in range(1, most + 1)
+        if pixels(rows) <= 3 * aim and _pipeline_shared(problem, how, rows, columns) <= SHARED_LIMIT
     ]
-    return min(choices, key=cost, default=None)
+    return (min(choices, key=cost), columns) if choices else None
 
 
-MOST_PIXELS = 7 * 192  # of a tile, with what its windows reach: seven for each thread that fetches them
-
-
-def _pipeline_pixels(problem: Problem, tile: _Tile) -> int:
-    rows = tile.slices * tile.slice_rows
-    return (rows + problem.span[0] - 1) * (tile.columns + problem.span[1] - 1)
-
-
-def _pipeline_shared(problem: Problem, how: How, tile: _Tile) -> int:
+def _pipeline_shared(problem: Problem, how: How, rows: int, columns: int) -> int:
     """The size of pipeline.cu's struct Shared, which the compiler checks. Names are those of its constants."""
-    stages, buffers, unit, size = 2, 2, 32, problem.dtype.itemsize
-    sector, run, plane = 32 // size, tile.slice_rows * tile.columns, problem.out_height * problem.out_width
-    across = tile.columns < problem.out_width
-    whole_plane = tile.slice_rows >= problem.out_height and not across
-    grain = math.gcd(sector, plane, 0 if whole_plane else tile.slice_rows * problem.out_width, tile.columns * across)
-    extra = 0 if whole_plane or across or problem.out_width < sector else sector - grain
+    stages, buffers, unit, size = 3, 2, 32, problem.dtype.itemsize
+    sector, run, plane = 32 // size, rows * columns, problem.out_height * problem.out_width
+    across, whole_plane = columns < problem.out_width, run == plane
+    grain = math.gcd(sector, plane, 0 if whole_plane else rows * problem.out_width, columns * across)
+    extra = 0 if rows >= problem.out_height or across or problem.out_width < sector else sector - grain
     run_pitch = _round_up(run + extra + sector - math.gcd(grain, 4) - 4, 2 * sector) + 4
     down, right = (span - 1 for span in problem.span)
-    pitch = tile.columns + right
-    body = _round_up(tile.slice_rows * pitch, 2 * unit)
-    tail = 0 if body >= tile.slice_rows * pitch + extra else 8 if extra <= 8 else 16
-    pixels = ((tile.slices - 1) * tile.slice_rows + down) * pitch + body + tail + right
+    pitch = columns + right
+    body = _round_up(rows * pitch, 2 * unit)
+    tail = 0 if body >= rows * pitch + extra else 8 if extra <= 8 else 16
+    pixels = body + tail + down * pitch + right
     rest = 8 * (2 * stages + 2 * buffers) + 4 * stages + 4 * 4 * 6 + 4 * 2
     return _round_up(stages * pieces(problem, how) * 16 * pixels, 128) + _round_up(
         _round_up(size * buffers * 64 * run_pitch, 8) + rest, 128

@@ -5,7 +5,7 @@
 // reads, arithmetic and memory writes never wait in line for one another; the slowest of them, writing y, sets the pace.
 //
 // New since 09: the product is asynchronous (wgmma: a warpgroup starts 64 channels by 32 pixels and goes on), its pixels
-// are read from shared memory by the tensor cores themselves, and a run of outputs leaves by the copy engine, 1008 bytes
+// are read from shared memory by the tensor cores themselves, and a run of outputs leaves by the copy engine, about 1 KB
 // at a time, without passing through a thread. And it is float32 on every input: a tile whose magnitudes two fp16 pieces
 // cannot hold is computed by plain multiply-adds.
 //

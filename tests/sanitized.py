@@ -40,6 +40,9 @@ def rungs() -> None:
     fusedref.fused_conv_bn_scale(*spread)
     spread.x[1, 2, 3, 4] = 1e30  # a tile that it computes plainly
     fusedref.fused_conv_bn_scale(*spread)
+    fusedref.fused_conv_bn_scale(*spread, precision="tf32")
+    for dtype in (torch.float16, torch.bfloat16):
+        fusedref.fused_conv_bn_scale(*draw(fusedref.Problem(3, 8, 70, 19, 43, 3, dtype=dtype), 0, "cuda"))
     options = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "groups": 2}
     fusedref.fused_conv_bn_scale(*draw(fusedref.Problem(3, 4, 6, 17, 21, (3, 5), **options), 0, "cuda"), **options)
     for dtype in (torch.float32, torch.float16):  # for implicit_gemm

@@ -1,5 +1,6 @@
 """Rung 10: the pipeline over the tensor cores. Its errors, its range, what it serves, and bugs that must show."""
 
+import dataclasses
 import math
 from contextlib import nullcontext
 
@@ -30,11 +31,10 @@ def a_card_that_has_wgmma(device):
         pytest.skip("wgmma is sm_90a's")
 
 
-def pipeline(problem, inputs, multiprocessors=3):
+def pipeline(problem, inputs, multiprocessors=3, precision="fp32"):
     """The kernel, whatever the plan would choose; so few blocks that each has several tiles."""
-    return fused.run(
-        planning.pipeline_plan(problem, multiprocessors), problem, inputs[:7], inputs.scaling_factor, inputs.eps
-    )
+    chosen = planning.pipeline_plan(problem, multiprocessors, planning.How(precision))
+    return fused.run(chosen, problem, inputs[:7], inputs.scaling_factor, inputs.eps)
 
 
 def folded(problem, inputs):
@@ -51,7 +51,7 @@ def convolution(x, weight):
 class TestPlan:
     def test_problem_73(self):
         chosen = plan(KERNELBENCH_73)
-        assert (chosen.kernel, chosen.tile, chosen.shared) == ("pipeline", (64, 2, 126), 182784)
+        assert (chosen.kernel, chosen.tile, chosen.shared) == ("pipeline", (64, 2, 126), 183552)
         assert (chosen.grid, chosen.block) == ((132, 1, 1), (512, 1, 1))
         assert "memory" in chosen.reason
 
@@ -79,7 +79,7 @@ class TestPlan:
 
     def test_a_batch_is_no_constant(self):
         one, many = (plan(Problem(batch, 8, 64, 40, 40, 3)) for batch in (1, 100))
-        assert one.macros == many.macros and one.grid == (7, 1, 1) and many.grid == (132, 1, 1)
+        assert one.macros == many.macros and one.grid == (8, 1, 1) and many.grid == (132, 1, 1)
 
     def test_it_is_what_the_package_runs(self, device):
         inputs = draw(SMALL_73, 3, device)
@@ -112,6 +112,7 @@ SHAPES = {
     "three blocks of channels": Problem(2, 8, 130, 6, 18, 3),
     "one tap": Problem(2, 8, 64, 5, 13, 1),
     "a row of nine": Problem(1, 8, 64, 5, 40, (1, 9)),
+    "tiles of 16-bit floats": Problem(1, 8, 64, 11, 128, 3),
 }
 
 
@@ -157,7 +158,29 @@ class TestShapes:
         inputs = convolution(*draw(problem, 0, device)[:2])
         truth = oracle(*inputs)
         ours, plain = ((run(problem, inputs).double() - truth).norm().item() for run in (pipeline, folded))
-        assert ours <= plain and ours <= 1e-7 * truth.norm().item()
+        assert ours <= plain
+
+    def test_errors_at_problem_73(self, device):
+        """Of the first rows of three of its images, with its weights and vectors."""
+        drawn = draw(KERNELBENCH_73, 0, device)
+        inputs = drawn._replace(x=drawn.x[:3, :, :10].contiguous())
+        truth = oracle(*inputs)
+        error = pipeline(Problem(3, 8, 64, 10, 128, 3), inputs).double() - truth
+        assert error.norm() <= 1e-7 * truth.norm()
+
+    @pytest.mark.parametrize("kind", ["tf32", "float16", "bfloat16"])
+    @pytest.mark.parametrize(
+        "shape", ["one pixel", "odd plane, ordinary stores", "odd width, plane of fours", "rows in pieces", "padding",
+                  "few channels", "a row of nine", "tiles of 16-bit floats"]
+    )  # fmt: skip
+    def test_other_precisions(self, device, kind, shape):
+        precision, dtype = ("tf32", torch.float32) if kind == "tf32" else ("fp32", getattr(torch, kind))
+        problem = dataclasses.replace(SHAPES[shape], dtype=dtype)
+        inputs = draw(problem, 0, device)
+        y = pipeline(problem, inputs, precision=precision)
+        assert y.dtype == dtype
+        case = compare("", problem, inputs, y, precision=precision)
+        assert case.ok, case.reasons
 
 
 def roundings(inputs):
@@ -291,15 +314,21 @@ PLANTED = {
         ("int(min((long long)RUN, OUT_PLANE - first()))", "RUN"),
     "a row too far": ("tile.row - PAD_TOP + pixel / PITCH", "tile.row - PAD_TOP + 1 + pixel / PITCH"),
     "a spread tile is split all the same": (PLAIN_TILE, "range.exponent()"),
-    "spread weights are split all the same": ("!range.splits() || !isfinite(slope[h])", "!isfinite(slope[h])"),
-    "an overflow is not looked for": ("x_exponent + largest_w_exponent - 28 > 127", "x_exponent > 500"),
-    "a missing gamma is zero": ("(double)in.gamma[channel] : 1.0", "(double)in.gamma[channel] : 0.0"),
+    "spread weights are split all the same": (" || (ELEMENT == 0 && !range.splits())", ""),
+    "an overflow is not looked for": ("exponent + most > 126", "exponent > 500"),
+    "a missing gamma is zero": ("float(in.gamma[channel]) : 1.0f", "float(in.gamma[channel]) : 0.0f"),
+    "the next tile's first outputs are left out": ("TAIL && step % 2 == warpgroup", "false"),
+    "a sector is left to nobody": ("EXTRA && !tile.last() ?", "false ?"),
+    "a stage is handed on without a fence":
+        ("ptx::fence_async_shared();\n    __syncwarp();\n    if", "__syncwarp();\n    if"),
+    "a buffer is handed on without a fence":
+        ("ptx::fence_async_shared();\n        __syncwarp();\n        if", "__syncwarp();\n        if"),
 }  # fmt: skip
 
 
 def is_right(text, device):
     """Whether the text passes a short form of the tests above."""
-    three = Problem(2, 8, 64, 21, 34, 3)  # four tiles an image: stages and buffers come round
+    three = Problem(2, 8, 64, 9, 128, 3)  # four tiles an image: stages and buffers come round; EXTRA is 6
     drawn = draw(three, 0, device)
     drawn.gamma.fill_(1.0)
     with watch() if device.type == "cpu" else nullcontext() as seen:

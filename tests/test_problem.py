@@ -74,8 +74,8 @@ GOOD = {"batch": 1, "in_channels": 4, "out_channels": 4, "height": 5, "width": 6
         ({"dilation": 3, "padding": (0, 1)}, ValueError, "dilation 3 x 3 spans 7 x 7, the padded input is 5 x 8"),
         ({"padding": [[1], 1]}, TypeError, r"padding must be an integer, got \[1\]"),
         ({"bias": "no"}, TypeError, "bias must be True or False, got 'no'"),
-        ({"dtype": torch.int32}, TypeError, "dtype must be torch.float32, torch.float16 or torch.bfloat16, got torch.int32"),
-        ({"dtype": "float32"}, TypeError, "dtype must be torch.float32, torch.float16 or torch.bfloat16, got 'float32'"),
+        ({"dtype": torch.int32}, TypeError, "dtype must be .*bfloat16, got torch.int32"),
+        ({"dtype": "float32"}, TypeError, "dtype must be .*bfloat16, got 'float32'"),
     ],
 )
 def test_wrong_sizes_are_named(change, error, words):

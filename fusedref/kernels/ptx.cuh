@@ -273,10 +273,9 @@ static __device__ __forceinline__ void prefetch_l2(const void* global)
 }
 
 // ---- wgmma [sm_90a]: a warpgroup (four warps in line) multiplies, without waiting --------------------------------------
-// d[64, N] = a[64, 16] b[16, N] + (accumulate ? d : 0), fp16 in, fp32 accumulated; N is 32 or 64.
+// d[64, N] = a[64, 16] b[16, N] + (accumulate ? d : 0), fp16 or bf16 in, fp32 accumulated; N is 8, 16 or 32.
 // Warp w of the group has rows 16 w to 16 w + 15 of a and d: a as mma_m16n8k16_f16 has it, d[4 j] to d[4 j + 3] as its d
-// for columns 8 j to 8 j + 7. Column n of b is the 16 bytes of shared memory at rows + 16 n (first half of k) and the
-// 16 bytes `next` >= 0 bytes on (second half); both are multiples of 16.
+// for columns 8 j to 8 j + 7.
 // wgmma_fence comes before the first; until wgmma_wait d and a must not be touched, nor b's shared memory be written.
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
@@ -294,36 +293,41 @@ static __device__ __forceinline__ void wgmma_wait()
     asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(pending) : "memory");
 }
 
-// What wgmma knows b by: 8 rows of 16 bytes are one of its matrices, 128 bytes from the next along n, `next` along k.
-static __device__ __forceinline__ uint64_t matrix_descriptor(const void* rows, int next)
-{
-    return (uint64_t)(shared_address(rows) >> 4 | (uint32_t)next >> 4 << 16) | (uint64_t)(128 >> 4) << 32;
-}
+// b in shared memory: column n is the 16 bytes at rows + 16 n (first half of k) and the 16 bytes `next` >= 0 bytes on
+// (second half); rows and next are multiples of 16.
+struct Columns {
+    uint64_t descriptor;  // 8 rows of 16 bytes are one of wgmma's matrices, 128 bytes from the next along n
+    __device__ __forceinline__ explicit Columns(const void* rows)
+        : descriptor((uint64_t)(128 >> 4) << 32 | shared_address(rows) >> 4) {}
+    // The columns `bytes` further on, whose second halves lie `next` bytes behind their first.
+    __device__ __forceinline__ Columns at(int bytes, int next) const
+    {
+        Columns there = *this;
+        there.descriptor += (uint32_t)bytes >> 4 | (uint32_t)next >> 4 << 16;
+        return there;
+    }
+};
 
-static __device__ __forceinline__ void wgmma_f16(float (&d)[16], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                                 const void* rows, int next, bool accumulate)
-{
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, %21, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 "
-        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, {%16,%17,%18,%19}, %20, p, 1, 1, 0; }"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
-          "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(matrix_descriptor(rows, next)), "r"((int)accumulate));
-}
-
-static __device__ __forceinline__ void wgmma_f16(float (&d)[32], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                                 const void* rows, int next, bool accumulate)
-{
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, %37, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
-        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
-        "{%32,%33,%34,%35}, %36, p, 1, 1, 0; }"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
-          "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
-          "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
-          "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(matrix_descriptor(rows, next)), "r"((int)accumulate));
-}
+#define PTX_WGMMA(name, type, n, d_names, a_names, b_name, accumulate_name, ...)                                          \
+    static __device__ __forceinline__ void name(float (&d)[n / 2], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,   \
+                                                Columns b, bool accumulate)                                              \
+    {                                                                                                                    \
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, " accumulate_name ", 0;\n"                                          \
+            "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." #type "." #type " "                                        \
+            "{" d_names "}, {" a_names "}, " b_name ", p, 1, 1, 0; }"                                                    \
+            : __VA_ARGS__ : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b.descriptor), "r"((int)accumulate));                \
+    }
+#define PTX_FOUR(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define PTX_WGMMAS(name, type)                                                                                           \
+    PTX_WGMMA(name, type, 8, "%0,%1,%2,%3", "%4,%5,%6,%7", "%8", "%9", PTX_FOUR(0))                                      \
+    PTX_WGMMA(name, type, 16, "%0,%1,%2,%3,%4,%5,%6,%7", "%8,%9,%10,%11", "%12", "%13", PTX_FOUR(0), PTX_FOUR(4))        \
+    PTX_WGMMA(name, type, 32, "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15", "%16,%17,%18,%19", "%20", "%21",  \
+              PTX_FOUR(0), PTX_FOUR(4), PTX_FOUR(8), PTX_FOUR(12))
+PTX_WGMMAS(wgmma_f16, f16)
+PTX_WGMMAS(wgmma_bf16, bf16)
+#undef PTX_WGMMAS
+#undef PTX_FOUR
+#undef PTX_WGMMA
 
 // ---- setmaxnreg [sm_90a]: registers move between warpgroups; each thread of this one has so many from here on ---------
 

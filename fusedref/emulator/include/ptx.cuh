@@ -186,36 +186,52 @@ struct Share {
 };
 
 // A warp's 16 rows of d[64, N] = a[64, 16] b[16, N] + (accumulate ? d : 0).
-template <int N>
+template <int N, bool brain>
 EMU_UNWATCHED void multiply_share(void* const payload[32], uint32_t, const void*)
 {
     using namespace tensor_core;
+    constexpr Format format = brain ? tensor_core::bf16 : tensor_core::fp16;
     Number a[16][16], b[16];
     for (int lane = 0; lane < 32; lane++)
         for (int r = 0; r < 4; r++)
             for (int e = 0; e < 2; e++)
                 a[lane / 4 + r % 2 * 8][r / 2 * 8 + lane % 4 * 2 + e] =
-                    take_apart(((const Share*)payload[lane])->a[r] >> 16 * e & 0xffff, tensor_core::fp16);
+                    take_apart(((const Share*)payload[lane])->a[r] >> 16 * e & 0xffff, format);
     const Share& first = *(const Share*)payload[0];
     for (int n = 0; n < N; n++) {
         for (int k = 0; k < 16; k++) {
             uint16_t bits;
             __builtin_memcpy(&bits, first.rows + n * 16 + k / 8 * first.next + k % 8 * 2, 2);
-            b[k] = take_apart(bits, tensor_core::fp16);
+            b[k] = take_apart(bits, format);
         }
         for (int m = 0; m < 16; m++) {
             float& d = ((const Share*)payload[m % 8 * 4 + n % 8 / 2])->d[n / 8 * 4 + m / 8 * 2 + n % 2];
-            d = dot(a[m], b, 16, tensor_core::fp16, first.accumulate ? d : 0.0f, TENSOR_CORE);
+            d = dot(a[m], b, 16, format, first.accumulate ? d : 0.0f, TENSOR_CORE);
         }
     }
 }
 
-template <int N>
-EMU_INLINE void wgmma(float (&d)[N / 2], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, const void* rows, int next,
-                      bool accumulate)
+}  // namespace fragments
+
+struct Columns {
+    const char* rows;
+    int next = 0;
+    EMU_INLINE explicit Columns(const void* first) : rows((const char*)first) {}
+    EMU_INLINE Columns at(int bytes, int next_half) const
+    {
+        Columns there(rows + bytes);
+        there.next = next_half;
+        return there;
+    }
+};
+
+namespace fragments {
+
+template <bool brain, int SUMS>
+EMU_INLINE void wgmma(float (&d)[SUMS], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, Columns b, bool accumulate)
 {
-    Share mine = {{a0, a1, a2, a3}, (const char*)rows, next, d, accumulate};
-    emu_product(&mine, sizeof mine, {mine.rows, N, next, d}, multiply_share<N>);
+    Share mine = {{a0, a1, a2, a3}, b.rows, b.next, d, accumulate};
+    emu_product(&mine, sizeof mine, {b.rows, 2 * SUMS, b.next, d}, multiply_share<2 * SUMS, brain>);
 }
 
 }  // namespace fragments
@@ -223,15 +239,15 @@ EMU_INLINE void wgmma(float (&d)[N / 2], uint32_t a0, uint32_t a1, uint32_t a2, 
 EMU_INLINE void wgmma_fence() {}
 EMU_INLINE void wgmma_commit() { emu_product_commit(); }
 template <int pending> EMU_INLINE void wgmma_wait() { emu_product_wait(pending); }
-EMU_INLINE void wgmma_f16(float (&d)[16], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, const void* rows, int next,
-                          bool accumulate)
+template <int SUMS>
+EMU_INLINE void wgmma_f16(float (&d)[SUMS], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, Columns b, bool accumulate)
 {
-    fragments::wgmma<32>(d, a0, a1, a2, a3, rows, next, accumulate);
+    fragments::wgmma<false>(d, a0, a1, a2, a3, b, accumulate);
 }
-EMU_INLINE void wgmma_f16(float (&d)[32], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, const void* rows, int next,
-                          bool accumulate)
+template <int SUMS>
+EMU_INLINE void wgmma_bf16(float (&d)[SUMS], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, Columns b, bool accumulate)
 {
-    fragments::wgmma<64>(d, a0, a1, a2, a3, rows, next, accumulate);
+    fragments::wgmma<true>(d, a0, a1, a2, a3, b, accumulate);
 }
 
 // ---- hints ------------------------------------------------------------------------------------------------------------
