@@ -202,6 +202,44 @@ def test_a_flag_without_fences_is_a_race():
     assert {(f.kind, f.argument) for f in seen.findings} == {("race", "data"), ("race", "flag")}
 
 
+WGMMA = """#include "ptx.cuh"
+extern "C" __global__ void k(float* y) {
+    __shared__ __align__(128) uint16_t b[2][512];  // 32 columns of 16, twice
+    for (int i = threadIdx.x; i < 1024; i += 128) b[i / 512][i % 512] = 0x3c00;
+    ptx::fence_async_shared();
+    __syncthreads();
+    float d[16];
+    for (int i = 0; i < 2; i++) {
+        ptx::wgmma_fence();
+        ptx::wgmma_f16(d, 0x3c003c00, 0x3c003c00, 0x3c003c00, 0x3c003c00, ptx::Columns(b[i]).at(0, 512), i > 0);
+        ptx::wgmma_commit();
+    }
+    ptx::wgmma_wait<0>();
+    __syncthreads();
+    b[1][threadIdx.x] = 0;
+    for (int i = 0; i < 16; i++) y[16 * threadIdx.x + i] = d[i];
+}"""
+
+
+@pytest.mark.parametrize(("right", "wrong", "expected"), [
+    ("", "", set()),
+    ("ptx::fence_async_shared();", "", {("race", "b", 10)}),
+    ("ptx::wgmma_wait<0>();", "", {("missing-wait", "b", 15), ("missing-wait", None, 16)}),
+    ("ptx::wgmma_wait<0>();", "ptx::wgmma_wait<1>();", {("missing-wait", "b", 15), ("missing-wait", None, 16)}),
+    ("    ptx::wgmma_wait<0>();\n    __syncthreads();\n    b[1][threadIdx.x] = 0;",
+     "    b[1][threadIdx.x] = 0;\n    __syncthreads();\n    ptx::wgmma_wait<0>();", {("missing-wait", "b", 13)}),
+])
+def test_products_that_do_not_wait(right, wrong, expected):
+    source = WGMMA.replace(right, wrong, 1) if right else WGMMA
+    y = gpuarray.empty(2048, float32)
+    with watch() as seen:
+        module = SourceModule(source, no_extern_c=True, include_dirs=[str(ROOT / "fusedref" / "kernels")])
+        module.get_function("k")(y, block=(128, 1, 1))
+    assert {(f.kind, f.argument, f.line) for f in seen.findings} == expected
+    if not expected:
+        assert (y.get() == 32).all()
+
+
 # ------------------------------------------------------------------------------------------------- counts
 
 
