@@ -216,8 +216,8 @@ def unserved_by_implicit_gemm(problem: Problem, architecture: str, how: How = Ho
         return f"implicit_gemm multiplies 16 x 16 by 16 x 8 numbers at a time, which {architecture} cannot"
     if problem.out_channels // problem.groups < 8:
         return "under 8 output channels would leave most of a product's 16 empty"
-    if problem.taps < 27 and pieces(problem, how) == 2:
-        return "a float32 sum of fewer than 27 products has smaller errors than fp16 pieces"
+    if problem.taps < 36 and pieces(problem, how) == 2:
+        return "a float32 sum of fewer than 36 products has smaller errors than fp16 pieces"
     if max(problem.in_channels * problem.height * problem.width, math.prod(problem.output_shape[1:])) >= 2**31 - 2**16:
         return "implicit_gemm counts the elements of an image in 32 bits"
     if problem.batch * problem.out_height * problem.out_width >= 2**30:

@@ -373,7 +373,7 @@ def compare(
         summed = error, expected, magnitude, spread, rounding
         squares += torch.stack([values.square().sum() for values in summed]).cpu()
         index = int(bounds.argmax())
-        if worst is None or bounds.view(-1)[index] > worst.bounds:
+        if worst is None or bounds.reshape(-1)[index] > worst.bounds:
             image, *rest = (int(i) for i in np.unravel_index(index, bounds.shape))
             here = (image, *rest)
             worst = Worst((start + image, *rest), got[here].item(), expected[here].item(), bounds[here].item())

@@ -261,7 +261,7 @@ LADDER = [
     Rung(4, "fused_block", "one kernel, one block per image and channel",
          "a launch has limits: a block holds 1024 threads, so this serves small planes alone", fused_block, 1, 0,
          most_threads=1024),
-    Rung(5, "folded", "what `import fusedref` runs for any problem",
+    Rung(5, "folded", "fusedref's kernel for any problem",
          "BatchNorm and scale are one multiply-add per channel, and sizes known to the compiler cost nothing",
          folded, 1, 0),
     Rung(5, "folded_weights", "one library convolution",
