@@ -229,6 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"python -m kernels: {error}", file=sys.stderr)
         return 2
     console = Console()
+    console.width = max(console.width, 130)  # what the table needs: in a narrow window its lines wrap, and are whole
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)  # a compiler's text is no markup
     device = torch.device("cuda" if on_gpu else "cpu")
     if not on_gpu:

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -162,3 +165,12 @@ def test_the_rungs_and_the_peers_are_timed_in_one_run():
     assert [row.name for row in rows] == [bench.FLOOR, *[peer.name for peer in command.PEERS], *timed]
     assert all(row.us > 0 for row in rows)
     assert all(row.relative_l2 <= {"fp32": 2e-7, "tf32": 4e-4}[row.precision] for row in rows[1:])
+
+
+def test_the_table_is_whole_where_nothing_says_how_wide_the_window_is(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    command = [sys.executable, "-m", "kernels"]
+    environment = {**os.environ, "FUSEDREF_DEVICE": "emulator"}
+    done = subprocess.run(command, cwd=ladder.KERNELS.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "…" not in done.stdout and done.stdout.count("yes") == len(ladder.LADDER)
