@@ -99,6 +99,7 @@ def compiled(mode: str) -> Callable[[tuple, dict], Callable[[], torch.Tensor]]:
     """The three operators through ``torch.compile`` in this mode."""
 
     def prepare(inputs: tuple, options: dict) -> Callable[[], torch.Tensor]:
+        """The compiled call of these inputs."""
         torch._dynamo.reset()  # or a kernel compiled for another precision would be found again
         function = torch.compile(conv_bn_scale, mode=mode, dynamic=False)
         return lambda: function(*inputs, **options)
@@ -271,6 +272,7 @@ def compile_ours(problems: list[Problem]) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
 
     def one(problem: Problem, peer: Peer) -> None:
+        """Compiles what ``peer`` runs for ``problem``."""
         precision = "tf32" if peer.precision == "tf32" else "fp32"
         typed = dataclasses.replace(problem, dtype=DTYPES[peer.precision])
         fused.prepare(typed, device, precision, channels_last=peer.layout == "channels_last")

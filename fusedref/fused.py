@@ -237,14 +237,17 @@ class _Call:
 
     @cached_property
     def options(self) -> dict:
+        """stride, padding, dilation and groups, as torch's convolution takes them."""
         return {name: getattr(self.problem, name) for name in ("stride", "padding", "dilation", "groups")}
 
     @cached_property
     def runner(self) -> _Runner:
+        """Runs the kernel on tensors in NCHW order."""
         return self._runner(channels_last=False)
 
     @cached_property
     def channels_last_runner(self) -> _Runner:
+        """Runs the kernel where x and y have their channels last."""
         return self._runner(channels_last=True)
 
     def _runner(self, channels_last: bool) -> _Runner:

@@ -169,6 +169,7 @@ def _pipeline_tile(problem: Problem, how: How) -> tuple[int, int] | None:
     most = min(problem.out_height, aim // columns) if across == 1 else 1
 
     def pixels(rows: int) -> int:
+        """Of the input, that a tile of so many rows fetches."""
         return (rows + problem.span[0] - 1) * (columns + problem.span[1] - 1)
 
     def cost(rows: int) -> tuple[int, int]:
@@ -350,6 +351,7 @@ def _gemm_shared(problem: Problem, how: How, tile: GemmTile) -> int:
     weight_unit, x_unit = _gemm_units(problem, how, tile)
 
     def odd_units(elements: int, unit: int) -> int:
+        """``elements``, rounded up to an odd number of units, so that rows begin in different banks."""
         least = max(unit, 4 // size)
         return (math.ceil(elements / least) | 1) * least
 

@@ -91,6 +91,7 @@ def oracle(
     """((conv + bias - mean) / sqrt(var + eps) * gamma + beta) * scaling_factor in float64: what is right."""
 
     def channels(vector: Tensor) -> Tensor:
+        """A number a channel, in float64, as a plane takes it."""
         return vector.double().view(-1, 1, 1)
 
     with torch.no_grad():

@@ -105,6 +105,7 @@ class Errors:
         problem = self.problem
 
         def reaches(axis: int, outputs: int, size: int) -> Tensor:
+            """[outputs]: whether a window reaches beyond the input's ``size`` along an axis."""
             start = torch.arange(outputs) * problem.strides[axis] - problem.pads[axis][0]
             return (start < 0) | (start + problem.span[axis] > size)
 

@@ -92,12 +92,15 @@ def draw(
     generator = torch.Generator(device).manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
+        """Of mean 0 and standard deviation 1."""
         return torch.randn(shape, generator=generator, device=device)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
+        """Between ``low`` and ``high``."""
         return low + (high - low) * torch.rand(shape, generator=generator, device=device)
 
     def signed(low: float, high: float, *shape: int) -> Tensor:
+        """Magnitudes between ``low`` and ``high``, of either sign."""
         sign = torch.randint(0, 2, shape, generator=generator, device=device) * 2.0 - 1.0
         return sign * uniform(low, high, *shape)
 

@@ -16,8 +16,9 @@ from fusedref.cuda.tensors import Out, launch
 from fusedref.emulator import driver, watch
 from fusedref.problem import SMALL_73
 from fusedref.reference import conv_bn_scale, oracle
-from fusedref.validator import Inputs, compare, draw
+from fusedref.validator import compare, draw
 from kernels import ladder
+from tests.ranges import convolution, folded, spread
 from tests.strategies import compiling, options
 
 UNIT = 2.0**-24
@@ -35,17 +36,6 @@ def pipeline(problem, inputs, multiprocessors=3, precision="fp32"):
     """The kernel, whatever the plan would choose; so few blocks that each has several tiles."""
     chosen = planning.pipeline_plan(problem, multiprocessors, planning.How(precision))
     return fused.run(chosen, problem, inputs[:7], inputs.scaling_factor, inputs.eps)
-
-
-def folded(problem, inputs):
-    """The float32 sums that errors are measured by."""
-    return fused.run(planning.folded_plan(problem), problem, inputs[:7], inputs.scaling_factor, inputs.eps)
-
-
-def convolution(x, weight):
-    """Inputs whose y is the convolution and nothing more."""
-    zeros, ones = (function(weight.shape[0], device=x.device) for function in (torch.zeros, torch.ones))
-    return Inputs(x, weight, None, zeros, ones, None, None, 1.0, 0.0)
 
 
 class TestPlan:
@@ -186,13 +176,6 @@ class TestShapes:
 def roundings(inputs):
     """The largest error of one rounding of each output's sum, were all its products positive."""
     return oracle(*convolution(inputs.x.abs(), inputs.weight.abs())) * UNIT + 2.0**-149
-
-
-def spread(shape, decades, seed=0):
-    """Random numbers whose magnitudes are spread evenly over so many decades."""
-    generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, shape, generator=generator) * 2.0 - 1.0
-    return signs * 10 ** ((torch.rand(shape, generator=generator, dtype=torch.float64) - 0.5) * decades).float()
 
 
 def x_of(kind):

@@ -14,9 +14,10 @@ from fusedref import Problem, fused, plan, planning
 from fusedref.cuda.compile import HEADERS, allow_shared, source_module
 from fusedref.cuda.tensors import Out, launch
 from fusedref.emulator import driver, watch
-from fusedref.planning import How, folded_plan, implicit_gemm_plan
+from fusedref.planning import How, implicit_gemm_plan
 from fusedref.reference import oracle
-from fusedref.validator import Inputs, compare, draw
+from fusedref.validator import compare, draw
+from tests.ranges import convolution, folded, spread
 from tests.strategies import compiling, options
 from tests.tiles import assert_no_spills, needs_emulator, needs_nvcc
 
@@ -42,12 +43,6 @@ def assert_right(problem, device, how=How(), **wanted):
     case = compare("", problem, inputs, y, precision=how.precision)
     assert case.ok, (problem, case.reasons)
     return case
-
-
-def convolution(x, weight):
-    """Inputs whose y is the convolution and nothing more."""
-    zeros, ones = (function(weight.shape[0], device=x.device) for function in (torch.zeros, torch.ones))
-    return Inputs(x, weight, None, zeros, ones, None, None, 1.0, 0.0)
 
 
 class TestPlan:
@@ -151,18 +146,6 @@ class TestShapes:
             truth = oracle(*inputs, **options(problem))
             ours, plain = ((run(problem, inputs).double() - truth).norm().item() for run in (gemm, folded))
             assert ours <= plain and ours <= 1.2e-7 * truth.norm().item()
-
-
-def folded(problem, inputs):
-    """The float32 sums that errors are measured by."""
-    return fused.run(folded_plan(problem), problem, inputs[:7], inputs.scaling_factor, inputs.eps)
-
-
-def spread(shape, decades, seed=0):
-    """Random numbers whose magnitudes are spread evenly over so many decades."""
-    generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, shape, generator=generator) * 2.0 - 1.0
-    return signs * 10 ** ((torch.rand(shape, generator=generator, dtype=torch.float64) - 0.5) * decades).float()
 
 
 def x_of(kind):
