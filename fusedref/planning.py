@@ -64,6 +64,7 @@ SHARED_LIMIT = 227 * 1024  # bytes that a block can have on sm_90
 
 # An H200's data sheet: bytes a second, and multiplications and additions a second (fp16 with fp32 sums, and fp32).
 H200 = {"memory": 4.8e12, "tensor cores": 989e12, "CUDA cores": 67e12}
+STEADY = 3.96e12  # bytes a second that the pipeline's turns allow for: what was best on one
 LAUNCH = 2.3  # microseconds that an empty kernel took on one, less what the events around it took
 
 
@@ -146,6 +147,7 @@ def pipeline_plan(problem: Problem, multiprocessors: int = EMULATED[1], how: How
         "PIECES": pieces(problem, how),
         "TILE_ROWS": rows,
         "TILE_COLUMNS": columns,
+        "TURN": _pipeline_turn(problem, multiprocessors, rows, columns),
         "SHARED_BYTES": shared,
     }
     return Plan(
@@ -185,20 +187,55 @@ def _pipeline_tile(problem: Problem, how: How) -> tuple[int, int] | None:
     return (min(choices, key=cost), columns) if choices else None
 
 
+def _pipeline_turn(problem: Problem, multiprocessors: int, rows: int, columns: int) -> int:
+    """Nanoseconds in which every multiprocessor stores as many tiles as it loads in one burst. 0: no bursts."""
+    burst = _pipeline_under_way(problem, rows, columns)
+    if burst == 1:
+        return 0
+    image = problem.in_channels * problem.height * problem.width + math.prod(problem.output_shape[1:])
+    tiles = math.ceil(problem.out_height / rows) * math.ceil(problem.out_width / columns)
+    tile = image * problem.dtype.itemsize / tiles / math.ceil(problem.out_channels / 64)
+    return round(1e9 * burst * tile * multiprocessors / STEADY)
+
+
+def _pipeline_under_way(problem: Problem, rows: int, columns: int) -> int:
+    """Tiles that a thread of pipeline.cu loads at a time: its UNDER_WAY."""
+    extra = _pipeline_extra(problem, rows, columns)
+    down, right = (span - 1 for span in problem.span)
+    pixels = (rows + down) * (columns + right) + (extra + right if extra else 0)
+    return 2 if problem.dtype == torch.float32 and pixels <= 3 * 192 else 1
+
+
+def _pipeline_grain(problem: Problem, rows: int, columns: int) -> int:
+    """The largest power of two, up to a sector, that divides where every run starts: pipeline.cu's GRAIN."""
+    plane = problem.out_height * problem.out_width
+    down = 0 if rows * columns == plane else rows * problem.out_width
+    across = columns if columns < problem.out_width else 0
+    return math.gcd(32 // problem.dtype.itemsize, plane, down, across)
+
+
+def _pipeline_extra(problem: Problem, rows: int, columns: int) -> int:
+    """Outputs of the next tile that a tile works out too: pipeline.cu's EXTRA."""
+    sector = 32 // problem.dtype.itemsize
+    if rows >= problem.out_height or columns < problem.out_width or problem.out_width < sector:
+        return 0
+    return sector - _pipeline_grain(problem, rows, columns)
+
+
 def _pipeline_shared(problem: Problem, how: How, rows: int, columns: int) -> int:
     """The size of pipeline.cu's struct Shared, which the compiler checks. Names are those of its constants."""
-    stages, buffers, unit, size = 3, 2, 32, problem.dtype.itemsize
-    sector, run, plane = 32 // size, rows * columns, problem.out_height * problem.out_width
-    across, whole_plane = columns < problem.out_width, run == plane
-    grain = math.gcd(sector, plane, 0 if whole_plane else rows * problem.out_width, columns * across)
-    extra = 0 if rows >= problem.out_height or across or problem.out_width < sector else sector - grain
-    run_pitch = _round_up(run + extra + sector - math.gcd(grain, 4) - 4, 2 * sector) + 4
+    stages = 4 if how.precision == "tf32" else 3
+    buffers, unit, size = 2, 32, problem.dtype.itemsize
+    sector, run = 32 // size, rows * columns
+    grain, extra = _pipeline_grain(problem, rows, columns), _pipeline_extra(problem, rows, columns)
+    run_pitch = _round_up(max(run + extra + sector - math.gcd(grain, 4) - 4, 48), 2 * sector) + 4
     down, right = (span - 1 for span in problem.span)
     pitch = columns + right
     body = _round_up(rows * pitch, 2 * unit)
     tail = 0 if body >= rows * pitch + extra else 8 if extra <= 8 else 16
     pixels = body + tail + down * pitch + right
-    rest = 8 * (2 * stages + 2 * buffers) + 4 * stages + 4 * 4 * 6 + 4 * 2
+    ranges = 8 * 2 * _pipeline_under_way(problem, rows, columns) * 6
+    rest = 8 * (2 * stages + 2 * buffers) + 4 * stages + ranges + 4 * 2
     return _round_up(stages * pieces(problem, how) * 16 * pixels, 128) + _round_up(
         _round_up(size * buffers * 64 * run_pitch, 8) + rest, 128
     )

@@ -6,7 +6,8 @@
 //
 // New since 09: the product is asynchronous (wgmma: a warpgroup starts 64 channels by 32 pixels and goes on), its pixels
 // are read from shared memory by the tensor cores themselves, and a run of outputs leaves by the copy engine, about 1 KB
-// at a time, without passing through a thread. And it is float32 on every input: a tile whose magnitudes two fp16 pieces
+// at a time, without passing through a thread. All blocks read x at the same moments, by the card's clock: reads strewn
+// among the writes would slow these down. And it is float32 on every input: a tile whose magnitudes two fp16 pieces
 // cannot hold is computed by plain multiply-adds.
 //
 // Byte ledger at problem 73: reads 67.2 MB of x from memory (each row twice, once from the L2 cache), writes 520.2 MB.

@@ -22,17 +22,21 @@
 //   ELEMENT VECTOR            the types, see elements.cuh
 //   PIECES                    2: hi and lo, 1: hi alone (always so for halves)
 //   TILE_ROWS TILE_COLUMNS    outputs of a tile; TILE_COLUMNS is OUT_WIDTH, or TILE_ROWS is 1
+//   TURN                      nanoseconds from one burst of reads to the next, 0: as there is room
 //   SHARED_BYTES              dynamic shared memory, as fusedref/planning.py reckons it
 //
 // Launch: block (512), grid (any number of blocks, at best one per multiprocessor; OUT_CHANNELS / 64, rounded up).
 #include <cuda_fp16.h>
 #include "elements.cuh"
 #include "ptx.cuh"
+#include "split.cuh"
 
 constexpr int gcd(long long a, int b) { return b == 0 ? int(a) : gcd(b, int(a % b)); }
 constexpr int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
+constexpr int larger(int a, int b) { return a > b ? a : b; }
 
-constexpr int STAGES = 3, BUFFERS = 2;  // tiles of pixels, and of outputs, in shared memory
+constexpr int STAGES = ELEMENT == 0 && PIECES == 1 ? 4 : 3;  // tiles of pixels in shared memory
+constexpr int BUFFERS = 2;                                   // and of outputs
 constexpr int CHANNELS = 64;  // output channels of a block
 constexpr int UNIT = 32;      // pixels of one product
 constexpr int CONSUMERS = 8, PRODUCERS = 6, STORERS = 2;  // warps
@@ -57,14 +61,14 @@ constexpr int PERIOD = SECTOR / gcd(OUT_PLANE, 4);  // channels after which sect
 constexpr int MOST_SHIFT = SECTOR - gcd(GRAIN, 4);  // see shift()
 // Elements from one channel's run in a buffer to the next: 4 modulo 64 bytes, so that a store's channels have banks of
 // their own.
-constexpr int RUN_PITCH = round_up(RUN + EXTRA + MOST_SHIFT - 4, 2 * SECTOR) + 4;
+constexpr int RUN_PITCH = round_up(larger(RUN + EXTRA + MOST_SHIFT - 4, 48), 2 * SECTOR) + 4;
 
 constexpr int IN_ROWS = TILE_ROWS + (KERNEL_HEIGHT - 1) * DILATION_H;
 constexpr int REACH = (KERNEL_WIDTH - 1) * DILATION_W;
 constexpr int PITCH = TILE_COLUMNS + REACH;  // pixels of a row in shared memory
 constexpr int IN_PIXELS = IN_ROWS * PITCH + (EXTRA ? EXTRA + REACH : 0);
 constexpr int SHARE = (IN_PIXELS + LOADING_THREADS - 1) / LOADING_THREADS;  // pixels that a loading thread holds
-constexpr int UNDER_WAY = SHARE * (ELEMENT ? 4 : 8) <= 24 ? 2 : 1;  // tiles that loading threads hold in registers
+constexpr int UNDER_WAY = ELEMENT == 0 && SHARE <= 3 ? 2 : 1;  // tiles that loading threads hold in registers
 constexpr int MY_UNITS = (TILE_ROWS * PITCH + 2 * UNIT - 1) / (2 * UNIT);   // of a warpgroup
 constexpr int OVERLAP = PITCH % UNIT == 0 ? 2 : 1;  // units in registers; where they straddle rows these would not suffice
 constexpr int BODY = 2 * MY_UNITS * UNIT;      // pixels of both warpgroups' units
@@ -72,7 +76,6 @@ constexpr int TAIL = BODY >= TILE_ROWS * PITCH + EXTRA ? 0 : EXTRA <= 8 ? 8 : 16
 constexpr int STAGED_PIXELS =  // whole units are read, with their last tap
     BODY + TAIL + (KERNEL_HEIGHT - 1) * DILATION_H * PITCH + REACH;
 constexpr int LO = STAGED_PIXELS * 16;  // bytes from a pixel's hi to its lo
-constexpr float LO_SCALE = 4096.0f;
 #if PIECES == 2
 // By how much a sum falls short on average, each step (of two taps) being cut off towards zero.
 constexpr float SHORTFALL = (TAPS + 1) / 2 * 0.4f / 16777216;
@@ -93,7 +96,7 @@ struct Shared {
     alignas(8) uint64_t full[STAGES];
     uint64_t empty[STAGES], staged[BUFFERS], stored[BUFFERS];
     int exponent[STAGES];  // of the tile's largest magnitude, or PLAIN
-    unsigned largest[2][PRODUCERS], smallest[2][PRODUCERS];
+    Range ranges[2][UNDER_WAY][PRODUCERS];  // of a burst's tiles, as each loading warp knows them; this burst's and the last's
     int most, least;  // exponent of a channel's weights and slope together, the largest and the smallest of the block
 };
 static_assert(sizeof(Shared) == SHARED_BYTES, "the plan reckons otherwise");
@@ -125,6 +128,9 @@ struct Tile {
     }
 };
 
+// The first barrier of all: what the storing warps prepare and the multiplying ones fetch is there.
+__device__ __forceinline__ void all_are_ready() { ptx::named_barrier_sync(3, THREADS); }
+
 // ---- numbers ----------------------------------------------------------------------------------------------------------
 
 template <class Two> __device__ __forceinline__ uint32_t bits(Two h) { return *reinterpret_cast<uint32_t*>(&h); }
@@ -139,37 +145,8 @@ __device__ __forceinline__ uint32_t pair(float v0, float v1)
 #endif
 }
 
-// (v0, v1) as hi + lo / LO_SCALE in fp16; lo has `more` times hi added.
-__device__ __forceinline__ void split(float v0, float v1, float more, uint32_t& hi, uint32_t& lo)
-{
-    const __half2 h = __floats2half2_rn(v0, v1);
-    const float2 f = __half22float2(h);
-    hi = bits(h);
-    lo = bits(__floats2half2_rn(fmaf(f.x, more, (v0 - f.x) * LO_SCALE), fmaf(f.y, more, (v1 - f.y) * LO_SCALE)));
-}
-
-// The largest magnitude of many numbers, and the smallest but for zero, as bits; the smallest less 1, so that 0 is none.
-struct Range {
-    unsigned largest = 0, smallest = ~0u;
-    __device__ __forceinline__ void add(float value)
-    {
-        const unsigned magnitude = __float_as_uint(value) & 0x7fffffffu;
-        largest = max(largest, magnitude);
-        smallest = min(smallest, magnitude - 1);
-    }
-    __device__ __forceinline__ int exponent() const { return largest ? max(int(largest >> 23) - 127, -112) : 0; }
-    // Times this, all are under 2^15.
-    __device__ __forceinline__ float scale() const { return __int_as_float((14 - exponent() + 127) << 23); }
-    // Whether two pieces hold each of the numbers to 23 bits.
-    __device__ __forceinline__ bool splits() const
-    {
-        const float least = __uint_as_float(smallest + 1) * scale();
-        return largest < 0x7f800000u && (smallest == ~0u || least >= 1.0f / 16384);
-    }
-};
 constexpr int UNSCALED = 14;  // the exponent of numbers that are their own hi
-
-__device__ __forceinline__ float power_of_two(int e) { return __int_as_float((e + 127) << 23); }
+__device__ __forceinline__ int exponent_of(const Range& range) { return UNSCALED - range.shift(); }
 
 // ---- loading ----------------------------------------------------------------------------------------------------------
 
@@ -208,36 +185,39 @@ __device__ __forceinline__ void load_tile(
     }
 }
 
-// The range of a tile of which every loading thread knows a share.
-__device__ __forceinline__ Range range_of(Shared& shared, const Pixel (&raw)[SHARE], int step, int warp, int lane)
+// The ranges of tiles of which every loading thread knows a share.
+__device__ __forceinline__ void find_ranges(
+    Range (&ranges)[UNDER_WAY], Shared& shared, const Pixel (&raw)[UNDER_WAY][SHARE], int burst, int thread)
 {
-    Range range;
 #if ELEMENT == 0
+    Range (&shares)[UNDER_WAY][PRODUCERS] = shared.ranges[burst % 2];
     #pragma unroll
-    for (int i = 0; i < SHARE; i++)
+    for (int i = 0; i < UNDER_WAY; i++) {
+        Range range;
         #pragma unroll
-        for (int channel = 0; channel < IN_CHANNELS; channel++) range.add(raw[i].value[channel]);
-    range.largest = __reduce_max_sync(~0u, range.largest);
-    range.smallest = __reduce_min_sync(~0u, range.smallest);
-    if (lane == 0) {
-        shared.largest[step % 2][warp] = range.largest;
-        shared.smallest[step % 2][warp] = range.smallest;
+        for (int pixel = 0; pixel < SHARE; pixel++)
+            #pragma unroll
+            for (int channel = 0; channel < IN_CHANNELS; channel++) range.add(raw[i][pixel].value[channel]);
+        range = range.of_warp();
+        if (thread % 32 == 0) shares[i][thread / 32] = range;
     }
     ptx::named_barrier_sync(1, LOADING_THREADS);
     #pragma unroll
-    for (int i = 0; i < PRODUCERS; i++) {
-        range.largest = max(range.largest, shared.largest[step % 2][i]);
-        range.smallest = min(range.smallest, shared.smallest[step % 2][i]);
+    for (int i = 0; i < UNDER_WAY; i++) {
+        ranges[i] = shares[i][0];
+        #pragma unroll
+        for (int k = 1; k < PRODUCERS; k++) {
+            ranges[i] = {max(ranges[i].largest, shares[i][k].largest), min(ranges[i].smallest, shares[i][k].smallest)};
+        }
     }
 #endif
-    return range;
 }
 
 // Writes a tile's pixels into stage `step % STAGES`, as what the tensor cores multiply.
-__device__ __forceinline__ void stage_tile(Shared& shared, const Pixel (&raw)[SHARE], int step, int thread)
+__device__ __forceinline__ void stage_tile(
+    Shared& shared, const Pixel (&raw)[SHARE], const Range& range, int step, int thread)
 {
     const int s = step % STAGES, lane = thread % 32;
-    const Range range = range_of(shared, raw, step, thread / 32, lane);
     ptx::mbarrier_wait(&shared.empty[s], (step / STAGES + 1) % 2);
     #pragma unroll
     for (int i = 0; i < SHARE; i++) {
@@ -245,11 +225,11 @@ __device__ __forceinline__ void stage_tile(Shared& shared, const Pixel (&raw)[SH
         if (IN_PIXELS % LOADING_THREADS == 0 || pixel < IN_PIXELS) {
             uint4* row = reinterpret_cast<uint4*>(&shared.stage[s][pixel * 16]);
 #if ELEMENT == 0
-            const float scale = range.scale();
+            const float scale = power_of_two(range.shift());
             uint32_t hi[4], lo[4];
             #pragma unroll
             for (int c = 0; c < 4; c++)
-                split(raw[i].value[2 * c] * scale, raw[i].value[2 * c + 1] * scale, 0.0f, hi[c], lo[c]);
+                split(raw[i].value[2 * c] * scale, raw[i].value[2 * c + 1] * scale, hi[c], lo[c]);
             *row = make_uint4(hi[0], hi[1], hi[2], hi[3]);
             if (PIECES == 2) row[LO / 16] = make_uint4(lo[0], lo[1], lo[2], lo[3]);
 #else
@@ -257,28 +237,49 @@ __device__ __forceinline__ void stage_tile(Shared& shared, const Pixel (&raw)[SH
 #endif
         }
     }
-    if (thread == 0) shared.exponent[s] = ELEMENT ? UNSCALED : range.splits() ? range.exponent() : PLAIN;
+    if (thread == 0) shared.exponent[s] = ELEMENT ? UNSCALED : range.splits() ? exponent_of(range) : PLAIN;
     ptx::fence_async_shared();
     __syncwarp();
     if (lane == 0) ptx::mbarrier_arrive(&shared.full[s]);
 }
 
+// Waits for the next multiple of TURN nanoseconds, unless one has passed since the last wait.
+__device__ __forceinline__ void await_turn(unsigned& turn)
+{
+#if TURN
+    unsigned now;
+    while ((now = ptx::nanoseconds() / TURN) == turn) __nanosleep(40);
+    turn = now;
+#endif
+}
+
 // Under the weight of the stores a read takes longer than a tile, so two tiles are under way where registers suffice.
+// Reads strewn among stores cost these more time than they would take alone: where there are many tiles, all blocks read
+// in bursts, and at the same time, by the clock. That is a matter of speed alone; a burst that comes late comes late.
 __device__ __forceinline__ void produce(Shared& shared, const Element* __restrict__ x, int tiles, int thread)
 {
-    Pixel raw[UNDER_WAY][SHARE];
-    #pragma unroll
-    for (int i = 0; i < UNDER_WAY; i++)
-        if (blockIdx.x + i * gridDim.x < tiles) load_tile(raw[i], x, Tile(blockIdx.x + i * gridDim.x), thread);
-    int step = 0;
-    for (int tile = blockIdx.x; tile < tiles;)
+    Pixel raw[UNDER_WAY][SHARE] = {};
+    const auto load = [&](int tile) {
         #pragma unroll
-        for (int i = 0; i < UNDER_WAY; i++) {
-            stage_tile(shared, raw[i], step++, thread);
-            if (tile + UNDER_WAY * gridDim.x < tiles) load_tile(raw[i], x, Tile(tile + UNDER_WAY * gridDim.x), thread);
-            tile += gridDim.x;
-            if (tile >= tiles) break;
+        for (int i = 0; i < UNDER_WAY; i++, tile += gridDim.x) {
+            if (tile < tiles) load_tile(raw[i], x, Tile(tile), thread);
+            ptx::in_order();
         }
+    };
+    load(blockIdx.x);
+    all_are_ready();
+    const bool in_turns = TURN && tiles >= 16 * gridDim.x;
+    unsigned turn = 0;
+    for (int tile = blockIdx.x, step = 0;; step += UNDER_WAY) {
+        Range ranges[UNDER_WAY];
+        find_ranges(ranges, shared, raw, step / UNDER_WAY, thread);
+        #pragma unroll
+        for (int i = 0; i < UNDER_WAY; i++, tile += gridDim.x)
+            if (tile < tiles) stage_tile(shared, raw[i], ranges[i], step + i, thread);
+        if (tile >= tiles) return;
+        if (in_turns) await_turn(turn);
+        load(tile);
+    }
 }
 
 // ---- multiplying ------------------------------------------------------------------------------------------------------
@@ -440,62 +441,95 @@ __device__ __forceinline__ void finish_plainly(Element* buffer, const Input& in,
     }
 }
 
+// The weights of the block's channels on their way through the buffers: lanes want them scattered. A filter has its even
+// input channels first, and a pitch of 2 modulo 16: so the lanes of a warp have banks of their own where TAPS is odd.
+struct Filters {
+    static constexpr int FILTER = IN_CHANNELS * TAPS, PITCH = round_up(FILTER - 2, 16) + 2, EVEN = (IN_CHANNELS + 1) / 2;
+    static constexpr int ROUNDS = (FILTER + 31) / 32, SHARE = CHANNELS / CONSUMERS * ROUNDS;  // of a thread
+    static_assert(PITCH <= BUFFERS * RUN_PITCH, "they pass through the buffers");
+    Element* place;
+    __device__ __forceinline__ explicit Filters(Shared& shared) : place(shared.buffer[0]) {}
+
+    __device__ __forceinline__ void fetch(
+        Element (&mine)[SHARE], const Element* __restrict__ weight, int warp, int lane) const
+    {
+        #pragma unroll
+        for (int i = 0; i < SHARE; i++) {
+            const int channel = blockIdx.y * CHANNELS + warp * CHANNELS / CONSUMERS + i / ROUNDS;
+            const int k = lane + i % ROUNDS * 32, slot = k / TAPS;
+            const int in_channel = slot < EVEN ? 2 * slot : 2 * (slot - EVEN) + 1;
+            const bool real = k < FILTER && channel < OUT_CHANNELS;
+            mine[i] = real ? weight[((long long)channel * IN_CHANNELS + in_channel) * TAPS + k % TAPS] : Element(0.0f);
+        }
+    }
+    __device__ __forceinline__ void put(const Element (&mine)[SHARE], int warp, int lane) const
+    {
+        #pragma unroll
+        for (int i = 0; i < SHARE; i++) {
+            const int k = lane + i % ROUNDS * 32;
+            if (k < FILTER) place[(warp * CHANNELS / CONSUMERS + i / ROUNDS) * PITCH + k] = mine[i];
+        }
+    }
+    // Of the block's channel, and input channel 2 member + j.
+    __device__ __forceinline__ float weight(int channel, int member, int j, int tap) const
+    {
+        return 2 * member + j < IN_CHANNELS ? float(place[channel * PITCH + (member + j * EVEN) * TAPS + tap]) : 0.0f;
+    }
+};
+
 __device__ __forceinline__ void consume(Shared& shared, const Input& in, int tiles, int thread)
 {
     const int warp = __shfl_sync(~0u, thread / 32, 0), lane = thread % 32, group = lane / 4, member = lane % 4;
     const int warpgroup = warp / 4;
     // All that must come from memory is asked for first.
-    float raw[2][TAPS][2];
-    float var[2], mean[2], bias[2], gamma[2], beta[2];
+    const Filters filters(shared);
+    Element fetched[Filters::SHARE];
+    filters.fetch(fetched, in.weight, warp, lane);
+    float slope[2], lost[2];  // lost: the part of a slope by which it is rounded, for the weights to carry
+    Affine affine;
     #pragma unroll
     for (int h = 0; h < 2; h++) {
         const int channel = blockIdx.y * CHANNELS + channel_of(warp, h, group);
         const bool real = channel < OUT_CHANNELS;
-        #pragma unroll
-        for (int j = 0; j < 2; j++)
-            #pragma unroll
-            for (int t = 0; t < TAPS; t++) {
-                const int in_channel = member * 2 + j;
-                raw[h][t][j] = real && in_channel < IN_CHANNELS
-                    ? float(in.weight[((long long)channel * IN_CHANNELS + in_channel) * TAPS + t]) : 0.0f;
-            }
-        var[h] = real ? float(in.var[channel]) : 1.0f;
-        mean[h] = real ? float(in.mean[channel]) : 0.0f;
-        bias[h] = real && in.bias ? float(in.bias[channel]) : 0.0f;
-        gamma[h] = !real ? 0.0f : in.gamma ? float(in.gamma[channel]) : 1.0f;
-        beta[h] = real && in.beta ? float(in.beta[channel]) : 0.0f;
+        const float var = real ? float(in.var[channel]) : 1.0f, mean = real ? float(in.mean[channel]) : 0.0f;
+        const float bias = real && in.bias ? float(in.bias[channel]) : 0.0f;
+        const float gamma = !real ? 0.0f : in.gamma ? float(in.gamma[channel]) : 1.0f;
+        const float beta = real && in.beta ? float(in.beta[channel]) : 0.0f;
+        const double a = in.scaling_factor * (double)gamma / sqrt((double)var + in.eps);
+        slope[h] = a;
+        lost[h] = slope[h] != 0.0f ? float(a / slope[h] - 1.0) : 0.0f;
+        affine.b[h] = in.scaling_factor * (double)beta + a * ((double)bias - mean);
     }
+    filters.put(fetched, warp, lane);
+    all_are_ready();
     Weights w;
     int w_exponent[2];
-    float slope[2];
-    Affine affine;
     #pragma unroll
     for (int h = 0; h < 2; h++) {
-        const double a = in.scaling_factor * (double)gamma[h] / sqrt((double)var[h] + in.eps);
-        slope[h] = a;
-        affine.b[h] = in.scaling_factor * (double)beta[h] + a * ((double)bias[h] - mean[h]);
+        float raw[TAPS][2];
         Range range;
         #pragma unroll
-        for (int t = 0; t < TAPS; t++) {
-            range.add(raw[h][t][0]);
-            range.add(raw[h][t][1]);
-        }
+        for (int t = 0; t < TAPS; t++)
+            #pragma unroll
+            for (int j = 0; j < 2; j++) {
+                raw[t][j] = filters.weight(channel_of(warp, h, group), member, j, t);
+                range.add(raw[t][j]);
+            }
         #pragma unroll
         for (int lanes = 1; lanes < 4; lanes *= 2) {  // the four members share the channel
             range.largest = max(range.largest, __shfl_xor_sync(~0u, range.largest, lanes));
             range.smallest = min(range.smallest, __shfl_xor_sync(~0u, range.smallest, lanes));
         }
-        w_exponent[h] = ELEMENT ? UNSCALED : range.exponent();
-        const float scale = ELEMENT ? 1.0f : range.scale();
-#if PIECES == 2
-        const float lost = slope[h] != 0.0f ? float(a / slope[h] - 1.0) : 0.0f;  // by rounding it, for the weights to carry
-#endif
+        w_exponent[h] = ELEMENT ? UNSCALED : exponent_of(range);
+        const float scale = ELEMENT ? 1.0f : power_of_two(range.shift());
         #pragma unroll
         for (int t = 0; t < TAPS; t++) {
+            const float v0 = raw[t][0] * scale, v1 = raw[t][1] * scale;
 #if PIECES == 2
-            split(raw[h][t][0] * scale, raw[h][t][1] * scale, (SHORTFALL + lost) * LO_SCALE, w.hi[t][h], w.lo[t][h]);
+            const float more = (SHORTFALL + lost[h]) * LO_SCALE;
+            split(v0, v1, w.hi[t][h], w.lo[t][h], v0 * more, v1 * more);
 #else
-            w.hi[t][h] = pair(raw[h][t][0] * scale, raw[h][t][1] * scale);
+            w.hi[t][h] = pair(v0, v1);
 #endif
         }
         if (!isfinite(slope[h]) || !isfinite(affine.b[h]) || (ELEMENT == 0 && !range.splits())) {
@@ -571,6 +605,30 @@ struct Piece {
     }
 };
 
+// What all wait for at first.
+__device__ __forceinline__ void prepare(Shared& shared, int lane)
+{
+    if (lane == 0) {
+        for (int s = 0; s < STAGES; s++) {
+            ptx::mbarrier_init(&shared.full[s], PRODUCERS);
+            ptx::mbarrier_init(&shared.empty[s], CONSUMERS);
+        }
+        for (int i = 0; i < BUFFERS; i++) {
+            ptx::mbarrier_init(&shared.staged[i], CONSUMERS * HANDS);
+            ptx::mbarrier_init(&shared.stored[i], STORERS * HANDS);
+        }
+        ptx::mbarrier_init_fence();
+        shared.most = -300;
+        shared.least = 300;
+    }
+    // Pixels that no tile has, which whole units read for outputs that nobody stores.
+    for (int s = 0; s < STAGES; s++)
+        for (int pixel = IN_PIXELS + lane; pixel < STAGED_PIXELS; pixel += 32)
+            for (int half = 0; half < PIECES * LO; half += LO)
+                *reinterpret_cast<uint4*>(&shared.stage[s][half + pixel * 16]) = make_uint4(0, 0, 0, 0);
+    ptx::fence_async_shared();
+}
+
 // MINE, which of the storing warps this is, is no variable: what bulk copies are told must be known to be the same for all
 // lanes, or each copy costs a search for the lanes that differ. The warps share out the channels of every tile.
 template <int MINE>
@@ -581,6 +639,8 @@ __device__ __forceinline__ void store(Shared& shared, Element* __restrict__ y, i
     const int channels =  // which may be none
         OUT_CHANNELS % CHANNELS ? min(CHANNELS / STORERS, OUT_CHANNELS - first_channel) : CHANNELS / STORERS;
     const bool chosen = ptx::elect();
+    if (MINE == 0) prepare(shared, lane);
+    all_are_ready();
     int step = 0;
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, step++) {
         const Tile here(tile);
@@ -632,26 +692,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pipeline(
 {
     extern __shared__ __align__(128) unsigned char memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
-    if (threadIdx.x == 0) {
-        for (int s = 0; s < STAGES; s++) {
-            ptx::mbarrier_init(&shared.full[s], PRODUCERS);
-            ptx::mbarrier_init(&shared.empty[s], CONSUMERS);
-        }
-        for (int i = 0; i < BUFFERS; i++) {
-            ptx::mbarrier_init(&shared.staged[i], CONSUMERS * HANDS);
-            ptx::mbarrier_init(&shared.stored[i], STORERS * HANDS);
-        }
-        ptx::mbarrier_init_fence();
-        shared.most = -300;
-        shared.least = 300;
-    }
-    // Pixels that no tile has, which whole units read for outputs that nobody stores.
-    for (int s = 0; s < STAGES; s++)
-        for (int pixel = IN_PIXELS + threadIdx.x; pixel < STAGED_PIXELS; pixel += THREADS)
-            for (int half = 0; half < PIECES * LO; half += LO)
-                *reinterpret_cast<uint4*>(&shared.stage[s][half + pixel * 16]) = make_uint4(0, 0, 0, 0);
-    ptx::fence_async_shared();
-    __syncthreads();
     const int tiles = int(batch) * TILES_PER_PLANE;
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
     if (warp < CONSUMERS) {

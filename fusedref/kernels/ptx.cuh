@@ -266,10 +266,15 @@ static __device__ __forceinline__ bool elect()
 // The number is worked out here, not in a later branch that alone needs it.
 static __device__ __forceinline__ void keep(float& number) { asm volatile("" : "+f"(number)); }
 
-// Asks the L2 cache for the line of a global address, which must lie inside its allocation.
-static __device__ __forceinline__ void prefetch_l2(const void* global)
+// What memory is asked for before this is asked for before what comes after it.
+static __device__ __forceinline__ void in_order() { asm volatile("" ::: "memory"); }
+
+// The clock of the whole card; its low 32 bits, which begin again every 4.3 seconds.
+static __device__ __forceinline__ uint32_t nanoseconds()
 {
-    asm volatile("prefetch.global.L2 [%0];" :: "l"(global));
+    uint32_t now;
+    asm volatile("mov.u32 %0, %globaltimer_lo;" : "=r"(now) :: "memory");
+    return now;
 }
 
 // ---- wgmma [sm_90a]: a warpgroup (four warps in line) multiplies, without waiting --------------------------------------

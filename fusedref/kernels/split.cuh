@@ -6,12 +6,13 @@
 
 constexpr float LO_SCALE = 4096.0f;
 
-// (v0, v1), scaled, as hi + lo / LO_SCALE: v0 in the low half of each.
-static __device__ __forceinline__ void split(float v0, float v1, uint32_t& hi, uint32_t& lo)
+// (v0, v1), scaled, as hi + lo / LO_SCALE: v0 in the low half of each. lo has (more0, more1) added.
+static __device__ __forceinline__ void split(
+    float v0, float v1, uint32_t& hi, uint32_t& lo, float more0 = 0.0f, float more1 = 0.0f)
 {
     const __half2 h = __floats2half2_rn(v0, v1);
     const float2 f = __half22float2(h);
-    const __half2 l = __floats2half2_rn((v0 - f.x) * LO_SCALE, (v1 - f.y) * LO_SCALE);
+    const __half2 l = __floats2half2_rn(fmaf(v0 - f.x, LO_SCALE, more0), fmaf(v1 - f.y, LO_SCALE, more1));
     hi = *reinterpret_cast<const uint32_t*>(&h);
     lo = *reinterpret_cast<const uint32_t*>(&l);
 }

@@ -252,7 +252,8 @@ EMU_INLINE void wgmma_bf16(float (&d)[SUMS], uint32_t a0, uint32_t a1, uint32_t 
 
 // ---- hints ------------------------------------------------------------------------------------------------------------
 
-EMU_INLINE void prefetch_l2(const void*) {}
+EMU_INLINE void in_order() {}
+EMU_INLINE uint32_t nanoseconds() { return (uint32_t)emu_clock(); }
 EMU_INLINE void keep(float&) {}
 EMU_INLINE bool elect() { return emu_lane() == 0; }
 template <int registers> EMU_INLINE void more_registers() {}
