@@ -96,7 +96,7 @@ struct Shared {
     alignas(8) uint64_t full[STAGES];
     uint64_t empty[STAGES], staged[BUFFERS], stored[BUFFERS];
     int exponent[STAGES];  // of the tile's largest magnitude, or PLAIN
-    Range ranges[2][UNDER_WAY][PRODUCERS];  // of a burst's tiles, as each loading warp knows them; this burst's and the last's
+    Range ranges[2][UNDER_WAY][PRODUCERS];  // of this burst's tiles and the last's, as each loading warp knows them
     int most, least;  // exponent of a channel's weights and slope together, the largest and the smallest of the block
 };
 static_assert(sizeof(Shared) == SHARED_BYTES, "the plan reckons otherwise");
