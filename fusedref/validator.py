@@ -233,6 +233,7 @@ def candidate_from_kernel(path: str | Path, name: str) -> Candidate:
         raise FileNotFoundError(f"no such file: {path}")
 
     def candidate(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps):
+        """y by the learner's kernel, between guards that it must leave alone."""
         if x.dtype != torch.float32:
             raise TypeError(f"the kernel takes float32 tensors, got {x.dtype}")
         batch, in_channels, height, width = x.shape
@@ -265,6 +266,7 @@ def _in_place(inputs: Inputs, before: Inputs | None) -> Inputs:
     """
 
     def copied(new: Tensor | float | None, old: Tensor | float | None) -> Tensor | float | None:
+        """One of them; what is no tensor stays as it is."""
         if not isinstance(new, Tensor):
             return new
         with torch.no_grad():

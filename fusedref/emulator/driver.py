@@ -198,10 +198,12 @@ def init(flags: int = 0) -> None:
 
 
 def get_version() -> tuple[int, int, int]:
+    """CUDA's version that the emulator stands for."""
     return (13, 0, 0)
 
 
 def get_driver_version() -> int:
+    """The same as one number: 1000 times the major version."""
     return 13000
 
 
@@ -256,6 +258,7 @@ def mem_alloc(size: int) -> DeviceAllocation:
 
 
 def mem_alloc_like(array: np.ndarray) -> DeviceAllocation:
+    """Device memory of the array's size; its contents are not copied."""
     return mem_alloc(array.nbytes)
 
 
@@ -321,14 +324,17 @@ def memcpy_dtod(dest: object, src: object, size: int) -> None:
 
 
 def memcpy_htod_async(dest: object, src: object, stream: Stream | None = None) -> None:
+    """``memcpy_htod``: streams work at once here."""
     memcpy_htod(dest, src)
 
 
 def memcpy_dtoh_async(dest: object, src: object, stream: Stream | None = None) -> None:
+    """``memcpy_dtoh``: streams work at once here."""
     memcpy_dtoh(dest, src)
 
 
 def memcpy_dtod_async(dest: object, src: object, size: int, stream: Stream | None = None) -> None:
+    """``memcpy_dtod``: streams work at once here."""
     memcpy_dtod(dest, src, size)
 
 

@@ -32,6 +32,8 @@ class TranslationError(Exception):
 
 @dataclass
 class Token:
+    """A piece of the text: ``kind`` is TOKEN's group, or "marker"; ``user`` says whether it is to be translated."""
+
     kind: str
     text: str
     file: str
@@ -40,6 +42,7 @@ class Token:
 
     @property
     def blank(self) -> bool:
+        """Whether it is nothing but space or a marker of the preprocessor."""
         return self.kind in ("space", "marker")
 
 
@@ -84,12 +87,14 @@ class Frontend:
         return index
 
     def previous(self, index: int) -> int:
+        """Index of the token before that is neither space nor marker, or -1."""
         index -= 1
         while index >= 0 and self.tokens[index].blank:
             index -= 1
         return index
 
     def text(self, index: int) -> str:
+        """The token's text, empty where there is no such token."""
         return self.tokens[index].text if 0 <= index < len(self.tokens) else ""
 
     def closing(self, index: int) -> int:
@@ -330,6 +335,7 @@ class Frontend:
     # -- the whole -----------------------------------------------------------------------------------------------------
 
     def translate(self) -> str:
+        """The C++ text. Raises TranslationError for what the emulator cannot run."""
         tokens = self.tokens
         replaced: dict[int, tuple[int, str]] = {}   # first token -> (last token, text)
         behind: dict[int, list[str]] = {}           # token -> text to put behind it
