@@ -485,7 +485,7 @@ __device__ __forceinline__ void consume(Shared& shared, const Input& in, int til
     const Filters filters(shared);
     Element fetched[Filters::SHARE];
     filters.fetch(fetched, in.weight, warp, lane);
-    float slope[2], lost[2];  // lost: the part of a slope by which it is rounded, for the weights to carry
+    float slope[2]; [[maybe_unused]] float lost[2];  // by rounding a slope: the part of it that the weights are to carry
     Affine affine;
     #pragma unroll
     for (int h = 0; h < 2; h++) {
