@@ -81,10 +81,12 @@ def make_environment(folder):
             return str(python)
     shutil.rmtree(folder, ignore_errors=True)
     major, minor = sys.version_info[:2]
-    sys.exit(f"== {sys.executable} can make no virtual environment: the module venv (or ensurepip, which it uses) is\n"
-             "   missing, and virtualenv is not installed.\n"
-             f"   On Debian or Ubuntu: apt install python{major}.{minor}-venv\n"
-             f"   Elsewhere: {sys.executable} -m pip install virtualenv")
+    sys.exit(
+        f"== {sys.executable} can make no virtual environment: the module venv (or ensurepip, which it uses) is\n"
+        "   missing, and virtualenv is not installed.\n"
+        f"   On Debian or Ubuntu: apt install python{major}.{minor}-venv\n"
+        f"   Elsewhere: {sys.executable} -m pip install virtualenv"
+    )
 
 
 def site_packages(python):
@@ -107,8 +109,17 @@ def install_for_gpu(python, libcuda):
         for curand in sorted((root / "lib").glob("libcurand.so.*"))[:1]:
             Path(links, "libcurand.so").symlink_to(curand)
         path = f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        run(python, "-m", "pip", "install", "-r", str(ROOT / "requirements.txt"), PATH=path, LIBRARY_PATH=links,
-            LDFLAGS="-Wl,-rpath,$ORIGIN/../nvidia/cu13/lib")
+        run(
+            python,
+            "-m",
+            "pip",
+            "install",
+            "-r",
+            str(ROOT / "requirements.txt"),
+            PATH=path,
+            LIBRARY_PATH=links,
+            LDFLAGS="-Wl,-rpath,$ORIGIN/../nvidia/cu13/lib",
+        )
     run(python, "-c", "import pycuda.driver")
 
 
@@ -116,9 +127,11 @@ def main(folder):
     python = make_environment(folder)
     libcuda = driver()
     if libcuda and not (has_compiler() and has_headers()):
-        say("An NVIDIA GPU is here, but PyCUDA cannot be built without a C++ compiler and Python's headers:\n"
+        say(
+            "An NVIDIA GPU is here, but PyCUDA cannot be built without a C++ compiler and Python's headers:\n"
             "   setting up for the emulator.\n"
-            f"   To use the GPU: apt install g++ python3-dev; rm -r {folder}; and run make again.")
+            f"   To use the GPU: apt install g++ python3-dev; rm -r {folder}; and run make again."
+        )
         libcuda = None
     if libcuda:
         say("An NVIDIA GPU is here")

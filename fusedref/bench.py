@@ -128,11 +128,7 @@ PEERS = [
         Peer("torch.compile max-autotune", precision, "NCHW", compiled("max-autotune-no-cudagraphs"))
         for precision in DTYPES
     ],
-    *[
-        Peer("folded cuDNN", precision, layout, folded)
-        for precision in DTYPES
-        for layout in LAYOUTS
-    ],
+    *[Peer("folded cuDNN", precision, layout, folded) for precision in DTYPES for layout in LAYOUTS],
 ]
 OURS = [
     Peer("fusedref", precision, layout, partial(ours, precision="tf32" if precision == "tf32" else "fp32"))

@@ -80,9 +80,7 @@ class Inputs(NamedTuple):
     eps: float
 
 
-def draw(
-    problem: Problem, seed: int, device: torch.device | str = "cpu", vectors: torch.dtype | None = None
-) -> Inputs:
+def draw(problem: Problem, seed: int, device: torch.device | str = "cpu", vectors: torch.dtype | None = None) -> Inputs:
     """Random inputs in which no parameter is near 0 or the default, so that none can be left out unseen.
 
     The sums have a standard deviation of 2, and what is added to them afterwards is of that order. All are rounded to

@@ -28,13 +28,15 @@ FOUND = 9  # exit status of a tool that found something
 RAN = "== the case has run"
 
 # What the tools report of correct cases, and why they are correct all the same.
-ONE_LANE = ("racecheck follows each thread by itself: that __syncwarp() puts what all lanes did before the arrival of "
-            "lane 0, and an mbarrier hands it on, it does not follow")
+ONE_LANE = (
+    "racecheck follows each thread by itself: that __syncwarp() puts what all lanes did before the arrival of "
+    "lane 0, and an mbarrier hands it on, it does not follow"
+)
 FALSE_REPORTS = {
     ("pipeline_hands_on_before_all_lanes_stored_cured", "racecheck"): ONE_LANE,
     ("pipeline_gives_back_before_all_lanes_read_cured", "racecheck"): ONE_LANE,
     ("race_lock_without_fence_cured", "racecheck"): "racecheck knows barriers: that a lock, atomics with fences, keeps "
-                                                    "the threads of a block apart, it does not follow",
+    "the threads of a block apart, it does not follow",
 }
 
 

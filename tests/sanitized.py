@@ -15,10 +15,10 @@ from fusedref.validator import draw
 from kernels import ladder
 
 PLANTED = {
-    "memcheck": "extern \"C\" __global__ void bug(float* y) { y[threadIdx.x + 1] = 1.0f; }",
-    "racecheck": "extern \"C\" __global__ void bug(float* y)"
+    "memcheck": 'extern "C" __global__ void bug(float* y) { y[threadIdx.x + 1] = 1.0f; }',
+    "racecheck": 'extern "C" __global__ void bug(float* y)'
     "{ __shared__ float s[64]; s[threadIdx.x] = y[threadIdx.x]; y[threadIdx.x] = s[63 - threadIdx.x]; }",
-    "initcheck": "extern \"C\" __global__ void bug(float* y) { y[threadIdx.x] += 1.0f; }",
+    "initcheck": 'extern "C" __global__ void bug(float* y) { y[threadIdx.x] += 1.0f; }',
 }
 
 

@@ -248,9 +248,7 @@ class TestRange:
         truth, sizes = oracle(*inputs), roundings(inputs)
         largest = torch.finfo(torch.float32).max
         normal = sizes < largest * UNIT  # elsewhere a sum may overflow on the way
-        ours, plain = (
-            ((run(SMALL, inputs).double() - truth).abs() / sizes)[normal] for run in (pipeline, folded)
-        )
+        ours, plain = (((run(SMALL, inputs).double() - truth).abs() / sizes)[normal] for run in (pipeline, folded))
         if normal.any():
             assert ours.max() <= max(8, plain.max()) and ours.square().mean() <= max(1, 1.05 * plain.square().mean())
         beyond = pipeline(SMALL, inputs)[truth.abs() > 1.01 * largest]

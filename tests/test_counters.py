@@ -145,13 +145,13 @@ def test_lanes_that_part_meet_again(kernel, loads, stores):
     assert (counters.global_load_requests, counters.global_store_requests) == (loads, stores)
 
 
-RAW = '''==PROF== Connected
+RAW = """==PROF== Connected
 "ID","Kernel Name","Block Size",{metrics}
 "","","",{units}
 "0","conv2d(const float *, int)","(256, 1, 1)",{first}
 "1","conv2d(const float *, int)","(256, 1, 1)",{second}
 "2","scale","(256, 1, 1)",{second}
-'''
+"""
 
 
 def test_what_ncu_counts_is_read():
@@ -170,7 +170,7 @@ def test_what_ncu_counts_is_read():
     assert read["scale"] == [dict(zip(profile.METRICS, range(6)))]
 
 
-SOURCE = '''"Kernel Name","conv2d(int)",
+SOURCE = """"Kernel Name","conv2d(int)",
 "Address","Source","Access Operation","L1 Wavefronts Shared","L1 Wavefronts Shared Ideal"
 "0x7f00","      MOV R1, R2","-","0","0"
 "0x7f10","      STS [R3], R4","Store","24","8"
@@ -183,7 +183,7 @@ SOURCE = '''"Kernel Name","conv2d(int)",
 "Kernel Name","scale",
 "Address","Source","Access Operation"
 "0x7e00","      MOV R1, R2","-"
-'''
+"""
 
 
 def test_conflicts_of_instructions_are_read_and_summed_by_line():
@@ -195,7 +195,7 @@ def test_conflicts_of_instructions_are_read_and_summed_by_line():
     }
 
 
-ASSEMBLY = '''.text.tensor_cores:
+ASSEMBLY = """.text.tensor_cores:
 	//## File "/tmp/x/08_tensor_cores.cu", line 29
         /*0000*/                   LDC R1, c[0x0][0x28] ;
         /*0010*/                   S2R R3, SR_TID.X ;
@@ -209,7 +209,7 @@ ASSEMBLY = '''.text.tensor_cores:
 .text.another:
 	//## File "/tmp/x/03_scale.cu", line 5
         /*0000*/                   EXIT ;
-'''
+"""
 
 
 def test_lines_of_instructions_are_read_as_the_emulator_names_them():

@@ -26,8 +26,13 @@ def run(source, name, *arguments, block=(1, 1, 1), grid=(1, 1), shared=0, **opti
 
 def python(code, **environment):
     """What a fresh process prints."""
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "PYTHONPATH": str(KERNELS.parent), **environment})
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(KERNELS.parent), **environment},
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -42,8 +47,16 @@ def result(source, size, dtype=np.int32, *arguments, name="k", **options):
 # ---------------------------------------------------------------------------------------------------- the language
 
 
-@pytest.mark.parametrize(("block", "grid"), [((7, 1, 1), (3, 1)), ((4, 3, 2), (2, 3, 2)), ((1, 1, 64), (1, 5)),
-                                             ((1024, 1, 1), (2, 1)), ((33, 31, 1), (1, 1, 3))])
+@pytest.mark.parametrize(
+    ("block", "grid"),
+    [
+        ((7, 1, 1), (3, 1)),
+        ((4, 3, 2), (2, 3, 2)),
+        ((1, 1, 64), (1, 5)),
+        ((1024, 1, 1), (2, 1)),
+        ((33, 31, 1), (1, 1, 3)),
+    ],
+)
 def test_every_thread_of_every_block_runs_once_and_knows_its_place(block, grid):
     source = """
     __global__ void k(int* out) {
@@ -71,11 +84,16 @@ def test_static_shared_memory_and_barriers():
     assert np.array_equal(y, x.T + 7)
 
 
-@pytest.mark.parametrize("declaration", [
-    "extern __shared__ float s[];", "extern __shared__ __align__(16) float s[];",
-    "extern __shared__ unsigned char raw[]; float* s = (float*)raw;", "extern volatile __shared__ float s[];",
-    "extern __shared__ float2 pairs[]; float* s = (float*)pairs;",
-])
+@pytest.mark.parametrize(
+    "declaration",
+    [
+        "extern __shared__ float s[];",
+        "extern __shared__ __align__(16) float s[];",
+        "extern __shared__ unsigned char raw[]; float* s = (float*)raw;",
+        "extern volatile __shared__ float s[];",
+        "extern __shared__ float2 pairs[]; float* s = (float*)pairs;",
+    ],
+)
 def test_dynamic_shared_memory(declaration):
     source = f"""
     __global__ void k(float* out) {{
@@ -131,13 +149,20 @@ def test_constant_and_device_variables():
         module.get_global("nothing")
 
 
-@pytest.mark.parametrize(("operation", "start", "values", "expected"), [
-    ("atomicAdd(a, v)", 5, [1, 2, 3], 11), ("atomicSub(a, v)", 5, [1, 2, 3], -1),
-    ("atomicMin(a, v)", 5, [7, -2, 3], -2),
-    ("atomicMax(a, v)", 5, [7, -2, 3], 7), ("atomicAnd(a, v)", 7, [3, 6, 7], 2), ("atomicOr(a, v)", 0, [1, 4, 4], 5),
-    ("atomicXor(a, v)", 1, [1, 4, 2], 6), ("atomicInc((unsigned*)a, 3u)", 2, [0, 0, 0], 1),
-    ("atomicDec((unsigned*)a, 3u)", 1, [0, 0, 0], 2),
-])
+@pytest.mark.parametrize(
+    ("operation", "start", "values", "expected"),
+    [
+        ("atomicAdd(a, v)", 5, [1, 2, 3], 11),
+        ("atomicSub(a, v)", 5, [1, 2, 3], -1),
+        ("atomicMin(a, v)", 5, [7, -2, 3], -2),
+        ("atomicMax(a, v)", 5, [7, -2, 3], 7),
+        ("atomicAnd(a, v)", 7, [3, 6, 7], 2),
+        ("atomicOr(a, v)", 0, [1, 4, 4], 5),
+        ("atomicXor(a, v)", 1, [1, 4, 2], 6),
+        ("atomicInc((unsigned*)a, 3u)", 2, [0, 0, 0], 1),
+        ("atomicDec((unsigned*)a, 3u)", 1, [0, 0, 0], 2),
+    ],
+)
 def test_atomics(operation, start, values, expected):
     source = f"__global__ void k(int* a, const int* in) {{ int v = in[threadIdx.x]; {operation}; }}"
     a = gpuarray.to_gpu(np.array([start], int32))
@@ -245,8 +270,9 @@ def test_loads_and_stores_with_hints_for_the_caches(kind):
     loads = ("__ldg", "__ldca", "__ldcg", "__ldcs", "__ldlu", "__ldcv")
     stores = ("__stwb", "__stcg", "__stcs", "__stwt")
     pairs = [(load, stores[i % len(stores)]) for i, load in enumerate(loads)]
-    lines = "".join(f"    {store}(y + {i} * 32 + threadIdx.x, {load}(x + threadIdx.x));\n"
-                    for i, (load, store) in enumerate(pairs))
+    lines = "".join(
+        f"    {store}(y + {i} * 32 + threadIdx.x, {load}(x + threadIdx.x));\n" for i, (load, store) in enumerate(pairs)
+    )
     bytes_each = {"int": 4, "float": 4, "unsigned char": 1, "double": 8, "float2": 8}.get(kind, 16)
     x = np.random.default_rng(1).integers(0, 100, 32 * bytes_each).astype(np.uint8)
     source = f"__global__ void k({kind}* y, const {kind}* x) {{\n{lines}}}"
@@ -271,11 +297,19 @@ def test_fences_publish_to_who_looks(fence):
     assert result(source, 1, int32, gpuarray.zeros(2, int32), block=(64, 1, 1))[0] == 7
 
 
-@pytest.mark.parametrize(("operation", "start", "value", "expected"), [
-    ("atomicAdd", -np.inf, 1, -np.inf), ("atomicAdd", -np.inf, np.inf, np.nan), ("atomicAdd", 1, np.nan, np.nan),
-    ("atomicAdd", np.nan, 1, np.nan), ("atomicExch", np.nan, 2, 2), ("atomicExch", 1, np.nan, np.nan),
-    ("atomicAdd", -0.0, 0.0, 0.0), ("atomicAdd", 3e38, 3e38, np.inf),
-])
+@pytest.mark.parametrize(
+    ("operation", "start", "value", "expected"),
+    [
+        ("atomicAdd", -np.inf, 1, -np.inf),
+        ("atomicAdd", -np.inf, np.inf, np.nan),
+        ("atomicAdd", 1, np.nan, np.nan),
+        ("atomicAdd", np.nan, 1, np.nan),
+        ("atomicExch", np.nan, 2, 2),
+        ("atomicExch", 1, np.nan, np.nan),
+        ("atomicAdd", -0.0, 0.0, 0.0),
+        ("atomicAdd", 3e38, 3e38, np.inf),
+    ],
+)
 def test_atomics_on_what_is_not_finite(operation, start, value, expected):
     y = gpuarray.to_gpu(np.array([start], float32))
     run(f"__global__ void k(float* y, float v) {{ {operation}(y, v); }}", "k", y, float32(value))
@@ -337,8 +371,15 @@ def test_vector_types():
         out[threadIdx.x] = make_float4(v.w, t.z, (float)d.y, v.x);
     }"""
     x, t = np.arange(8, dtype=float32), np.arange(10, 16, dtype=float32)
-    y = result(source, 8, float32, gpuarray.to_gpu(x), gpuarray.to_gpu(t), gpuarray.to_gpu(np.array([1, 9], int32)),
-               block=(2, 1, 1))
+    y = result(
+        source,
+        8,
+        float32,
+        gpuarray.to_gpu(x),
+        gpuarray.to_gpu(t),
+        gpuarray.to_gpu(np.array([1, 9], int32)),
+        block=(2, 1, 1),
+    )
     assert list(y) == [3, 12, 9, 0, 7, 15, 9, 4]
 
 
@@ -394,20 +435,25 @@ def test_templates_instantiated_and_functions_of_the_device():
     assert list(x.get()) == [2, 2, 1, 1]
 
 
-@pytest.mark.parametrize("source", [
-    '// __global__ void no() {\n/* __shared__ */ __global__ void k(int*out){out[0]=1;}',
-    '__global__ void k(int* out) { const char* s = "__shared__ int x; { \\" } __global__"; out[0] = s[0] == 95; }',
-    "__global__ void k(int* out) { char c = '{'; out[0] = c == 123; }",
-    "#define KERNEL(name) __global__ void name\nKERNEL(k)(int* out)\n{\n out[0] = 1; }",
-    "__global__\nvoid\n__launch_bounds__(32)\nk(\n  int* out  // where, [1]\n)\n{ out[0] = 1; }\n",
-    "__global__ void k(int* __restrict__ out) { #pragma unroll\n}".replace("{ #", "{\n#").replace("}", "out[0] = 1; }"),
-    "static __global__ void k(int* out) { out[0] = 1; }".replace("static ", ""),
-    "typedef int T; __global__ void k(T out[]) { out[0] = 1; }",
-    "__global__ void k(int* out);\n__global__ void k(int* out) { out[0] = 1; }",
-    "inline __host__ __device__ int one() { return 1; }\n__global__ void k(int* out) { out[0] = one(); }",
-    "enum { A = 1 }; __global__ void k(int* out) { if constexpr (A == 1) { out[0] = A; } }",
-    "__global__ void k(int* out) {\r\n out[0] = 1;\r\n}\r\n",
-])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "// __global__ void no() {\n/* __shared__ */ __global__ void k(int*out){out[0]=1;}",
+        '__global__ void k(int* out) { const char* s = "__shared__ int x; { \\" } __global__"; out[0] = s[0] == 95; }',
+        "__global__ void k(int* out) { char c = '{'; out[0] = c == 123; }",
+        "#define KERNEL(name) __global__ void name\nKERNEL(k)(int* out)\n{\n out[0] = 1; }",
+        "__global__\nvoid\n__launch_bounds__(32)\nk(\n  int* out  // where, [1]\n)\n{ out[0] = 1; }\n",
+        "__global__ void k(int* __restrict__ out) { #pragma unroll\n}".replace("{ #", "{\n#").replace(
+            "}", "out[0] = 1; }"
+        ),
+        "static __global__ void k(int* out) { out[0] = 1; }".replace("static ", ""),
+        "typedef int T; __global__ void k(T out[]) { out[0] = 1; }",
+        "__global__ void k(int* out);\n__global__ void k(int* out) { out[0] = 1; }",
+        "inline __host__ __device__ int one() { return 1; }\n__global__ void k(int* out) { out[0] = one(); }",
+        "enum { A = 1 }; __global__ void k(int* out) { if constexpr (A == 1) { out[0] = A; } }",
+        "__global__ void k(int* out) {\r\n out[0] = 1;\r\n}\r\n",
+    ],
+)
 def test_odd_but_valid_sources(source):
     assert result(source, 1, block=(1, 1, 1))[0] == 1
 
@@ -438,8 +484,9 @@ def test_the_rungs_run_unmodified():
     x = rng.standard_normal((2, 3, 7)).astype(float32)
     y = np.empty_like(x)
     text = (KERNELS / "03_scale.cu").read_text()
-    run(text, "scale", drv.In(x), float32(3), drv.Out(y), int32(x.size), block=(16, 1, 1), grid=(3, 1),
-        no_extern_c=True)
+    run(
+        text, "scale", drv.In(x), float32(3), drv.Out(y), int32(x.size), block=(16, 1, 1), grid=(3, 1), no_extern_c=True
+    )
     assert np.array_equal(y, x * float32(3))
 
 
@@ -454,8 +501,9 @@ def test_in_out_and_inout():
 
 
 def test_prepared_calls():
-    function = SourceModule("__global__ void k(float* out, float v, int i, long long w) { out[i] = v + w; }"
-                            ).get_function("k")
+    function = SourceModule(
+        "__global__ void k(float* out, float v, int i, long long w) { out[i] = v + w; }"
+    ).get_function("k")
     out = gpuarray.zeros(4, float32)
     assert function.prepare([np.intp, float32, "i", np.int64]) is function
     function.prepared_call((1, 1), (1, 1, 1), out.gpudata, 1.5, 2, 10)
@@ -547,38 +595,48 @@ def test_error_classes_are_related_as_pycudas_are():
 NOTHING = "__global__ void k() {} __global__ void big() { __shared__ int s[10000]; s[threadIdx.x] = 0; }"
 
 
-@pytest.mark.parametrize(("block", "grid", "shared", "message"), [
-    ((1025, 1, 1), (1, 1), 0, "cuFuncSetBlockShape failed: invalid argument"),
-    ((126, 126, 1), (1, 1), 0, "cuFuncSetBlockShape failed: invalid argument"),
-    ((1, 1, 65), (1, 1), 0, "cuFuncSetBlockShape failed: invalid argument"),
-    ((0, 1, 1), (1, 1), 0, "cuFuncSetBlockShape failed: invalid argument"),
-    ((1, 1, 1), (1, 65536), 0, "cuLaunchKernel failed: invalid argument"),
-    ((1, 1, 1), (1, 1, 65536), 0, "cuLaunchKernel failed: invalid argument"),
-    ((1, 1, 1), (0, 1), 0, "cuLaunchKernel failed: invalid argument"),
-    ((1, 1, 1), (1 << 31, 1), 0, "cuLaunchKernel failed: invalid argument"),
-    ((1, 1, 1), (1, 1), 49153, "cuLaunchKernel failed: invalid argument"),
-    ((1, 1, 1), (1, 1, 1, 1), 0, "function::launch_kernel failed: invalid resource handle"
-                                 " - too many grid dimensions in kernel launch"),
-])
+@pytest.mark.parametrize(
+    ("block", "grid", "shared", "message"),
+    [
+        ((1025, 1, 1), (1, 1), 0, "cuFuncSetBlockShape failed: invalid argument"),
+        ((126, 126, 1), (1, 1), 0, "cuFuncSetBlockShape failed: invalid argument"),
+        ((1, 1, 65), (1, 1), 0, "cuFuncSetBlockShape failed: invalid argument"),
+        ((0, 1, 1), (1, 1), 0, "cuFuncSetBlockShape failed: invalid argument"),
+        ((1, 1, 1), (1, 65536), 0, "cuLaunchKernel failed: invalid argument"),
+        ((1, 1, 1), (1, 1, 65536), 0, "cuLaunchKernel failed: invalid argument"),
+        ((1, 1, 1), (0, 1), 0, "cuLaunchKernel failed: invalid argument"),
+        ((1, 1, 1), (1 << 31, 1), 0, "cuLaunchKernel failed: invalid argument"),
+        ((1, 1, 1), (1, 1), 49153, "cuLaunchKernel failed: invalid argument"),
+        (
+            (1, 1, 1),
+            (1, 1, 1, 1),
+            0,
+            "function::launch_kernel failed: invalid resource handle - too many grid dimensions in kernel launch",
+        ),
+    ],
+)
 def test_limits_of_a_launch(block, grid, shared, message):
     with pytest.raises(drv.LogicError) as raised:
         run(NOTHING, "k", block=block, grid=grid, shared=shared)
     assert str(raised.value) == message
 
 
-@pytest.mark.parametrize(("sizes", "error", "message"), [
-    ({"block": (8.0, 1, 1)}, TypeError, r"block must be a tuple of three ints, got \(8.0, 1, 1\)"),
-    ({"block": (np.int64(8), 1, 1)}, TypeError, "block must be a tuple of three ints, got "),
-    ({"block": (8, 1)}, TypeError, r"block must be a tuple of three ints, got \(8, 1\)"),
-    ({"block": [8, 1, 1]}, TypeError, "block must be a tuple of three ints"),
-    ({"block": 8}, TypeError, "block must be a tuple of three ints, got 8"),
-    ({"grid": (1, 2.0)}, TypeError, r"grid must be a tuple of one to three ints, got \(1, 2.0\)"),
-    ({"grid": 2}, TypeError, "grid must be a tuple of one to three ints, got 2"),
-    ({"grid": ()}, TypeError, "grid must be a tuple of one to three ints"),
-    ({"shared": 4.0}, TypeError, "shared must be an int, got 4.0"),
-    ({"shared": -4}, OverflowError, "can't convert negative value"),
-    ({"grid": (-1, 1)}, OverflowError, "can't convert negative value"),
-])
+@pytest.mark.parametrize(
+    ("sizes", "error", "message"),
+    [
+        ({"block": (8.0, 1, 1)}, TypeError, r"block must be a tuple of three ints, got \(8.0, 1, 1\)"),
+        ({"block": (np.int64(8), 1, 1)}, TypeError, "block must be a tuple of three ints, got "),
+        ({"block": (8, 1)}, TypeError, r"block must be a tuple of three ints, got \(8, 1\)"),
+        ({"block": [8, 1, 1]}, TypeError, "block must be a tuple of three ints"),
+        ({"block": 8}, TypeError, "block must be a tuple of three ints, got 8"),
+        ({"grid": (1, 2.0)}, TypeError, r"grid must be a tuple of one to three ints, got \(1, 2.0\)"),
+        ({"grid": 2}, TypeError, "grid must be a tuple of one to three ints, got 2"),
+        ({"grid": ()}, TypeError, "grid must be a tuple of one to three ints"),
+        ({"shared": 4.0}, TypeError, "shared must be an int, got 4.0"),
+        ({"shared": -4}, OverflowError, "can't convert negative value"),
+        ({"grid": (-1, 1)}, OverflowError, "can't convert negative value"),
+    ],
+)
 def test_sizes_are_ints_as_pycuda_wants_them(sizes, error, message):
     with pytest.raises(error, match=message):
         run(NOTHING, "k", **{"block": (1, 1, 1), **sizes})
@@ -600,16 +658,19 @@ def test_limits_of_shared_memory():
         SourceModule("__global__ void k() { __shared__ int s[12289]; s[0] = 0; }")
 
 
-@pytest.mark.parametrize(("arguments", "error", "message"), [
-    ((1, float32(1)), TypeError, r"invalid type on parameter #0 \(0-based\)"),
-    ((int32(1), 1.0), TypeError, r"invalid type on parameter #1 \(0-based\)"),
-    ((int32(1),), drv.LogicError, r"k\(count, factor\) takes 2 arguments, 1 given"),
-    ((int32(1), float32(1), int32(1)), drv.LogicError, "takes 2 arguments, 3 given"),
-    ((np.int64(1), float32(1)), drv.LogicError, "'count' of .* needs an integer of 4 bytes, given an integer of 8"),
-    ((float32(1), float32(1)), drv.LogicError, "parameter 'count' .* given a floating-point number of 4 bytes"),
-    ((int32(1), np.float64(1)), drv.LogicError, "'factor' .* needs a floating-point number of 4 bytes, given"),
-    ((object(), float32(1)), TypeError, "invalid type on parameter #0"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((1, float32(1)), TypeError, r"invalid type on parameter #0 \(0-based\)"),
+        ((int32(1), 1.0), TypeError, r"invalid type on parameter #1 \(0-based\)"),
+        ((int32(1),), drv.LogicError, r"k\(count, factor\) takes 2 arguments, 1 given"),
+        ((int32(1), float32(1), int32(1)), drv.LogicError, "takes 2 arguments, 3 given"),
+        ((np.int64(1), float32(1)), drv.LogicError, "'count' of .* needs an integer of 4 bytes, given an integer of 8"),
+        ((float32(1), float32(1)), drv.LogicError, "parameter 'count' .* given a floating-point number of 4 bytes"),
+        ((int32(1), np.float64(1)), drv.LogicError, "'factor' .* needs a floating-point number of 4 bytes, given"),
+        ((object(), float32(1)), TypeError, "invalid type on parameter #0"),
+    ],
+)
 def test_arguments_that_do_not_fit(arguments, error, message):
     with pytest.raises(error, match=message):
         run("__global__ void k(int count, float factor) {}", "k", *arguments)
@@ -632,18 +693,21 @@ def test_calls_without_what_they_need():
 # ----------------------------------------------------------------------------------------- source that does not compile
 
 
-@pytest.mark.parametrize(("source", "message"), [
-    ("__global__ void k(int* a)\n{\n    a[0] = undefined_name;\n}", r"kernel.cu\(3\): error: .*undefined_name"),
-    ('#line 1 "mine.cu"\n__global__ void k(int* a)\n{ a[0] = nothing; }', r"mine.cu\(2\): error: .*nothing"),
-    ("__global__ void k() { asm volatile(\"bar.sync 0;\"); }", "kernel.cu:1: error: inline PTX"),
-    ("__global__ void k() { __shared__ int s = 3; }", "shared variable 's' cannot have an initialiser"),
-    ("\n__global__ void k() {", "expected"),
-    ('#include "nowhere.cuh"\n', "nowhere.cuh"),
-    ("#error stop here\n", "stop here"),
-    ("__global__ void k() { exit(3); }", r'calling a __host__ function\("exit"\) from device code is not allowed'),
-    ("__global__ void k() { abort(); }", r'__host__ function\("abort"\)'),
-    ('__global__ void k() { system("true"); }', r'__host__ function\("system"\)'),
-])
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("__global__ void k(int* a)\n{\n    a[0] = undefined_name;\n}", r"kernel.cu\(3\): error: .*undefined_name"),
+        ('#line 1 "mine.cu"\n__global__ void k(int* a)\n{ a[0] = nothing; }', r"mine.cu\(2\): error: .*nothing"),
+        ('__global__ void k() { asm volatile("bar.sync 0;"); }', "kernel.cu:1: error: inline PTX"),
+        ("__global__ void k() { __shared__ int s = 3; }", "shared variable 's' cannot have an initialiser"),
+        ("\n__global__ void k() {", "expected"),
+        ('#include "nowhere.cuh"\n', "nowhere.cuh"),
+        ("#error stop here\n", "stop here"),
+        ("__global__ void k() { exit(3); }", r'calling a __host__ function\("exit"\) from device code is not allowed'),
+        ("__global__ void k() { abort(); }", r'__host__ function\("abort"\)'),
+        ('__global__ void k() { system("true"); }', r'__host__ function\("system"\)'),
+    ],
+)
 def test_errors_of_the_compiler_name_the_line(source, message):
     with pytest.raises(drv.CompileError, match="nvcc compilation of .*kernel.cu failed") as raised:
         SourceModule(source)
@@ -651,9 +715,11 @@ def test_errors_of_the_compiler_name_the_line(source, message):
 
 
 def test_included_files_are_translated_too(tmp_path):
-    (tmp_path / "tile.cuh").write_text("#pragma once\n#include \"size.h\"\n__device__ int turn(int v) {\n"
-                                       "    __shared__ int s[SIZE];\n    s[threadIdx.x] = v;\n    __syncthreads();\n"
-                                       "    return s[SIZE - threadIdx.x];\n}\n")
+    (tmp_path / "tile.cuh").write_text(
+        '#pragma once\n#include "size.h"\n__device__ int turn(int v) {\n'
+        "    __shared__ int s[SIZE];\n    s[threadIdx.x] = v;\n    __syncthreads();\n"
+        "    return s[SIZE - threadIdx.x];\n}\n"
+    )
     (tmp_path / "size.h").write_text("#define SIZE 4\n")
     source = '#include "tile.cuh"\n__global__ void k(int* out) { out[threadIdx.x] = turn(threadIdx.x); }'
     with pytest.raises(drv.MemoryAccessError) as raised:
@@ -680,16 +746,19 @@ def test_products_are_contracted_unless_fmad_is_false():
     assert result(source, 1, float32, x, options=["-fmad=false"])[0] == 0
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (["-foo"], "Unknown option '-foo'"),
-    (["--lineinfo"], "Unknown option '--lineinfo'"),  # of short names there is but one form
-    (["-DA=1", "-I"], "'-I': expected an argument"),
-    (["-std=c++99"], "Value 'c++99' is not defined for option 'std'"),
-    (["-arch=sm_1"], "Unsupported gpu architecture 'sm_1'"),
-    (["other.cu"], "A single input file is required"),
-    (["-fmad=3"], "'3': expected true or false"),
-    (["-use_fast_math=true"], "no argument expected after '-use_fast_math'"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-foo"], "Unknown option '-foo'"),
+        (["--lineinfo"], "Unknown option '--lineinfo'"),  # of short names there is but one form
+        (["-DA=1", "-I"], "'-I': expected an argument"),
+        (["-std=c++99"], "Value 'c++99' is not defined for option 'std'"),
+        (["-arch=sm_1"], "Unsupported gpu architecture 'sm_1'"),
+        (["other.cu"], "A single input file is required"),
+        (["-fmad=3"], "'3': expected true or false"),
+        (["-use_fast_math=true"], "no argument expected after '-use_fast_math'"),
+    ],
+)
 def test_options_that_nvcc_refuses(options, message):
     with pytest.raises(drv.CompileError, match="nvcc fatal   : ") as raised:
         SourceModule("__global__ void k() {}", options=options)
@@ -727,15 +796,25 @@ def test_one_element_past_the_end_names_all_there_is_to_name():
     finding = refused(source, x, y, int32(10), block=(4, 1, 1), grid=(3, 1))
     assert (finding.kind, finding.kernel, finding.argument, finding.element) == ("out-of-bounds", "k", "x", 10)
     assert (finding.thread, finding.block, finding.line, finding.source) == ((2, 0, 0), (2, 0, 0), 4, "kernel.cu")
-    assert finding.message == ("kernel.cu:4: kernel k: thread (2, 0, 0) of block (2, 0, 0) reads x[10], "
-                               "but x has 10 elements")
+    assert finding.message == (
+        "kernel.cu:4: kernel k: thread (2, 0, 0) of block (2, 0, 0) reads x[10], but x has 10 elements"
+    )
     assert issubclass(drv.MemoryAccessError, drv.LogicError)
 
 
-@pytest.mark.parametrize(("dtype", "kind", "size", "element"), [
-    (np.int8, "char", 3, 3), (np.int16, "short", 5, 5), (np.float64, "double", 3, 3), (np.int8, "char", 8, -1),
-    (np.int8, "char", 9, 300), (float32, "float", 1, 1), (float32, "float", 5, -70), (np.float64, "double", 2, 4000),
-])
+@pytest.mark.parametrize(
+    ("dtype", "kind", "size", "element"),
+    [
+        (np.int8, "char", 3, 3),
+        (np.int16, "short", 5, 5),
+        (np.float64, "double", 3, 3),
+        (np.int8, "char", 8, -1),
+        (np.int8, "char", 9, 300),
+        (float32, "float", 1, 1),
+        (float32, "float", 5, -70),
+        (np.float64, "double", 2, 4000),
+    ],
+)
 def test_bounds_are_exact_to_the_byte(dtype, kind, size, element):
     for statement in ("a[i] = 1", "keep[0] = (int)a[i]"):
         source = f"__global__ void k({kind}* a, int i, int* keep) {{ {statement}; }}"
@@ -789,8 +868,9 @@ def test_host_and_freed_memory():
 
 
 def test_atomics_are_checked():
-    finding = refused("__global__ void k(int* a) {\n atomicAdd(&a[threadIdx.x], 1);\n}", gpuarray.zeros(3, int32),
-                      block=(4, 1, 1))
+    finding = refused(
+        "__global__ void k(int* a) {\n atomicAdd(&a[threadIdx.x], 1);\n}", gpuarray.zeros(3, int32), block=(4, 1, 1)
+    )
     assert (finding.argument, finding.element, finding.thread, finding.line) == ("a", 3, (3, 0, 0), 2)
 
 
@@ -799,20 +879,26 @@ def test_division_by_zero():
         run("__global__ void k(int* a, int b) {\n a[0] = 7 / b;\n}", "k", gpuarray.zeros(1, int32), int32(0))
 
 
-@pytest.mark.parametrize("source", [
-    "__device__ int f(int n) { volatile int a[64]; a[n & 63] = n; return n ? f(n + 1) + a[n & 63] : 0; }"
-    "__global__ void k(int* a) { a[0] = f(1); }",
-    "__global__ void k(int* a) { volatile char big[1 << 20]; big[5] = 1; a[0] = big[5]; }",
-])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "__device__ int f(int n) { volatile int a[64]; a[n & 63] = n; return n ? f(n + 1) + a[n & 63] : 0; }"
+        "__global__ void k(int* a) { a[0] = f(1); }",
+        "__global__ void k(int* a) { volatile char big[1 << 20]; big[5] = 1; a[0] = big[5]; }",
+    ],
+)
 def test_stack_overflow(source):
     with pytest.raises(drv.LaunchError, match="the stack overflowed in thread"):
         run(source, "k", gpuarray.zeros(1, int32))
 
 
-@pytest.mark.parametrize("body", [
-    "if (threadIdx.x < 4) __shfl_sync(0xffffffff, 1, 0); else __syncthreads();",
-    "if (threadIdx.x == 0) __syncwarp(3); else if (threadIdx.x == 1) __syncthreads();",
-])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "if (threadIdx.x < 4) __shfl_sync(0xffffffff, 1, 0); else __syncthreads();",
+        "if (threadIdx.x == 0) __syncwarp(3); else if (threadIdx.x == 1) __syncthreads();",
+    ],
+)
 def test_deadlocks_end(body):
     with pytest.raises(drv.DeadlockError, match=r"kernel k \(kernel.cu:2\): .* thread \(0,0,0\) waits at a warp oper"):
         run(f"__global__ void k() {{\n {body}\n}}", "k", block=(32, 1, 1))
@@ -872,8 +958,9 @@ def test_ctrl_c_ends_a_kernel_that_never_ends():
 
 def test_launches_from_more_threads_than_there_are_workers(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 16)  # 8 launches of 16 workers, where 64 is the most
-    function = SourceModule("__global__ void k(int* a) { __shared__ int s; s = 1; a[blockIdx.x] += s; }"
-                            ).get_function("k")
+    function = SourceModule("__global__ void k(int* a) { __shared__ int s; s = 1; a[blockIdx.x] += s; }").get_function(
+        "k"
+    )
     arrays = [gpuarray.zeros(20, int32) for _ in range(8)]
 
     def work(array):
@@ -902,7 +989,7 @@ def test_a_second_module_is_not_compiled_again(tmp_path, monkeypatch):
 def test_a_library_that_was_cut_short_is_compiled_again(tmp_path, size):
     source = f"__global__ void k(int* a) {{ a[0] = {size}; }}"
     result(source, 1, block=(1, 1, 1), cache_dir=str(tmp_path))
-    library, = tmp_path.iterdir()
+    (library,) = tmp_path.iterdir()
     whole = library.stat().st_size
     library.unlink()  # the loader remembers the old file by its place on the disk
     library.write_bytes(bytes(size))
@@ -922,8 +1009,12 @@ def test_an_unwritable_home_and_two_processes_at_once(tmp_path):
     """
     for cache in (blocked / "below", tmp_path / "shared"):
         environment = {**os.environ, "PYTHONPATH": str(KERNELS.parent), "XDG_CACHE_HOME": str(cache)}
-        both = [subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True,
-                                 env=environment) for _ in range(2)]
+        both = [
+            subprocess.Popen(
+                [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True, env=environment
+            )
+            for _ in range(2)
+        ]
         assert [process.communicate()[0] for process in both] == ["6\n", "6\n"]
 
 
@@ -962,7 +1053,8 @@ def test_ziglang_stands_in():
     """
     assert python(code, CXX=f"{sys.executable} -m ziglang c++").splitlines() == [
         "[3, 2, 1, 0]",
-        "kernel.cu:7: kernel k: thread (3, 0, 0) of block (0, 0, 0) writes out[4], but out has 4 elements"]
+        "kernel.cu:7: kernel k: thread (3, 0, 0) of block (0, 0, 0) writes out[4], but out has 4 elements",
+    ]
 
 
 def test_importing_compiles_and_loads_nothing():
@@ -980,5 +1072,8 @@ def test_structures_agree_with_the_runtime():
     module = SourceModule("__global__ void k(char a, double b, const int* c) {}")
     parameters = module.get_function("k").parameters
     assert [(p.offset, p.size, p.pointer, p.constant, p.floating, p.element) for p in parameters] == [
-        (0, 1, 0, 1, 0, 1), (8, 8, 0, 1, 1, 8), (16, 8, 1, 1, 0, 4)]
+        (0, 1, 0, 1, 0, 1),
+        (8, 8, 0, 1, 1, 8),
+        (16, 8, 1, 1, 0, 4),
+    ]
     assert ctypes.sizeof(native.Parameter) == 16

@@ -105,11 +105,13 @@ class TestMma:
         """What is cut off before the sum cannot add up to a bit that is kept."""
         a, b, c = np.zeros((1, 32, 4), np.uint32), np.zeros((1, 32, 2), np.uint32), np.zeros((1, 32, 4), np.float32)
         one = 0x3C00
-        a[0, 0, 0] = one | one << 16               # row 0, k = 0 and 1
-        a[0, 1, 0] = one | one << 16               # row 0, k = 2 and 3
+        a[0, 0, 0] = one | one << 16  # row 0, k = 0 and 1
+        a[0, 1, 0] = one | one << 16  # row 0, k = 2 and 3
+
         def small(exponent):
             return int(np.float16(2.0**exponent).view(np.uint16))
-        b[0, 0, 0] = one | small(-24) << 16        # column 0, k = 0: 1, and k = 1: 2^-24
+
+        b[0, 0, 0] = one | small(-24) << 16  # column 0, k = 0: 1, and k = 1: 2^-24
         b[0, 1, 0] = small(-24)
         c[0, 0, 0] = 0.0
         d = run_mma(EMULATOR, "mma_m16n8k16_f16", a, b, c, [f"-DTENSOR_CORE={rounding}"])
@@ -120,13 +122,16 @@ class TestMma:
         d = run_mma(EMULATOR, "mma_m16n8k16_f16", a, b, c, [f"-DTENSOR_CORE={rounding}"])
         assert d[0, 0, 0] == np.float32(2 + (2.0**-22 if bits == 25 else 0))
 
-    @pytest.mark.parametrize("a0, b0, c0, expected", [
-        (np.inf, 1, 0, np.inf),
-        (np.inf, 0, 0, np.nan),
-        (np.inf, -1, np.inf, np.nan),
-        (1, 1, -np.inf, -np.inf),
-        (np.nan, 0, 0, np.nan),
-    ])
+    @pytest.mark.parametrize(
+        "a0, b0, c0, expected",
+        [
+            (np.inf, 1, 0, np.inf),
+            (np.inf, 0, 0, np.nan),
+            (np.inf, -1, np.inf, np.nan),
+            (1, 1, -np.inf, -np.inf),
+            (np.nan, 0, 0, np.nan),
+        ],
+    )
     def test_what_is_not_finite(self, a0, b0, c0, expected):
         a, b, c = np.zeros((1, 32, 4), np.uint32), np.zeros((1, 32, 2), np.uint32), np.zeros((1, 32, 4), np.float32)
         a[0, 0, 0], b[0, 0, 0] = int(np.float16(a0).view(np.uint16)), int(np.float16(b0).view(np.uint16))
@@ -177,7 +182,7 @@ def test_ldmatrix(matrices, transposed):
     for lane in range(32):
         for matrix in range(matrices):
             seen = elements[matrix].T if transposed else elements[matrix]
-            low, high = seen[lane // 4, 2 * (lane % 4):2 * (lane % 4) + 2]
+            low, high = seen[lane // 4, 2 * (lane % 4) : 2 * (lane % 4) + 2]
             assert out[lane, matrix] == int(high) << 16 | int(low)
 
 
@@ -215,8 +220,12 @@ extern "C" __global__ void bulk(const float* x, float* y, int tiles)
 
 
 def run_copies(name, arguments, block, **removed):
-    pieces = {"MBARRIER_WAIT": "ptx::mbarrier_wait(&full, i % 2);", "STORE_WAIT": "ptx::bulk_wait_read<0>();",
-              "WAIT": "ptx::cp_async_wait<0>();", **removed}
+    pieces = {
+        "MBARRIER_WAIT": "ptx::mbarrier_wait(&full, i % 2);",
+        "STORE_WAIT": "ptx::bulk_wait_read<0>();",
+        "WAIT": "ptx::cp_async_wait<0>();",
+        **removed,
+    }
     source = COPIES
     for piece, text in pieces.items():
         source = source.replace(f" {piece}", f" {text}")
@@ -294,8 +303,15 @@ def test_sixteen_bit_numbers():
     x = x[np.isfinite(x)]
     h, b, back = np.empty(x.size, np.uint16), np.empty(x.size, np.uint16), np.empty(x.size, np.float32)
     module = emulator.SourceModule(SMALL, no_extern_c=True)
-    module.get_function("convert")(driver.In(x), driver.Out(h), driver.Out(b), driver.Out(back), np.int32(x.size),
-                                   block=(256, 1, 1), grid=((x.size + 255) // 256, 1))
+    module.get_function("convert")(
+        driver.In(x),
+        driver.Out(h),
+        driver.Out(b),
+        driver.Out(back),
+        np.int32(x.size),
+        block=(256, 1, 1),
+        grid=((x.size + 255) // 256, 1),
+    )
     half, bfloat = torch.from_numpy(x).half(), torch.from_numpy(x).bfloat16()
     assert np.array_equal(h, half.view(torch.int16).numpy().view(np.uint16))
     assert np.array_equal(b, bfloat.view(torch.int16).numpy().view(np.uint16))
@@ -327,8 +343,15 @@ def test_sixteen_bit_conversions_in_a_direction():
     x = np.concatenate([x[np.isfinite(x)], chosen])
     h, b, whole = np.empty((x.size, 3), np.float16), np.empty((x.size, 3), np.uint16), np.empty((x.size, 4), np.int32)
     module = emulator.SourceModule(DIRECTED, no_extern_c=True)
-    module.get_function("directed")(driver.In(x), driver.Out(h), driver.Out(b), driver.Out(whole), np.int32(x.size),
-                                    block=(256, 1, 1), grid=((x.size + 255) // 256, 1))
+    module.get_function("directed")(
+        driver.In(x),
+        driver.Out(h),
+        driver.Out(b),
+        driver.Out(whole),
+        np.int32(x.size),
+        block=(256, 1, 1),
+        grid=((x.size + 255) // 256, 1),
+    )
     with np.errstate(over="ignore"):
         near = x.astype(np.float16)
         down = np.where(near > x, np.nextafter(near, np.float16(-np.inf)), near)

@@ -36,8 +36,10 @@ def launch(request, module):
 X = np.random.default_rng(1).integers(-8, 8, 4096).astype(float32)
 
 
-@pytest.mark.parametrize(("name", "store_sectors", "conflicts"), [
-    ("copy", 4, 0), ("transposeNaive", 32, 0), ("transposeCoalesced", 4, 31), ("transposeNoBankConflicts", 4, 0)])
+@pytest.mark.parametrize(
+    ("name", "store_sectors", "conflicts"),
+    [("copy", 4, 0), ("transposeNaive", 32, 0), ("transposeCoalesced", 4, 31), ("transposeNoBankConflicts", 4, 0)],
+)
 def test_copy_and_transpose(launch, name, store_sectors, conflicts):
     x = X.reshape(64, 64)
     y = gpuarray.empty((64, 64), float32)
@@ -69,10 +71,11 @@ def test_last_block_reduction(launch):
 
 
 def test_matrix_product(launch):
-    a, b = X[:32 * 48].reshape(32, 48), X[:48 * 64].reshape(48, 64)
+    a, b = X[: 32 * 48].reshape(32, 48), X[: 48 * 64].reshape(48, 64)
     c = gpuarray.empty((32, 64), float32)
-    counters = launch("matrixMul", c, gpuarray.to_gpu(a), gpuarray.to_gpu(b), int32(48), int32(64), block=(16, 16, 1),
-                      grid=(4, 2))
+    counters = launch(
+        "matrixMul", c, gpuarray.to_gpu(a), gpuarray.to_gpu(b), int32(48), int32(64), block=(16, 16, 1), grid=(4, 2)
+    )
     assert np.array_equal(c.get(), a @ b)
     if counters:
         assert counters.bank_conflicts == 0 and counters.barriers == 8 * 3 * 2

@@ -29,8 +29,11 @@ def test_every_planted_bug_is_found_and_named(case):
     kind, argument, element, line = case.expected
     found = findings(case)
     assert {finding.kind for finding in found} == {kind}, [f.message for f in found]
-    matching = [f for f in found if f.argument == argument and element in (None, f.element)
-                and line in (None, f.line, f.other_line)]
+    matching = [
+        f
+        for f in found
+        if f.argument == argument and element in (None, f.element) and line in (None, f.line, f.other_line)
+    ]
     assert matching, [f.message for f in found]
     finding = matching[0]
     assert finding.kernel == "k" and finding.message.endswith(finding.message.strip())
@@ -49,20 +52,26 @@ def test_the_corpus_covers_every_kind():
     assert len(corpus.BUGS) >= 40 and len(corpus.CORRECT) >= len(corpus.BUGS)
 
 
-@pytest.mark.parametrize(("name", "words"), [
-    ("race_no_barrier", "there is no __syncthreads() between them"),
-    ("race_warp_synchronous", "nothing makes the lanes of a warp keep step but __syncwarp() or __syncthreads()"),
-    ("barriers_in_turn", "there is no barrier between them that both come to"),
-    ("pipeline_stores_into_a_full_stage", "there is no mbarrier between them at which the first arrives"),
-    ("pipeline_gives_back_before_all_lanes_read", "(itself, or a lane that it meets in a __syncwarp() before)"),
-    ("bulk_store_without_fence", "does not call fence_async_shared() between its store and the barrier"),
-    ("bulk_load_before_the_barrier_is_shown", "does not call mbarrier_init_fence() after mbarrier_init()"),
-    ("race_blocks_overlap", "blocks run in any order"),
-    ("race_fence_of_one_thread", "an atomic passes on only what lies before a __threadfence(), made by the thread that "
-                                 "wrote or by one that it has met at a barrier"),
-])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("race_no_barrier", "there is no __syncthreads() between them"),
+        ("race_warp_synchronous", "nothing makes the lanes of a warp keep step but __syncwarp() or __syncthreads()"),
+        ("barriers_in_turn", "there is no barrier between them that both come to"),
+        ("pipeline_stores_into_a_full_stage", "there is no mbarrier between them at which the first arrives"),
+        ("pipeline_gives_back_before_all_lanes_read", "(itself, or a lane that it meets in a __syncwarp() before)"),
+        ("bulk_store_without_fence", "does not call fence_async_shared() between its store and the barrier"),
+        ("bulk_load_before_the_barrier_is_shown", "does not call mbarrier_init_fence() after mbarrier_init()"),
+        ("race_blocks_overlap", "blocks run in any order"),
+        (
+            "race_fence_of_one_thread",
+            "an atomic passes on only what lies before a __threadfence(), made by the thread that "
+            "wrote or by one that it has met at a barrier",
+        ),
+    ],
+)
 def test_the_advice_fits_the_kernel(name, words):
-    case, = (case for case in corpus.BUGS if case.name == name)
+    (case,) = (case for case in corpus.BUGS if case.name == name)
     messages = [finding.message for finding in findings(case)]
     assert any(words in message for message in messages), messages
     if "mbarrier" in words or "that both come to" in words:
@@ -70,7 +79,8 @@ def test_the_advice_fits_the_kernel(name, words):
 
 
 IDIOMS = {  # kernels that keep step by other means than barriers: source, integers of y, threads and blocks
-    "a lock between blocks": ("""__device__ int lock;
+    "a lock between blocks": (
+        """__device__ int lock;
 __global__ void k(int* y) {
     if (threadIdx.x == 0) {
         while (atomicCAS(&lock, 0, 1)) {}
@@ -79,8 +89,12 @@ __global__ void k(int* y) {
         __threadfence();
         atomicExch(&lock, 0);
     }
-}""", 1, (64, 4)),
-    "a lock for every thread": ("""__device__ int lock;
+}""",
+        1,
+        (64, 4),
+    ),
+    "a lock for every thread": (
+        """__device__ int lock;
 __global__ void k(int* y) {
     for (bool done = false; !done;)
         if (atomicCAS(&lock, 0, 1) == 0) {
@@ -90,8 +104,12 @@ __global__ void k(int* y) {
             atomicExch(&lock, 0);
             done = true;
         }
-}""", 1, (64, 4)),
-    "a lock that a volatile store opens": ("""__global__ void k(int* y) {
+}""",
+        1,
+        (64, 4),
+    ),
+    "a lock that a volatile store opens": (
+        """__global__ void k(int* y) {
     __shared__ int lock, n;
     if (threadIdx.x == 0) lock = n = 0;
     __syncthreads();
@@ -104,8 +122,12 @@ __global__ void k(int* y) {
     }
     __syncthreads();
     if (threadIdx.x == 0) y[0] = n;
-}""", 1, (128, 1)),
-    "all make a fence, one counts": ("""__device__ unsigned finished[2];
+}""",
+        1,
+        (128, 1),
+    ),
+    "all make a fence, one counts": (
+        """__device__ unsigned finished[2];
 __global__ void k(int* y) {
     __shared__ bool last;
     int* partial = y + 64;
@@ -122,15 +144,23 @@ __global__ void k(int* y) {
         }
         __syncthreads();
     }
-}""", 64 + 2 * 5 * 64, (64, 5)),
-    "the last block resets the counter": ("""__device__ unsigned finished;
+}""",
+        64 + 2 * 5 * 64,
+        (64, 5),
+    ),
+    "the last block resets the counter": (
+        """__device__ unsigned finished;
 __global__ void k(int* y) {
     if (threadIdx.x == 0) {
         __threadfence();
         if (atomicAdd(&finished, 1) == gridDim.x - 1) { finished = 0; y[0] = 1; }
     }
-}""", 1, (64, 4)),
-    "blocks in line, by volatile flags": ("""__global__ void k(int* y) {
+}""",
+        1,
+        (64, 4),
+    ),
+    "blocks in line, by volatile flags": (
+        """__global__ void k(int* y) {
     volatile int *flag = y, *value = y + 8;
     if (threadIdx.x == 0) {
         int sum = blockIdx.x;
@@ -143,8 +173,12 @@ __global__ void k(int* y) {
         __threadfence();
         flag[blockIdx.x] = 1;
     }
-}""", 16, (64, 8)),
-    "blocks in line, by atomics": ("""__global__ void k(int* y) {
+}""",
+        16,
+        (64, 8),
+    ),
+    "blocks in line, by atomics": (
+        """__global__ void k(int* y) {
     int *flag = y, *value = y + 8;
     if (threadIdx.x == 0) {
         int sum = blockIdx.x;
@@ -157,16 +191,24 @@ __global__ void k(int* y) {
         __threadfence();
         atomicExch(&flag[blockIdx.x], 1);
     }
-}""", 16, (64, 8)),
-    "a volatile flag within a block": ("""__global__ void k(int* y) {
+}""",
+        16,
+        (64, 8),
+    ),
+    "a volatile flag within a block": (
+        """__global__ void k(int* y) {
     __shared__ int data;
     __shared__ volatile int flag;
     if (threadIdx.x == 0) flag = 0;
     __syncthreads();
     if (threadIdx.x == 0) { data = 7; __threadfence_block(); flag = 1; }
     if (threadIdx.x == 32) { while (flag == 0) {} __threadfence_block(); y[0] = data; }
-}""", 1, (64, 1)),
-    "bytes of one word": ("""__global__ void k(int* y) {
+}""",
+        1,
+        (64, 1),
+    ),
+    "bytes of one word": (
+        """__global__ void k(int* y) {
     __shared__ unsigned char s[4];
     if (threadIdx.x < 4) s[threadIdx.x] = 1;
     __syncthreads();
@@ -175,14 +217,21 @@ __global__ void k(int* y) {
     if (threadIdx.x == 1) sum += s[1];
     if (threadIdx.x == 33) s[0] = 5;
     y[threadIdx.x] = sum;
-}""", 64, (64, 1)),
-    "one lane counts for its warp": ("""__global__ void k(int* y) {
+}""",
+        64,
+        (64, 1),
+    ),
+    "one lane counts for its warp": (
+        """__global__ void k(int* y) {
     unsigned active = __activemask();
     int lane = threadIdx.x % 32, leader = __ffs(active) - 1, at = 0;
     if (lane == leader) at = atomicAdd(y, __popc(active));
     at = __shfl_sync(active, at, leader);
     y[1 + at + __popc(active & ((1u << lane) - 1))] = 1;
-}""", 257, (64, 4)),
+}""",
+        257,
+        (64, 4),
+    ),
 }
 
 
@@ -221,14 +270,20 @@ extern "C" __global__ void k(float* y) {
 }"""
 
 
-@pytest.mark.parametrize(("right", "wrong", "expected"), [
-    ("", "", set()),
-    ("ptx::fence_async_shared();", "", {("race", "b", 10)}),
-    ("ptx::wgmma_wait<0>();", "", {("missing-wait", "b", 15), ("missing-wait", None, 16)}),
-    ("ptx::wgmma_wait<0>();", "ptx::wgmma_wait<1>();", {("missing-wait", "b", 15), ("missing-wait", None, 16)}),
-    ("    ptx::wgmma_wait<0>();\n    __syncthreads();\n    b[1][threadIdx.x] = 0;",
-     "    b[1][threadIdx.x] = 0;\n    __syncthreads();\n    ptx::wgmma_wait<0>();", {("missing-wait", "b", 13)}),
-])
+@pytest.mark.parametrize(
+    ("right", "wrong", "expected"),
+    [
+        ("", "", set()),
+        ("ptx::fence_async_shared();", "", {("race", "b", 10)}),
+        ("ptx::wgmma_wait<0>();", "", {("missing-wait", "b", 15), ("missing-wait", None, 16)}),
+        ("ptx::wgmma_wait<0>();", "ptx::wgmma_wait<1>();", {("missing-wait", "b", 15), ("missing-wait", None, 16)}),
+        (
+            "    ptx::wgmma_wait<0>();\n    __syncthreads();\n    b[1][threadIdx.x] = 0;",
+            "    b[1][threadIdx.x] = 0;\n    __syncthreads();\n    ptx::wgmma_wait<0>();",
+            {("missing-wait", "b", 13)},
+        ),
+    ],
+)
 def test_products_that_do_not_wait(right, wrong, expected):
     source = WGMMA.replace(right, wrong, 1) if right else WGMMA
     y = gpuarray.empty(2048, float32)
@@ -250,10 +305,20 @@ def watched(source, *arguments, block, grid=(1, 1), shared=0, name="k"):
     return seen.counters[name]
 
 
-@pytest.mark.parametrize(("index", "size", "sectors"), [
-    ("i", 32, 4), ("i + 1", 33, 5), ("2 * i", 64, 8), ("8 * i", 256, 32), ("0", 1, 1), ("31 - i", 32, 4),
-    ("i / 8", 4, 1), ("i ^ 5", 32, 4), ("32 * i", 1024, 32),
-])
+@pytest.mark.parametrize(
+    ("index", "size", "sectors"),
+    [
+        ("i", 32, 4),
+        ("i + 1", 33, 5),
+        ("2 * i", 64, 8),
+        ("8 * i", 256, 32),
+        ("0", 1, 1),
+        ("31 - i", 32, 4),
+        ("i / 8", 4, 1),
+        ("i ^ 5", 32, 4),
+        ("32 * i", 1024, 32),
+    ],
+)
 def test_sectors_of_a_load(index, size, sectors):
     source = f"""__global__ void k(float* y, const float* x) {{
     int i = threadIdx.x;
@@ -277,10 +342,22 @@ def test_wide_loads_are_one_request(kind, width):
     assert counters.bytes_used == 2 * 32 * width
 
 
-@pytest.mark.parametrize(("index", "conflicts"), [
-    ("i", 0), ("2 * i", 1), ("4 * i", 3), ("32 * i", 31), ("33 * i", 0), ("0", 0), ("i / 2", 0), ("i % 2 * 32", 1),
-    ("i ^ 9", 0), ("3 * i", 0), ("16 * i", 15),
-])
+@pytest.mark.parametrize(
+    ("index", "conflicts"),
+    [
+        ("i", 0),
+        ("2 * i", 1),
+        ("4 * i", 3),
+        ("32 * i", 31),
+        ("33 * i", 0),
+        ("0", 0),
+        ("i / 2", 0),
+        ("i % 2 * 32", 1),
+        ("i ^ 9", 0),
+        ("3 * i", 0),
+        ("16 * i", 15),
+    ],
+)
 def test_bank_conflicts_of_a_load(index, conflicts):
     source = f"""__global__ void k(float* y) {{
     __shared__ float s[1056];
@@ -497,8 +574,13 @@ with watch() as seen:
     SourceModule({source!r}).get_function("k")(block=(64, 1, 1))
 print(seen.findings[0].source, seen.findings[0].line)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "tests",
-                          env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT / "tests",
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+    )
     assert done.stdout == "kernel.cu 2\n", done.stderr
 
 
@@ -522,10 +604,11 @@ print(seen.findings[0].source, seen.findings[0].line)
 def test_a_race_names_both_threads_and_both_lines():
     with watch() as seen:
         SourceModule(RACY).get_function("k")(gpuarray.zeros(64, int32), block=MANY)
-    finding, = seen.findings
+    (finding,) = seen.findings
     assert {finding.line, finding.other_line} == {3, 4}
     assert finding.thread[0] // 32 != finding.other_thread[0] // 32
     assert finding.block == finding.other_block == (0, 0, 0)
     assert finding.message == (
         f"kernel.cu:3: kernel k: thread {finding.thread} of block (0, 0, 0) writes s[{finding.element}], which thread "
-        f"{finding.other_thread} of the same block read in line 4: there is no __syncthreads() between them")
+        f"{finding.other_thread} of the same block read in line 4: there is no __syncthreads() between them"
+    )

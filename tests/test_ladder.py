@@ -142,7 +142,9 @@ def test_the_table_holds_the_committed_times(measured):
 
 
 def test_the_readme_is_written_from_the_measured_file(measured):
-    command.README.write_text(f"before\n{command.BEGIN}\nstale\n{command.END}\nafter\n{command.PLAN}\nstale\n```\nend\n")
+    command.README.write_text(
+        f"before\n{command.BEGIN}\nstale\n{command.END}\nafter\n{command.PLAN}\nstale\n```\nend\n"
+    )
     assert command.main(["--readme"]) == 0
     text = command.README.read_text(encoding="utf-8")
     assert text.startswith("before\n") and text.endswith(f"\nafter\n{command.PLAN}\n{plan(KERNELBENCH_73)}\n```\nend\n")

@@ -20,7 +20,8 @@ FOUND_THERE = sorted({name for name, _ in REPORTS if CASES[name].expected})
 def test_the_card_ran_the_corpus_as_it_is():
     assert MEASURED["card"].startswith("NVIDIA") and MEASURED["versions"]["cuda"]
     assert {name: found["digest"] for name, found in MEASURED["cases"].items()} == {
-        case.name: digest(case) for case in corpus.CASES}
+        case.name: digest(case) for case in corpus.CASES
+    }
     for name, found in MEASURED["cases"].items():
         assert found["planted"] == (CASES[name].expected[0] if CASES[name].expected else None)
         assert set(found) - {"digest", "planted"} == set(TOOLS)

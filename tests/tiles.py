@@ -75,5 +75,3 @@ def at(counters, tiled: ladder.Tiled, text: str):
     lines = (ladder.KERNELS / f"{tiled.file}.cu").read_text().splitlines()
     (number,) = [number for number, line in enumerate(lines, 1) if text in line]
     return counters.by_line[f"{tiled.file}.cu", number]
-
-

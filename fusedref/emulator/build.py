@@ -16,24 +16,67 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent  # as the debug information names it, whatever sys.path says
 INCLUDE = HERE / "include"
-COMMON = ["-std=c++17", "-O2", "-g1", "-gdwarf-4", "-fPIC", "-fwrapv", "-fno-exceptions", "-fno-rtti",
-          "-fno-strict-aliasing", "-U_FORTIFY_SOURCE", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+COMMON = [
+    "-std=c++17",
+    "-O2",
+    "-g1",
+    "-gdwarf-4",
+    "-fPIC",
+    "-fwrapv",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-fno-strict-aliasing",
+    "-U_FORTIFY_SOURCE",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+]
 # The accesses of the compiled kernel are to be the source's: nothing merged, nothing turned into memcpy.
-KERNEL = ["-fsanitize=thread", "-fsanitize-coverage=trace-pc", "-w",
-          "-ffp-contract=fast", "-fno-threadsafe-statics", "-fno-stack-protector",
-          "-fstack-clash-protection", "-fno-optimize-sibling-calls",
-          "-fno-builtin-memcpy", "-fno-builtin-memset"]
-KERNEL_GCC = ["-fno-tree-vectorize", "-fno-tree-loop-distribute-patterns", "-fno-store-merging",
-              "--param=tsan-instrument-func-entry-exit=0", "--param=tsan-distinguish-volatile=1", "-fno-ipa-icf",
-              # Each access keeps its own line.
-              "-fno-tree-tail-merge", "-fno-crossjumping", "-fno-code-hoisting",
-              "-fno-thread-jumps", "-fno-reorder-blocks",  # code is not copied: an access would be two
-              "-fno-var-tracking",  # lines are all that is asked of the debug information
-              "-fno-diagnostics-show-caret"]
-KERNEL_CLANG = ["-fno-vectorize", "-fno-slp-vectorize", "-mllvm", "-tsan-instrument-func-entry-exit=0",
-                "-mllvm", "-tsan-distinguish-volatile=1", "-mllvm", "-tsan-instrument-memintrinsics=0",
-                "-mllvm", "-tsan-instrument-read-before-write=1", "-mllvm", "-sink-common-insts=false",
-                "-mllvm", "-enable-tail-merge=false", "-fno-caret-diagnostics"]
+KERNEL = [
+    "-fsanitize=thread",
+    "-fsanitize-coverage=trace-pc",
+    "-w",
+    "-ffp-contract=fast",
+    "-fno-threadsafe-statics",
+    "-fno-stack-protector",
+    "-fstack-clash-protection",
+    "-fno-optimize-sibling-calls",
+    "-fno-builtin-memcpy",
+    "-fno-builtin-memset",
+]
+KERNEL_GCC = [
+    "-fno-tree-vectorize",
+    "-fno-tree-loop-distribute-patterns",
+    "-fno-store-merging",
+    "--param=tsan-instrument-func-entry-exit=0",
+    "--param=tsan-distinguish-volatile=1",
+    "-fno-ipa-icf",
+    # Each access keeps its own line.
+    "-fno-tree-tail-merge",
+    "-fno-crossjumping",
+    "-fno-code-hoisting",
+    "-fno-thread-jumps",
+    "-fno-reorder-blocks",  # code is not copied: an access would be two
+    "-fno-var-tracking",  # lines are all that is asked of the debug information
+    "-fno-diagnostics-show-caret",
+]
+KERNEL_CLANG = [
+    "-fno-vectorize",
+    "-fno-slp-vectorize",
+    "-mllvm",
+    "-tsan-instrument-func-entry-exit=0",
+    "-mllvm",
+    "-tsan-distinguish-volatile=1",
+    "-mllvm",
+    "-tsan-instrument-memintrinsics=0",
+    "-mllvm",
+    "-tsan-instrument-read-before-write=1",
+    "-mllvm",
+    "-sink-common-insts=false",
+    "-mllvm",
+    "-enable-tail-merge=false",
+    "-fno-caret-diagnostics",
+]
 
 
 class NoCompiler(RuntimeError):
@@ -91,8 +134,9 @@ def _compiler(cxx: str | None, path: str | None) -> Compiler:
         raise NoCompiler(f"the C++ compiler that CXX names, {cxx!r}, cannot be run")
     if importlib.util.find_spec("ziglang"):
         return Compiler([sys.executable, "-m", "ziglang", "c++"])
-    raise NoCompiler("the emulator needs a C++ compiler and found none: install g++ or clang++, "
-                     "or `pip install ziglang`")
+    raise NoCompiler(
+        "the emulator needs a C++ compiler and found none: install g++ or clang++, or `pip install ziglang`"
+    )
 
 
 def compiler() -> Compiler:

@@ -59,9 +59,19 @@ class SourceModule:
         TypeError: the source is no text, or the options are no list of texts.
     """
 
-    def __init__(self, source: str, nvcc: str | None = None, options: list[str] | None = None, keep: bool = False,
-                 no_extern_c: bool = False, arch: str | None = None, code: str | None = None,
-                 cache_dir: str | None = None, include_dirs: list[str] | None = None, watch: bool = False):
+    def __init__(
+        self,
+        source: str,
+        nvcc: str | None = None,
+        options: list[str] | None = None,
+        keep: bool = False,
+        no_extern_c: bool = False,
+        arch: str | None = None,
+        code: str | None = None,
+        cache_dir: str | None = None,
+        include_dirs: list[str] | None = None,
+        watch: bool = False,
+    ):
         if not isinstance(source, str):
             raise TypeError(f"source must be CUDA C as a str, got {source!r}")
         if isinstance(options, str) or not all(isinstance(option, str) for option in options or []):
@@ -73,15 +83,26 @@ class SourceModule:
         try:
             asked = nvcc_options.parse([*options, *(["-arch", arch] if arch else [])])
         except nvcc_options.Refused as error:
-            raise driver.CompileError(f"nvcc compilation of {NAME} failed", ["nvcc", *options], stdout="",
-                                      stderr=str(error)) from None
+            raise driver.CompileError(
+                f"nvcc compilation of {NAME} failed", ["nvcc", *options], stdout="", stderr=str(error)
+            ) from None
         directories = [*asked.include_dirs, *map(str, include_dirs or [])]
-        flags = [*asked.definitions, f"-D__CUDA_ARCH__={_architecture(asked.architecture)}",
-                 *([] if asked.contract else ["-ffp-contract=off"])]
+        flags = [
+            *asked.definitions,
+            f"-D__CUDA_ARCH__={_architecture(asked.architecture)}",
+            *([] if asked.contract else ["-ffp-contract=off"]),
+        ]
         included = _included(source, directories)
         parts = [part for (directory, file), content in included.items() for part in (directory, file, content)]
-        name = build.digest(build.headers_digest(), cxx.version, " ".join(cxx.command + cxx.extra), source,
-                            str(no_extern_c), *flags, *parts)
+        name = build.digest(
+            build.headers_digest(),
+            cxx.version,
+            " ".join(cxx.command + cxx.extra),
+            source,
+            str(no_extern_c),
+            *flags,
+            *parts,
+        )
         target = build.cache_directory(cache_dir) / f"{name}.so"
         if keep or not build.whole(target):
             self._compile(cxx, source, no_extern_c, flags, included, target, keep)
@@ -89,13 +110,14 @@ class SourceModule:
         self._path = str(target)
         self._texts = {NAME: source, **{name: content for (_, name), content in included.items()}}
         if first := re.match(r'#line 1 "([^"]+)"\n', source):
-            self._texts[first.group(1)] = source[first.end():]
+            self._texts[first.group(1)] = source[first.end() :]
         self._native = native.Module.from_address(ctypes.addressof(ctypes.c_char.in_dll(self._library, "emu_module")))
         if not self._native.image_begin:  # the same library may be loaded by two modules: one image, registered once
             lib.emu_module_loaded(self._native)
         self._shared = native.chain(self._native.shared)
-        self._variables = {v.name.decode(): (v.address, v.size, max(v.element, 1))
-                           for v in native.chain(self._native.variables)}
+        self._variables = {
+            v.name.decode(): (v.address, v.size, max(v.element, 1)) for v in native.chain(self._native.variables)
+        }
         self._kernels = {}
         for kernel in native.chain(self._native.kernels):
             symbol = lib.emu_symbol(kernel.function)
@@ -104,16 +126,29 @@ class SourceModule:
         self._check_shared()
         driver._modules.add(self)
 
-    def _compile(self, cxx: build.Compiler, text: str, no_extern_c: bool, flags: list[str],
-                 included: dict[tuple[str, str], str], target: Path, keep: bool) -> None:
+    def _compile(
+        self,
+        cxx: build.Compiler,
+        text: str,
+        no_extern_c: bool,
+        flags: list[str],
+        included: dict[tuple[str, str], str],
+        target: Path,
+        keep: bool,
+    ) -> None:
         scratch = tempfile.mkdtemp(prefix="build-", dir=target.parent)
         try:
             source = os.path.join(scratch, NAME)
             Path(source).write_text(text)
             include = f'#include "{NAME}"\n'
             Path(scratch, "module.cpp").write_text(include if no_extern_c else f'extern "C" {{\n{include}}}\n')
-            base = [*cxx.command, *build.COMMON, *cxx.extra, *build.KERNEL,
-                    *(build.KERNEL_CLANG if cxx.clang else build.KERNEL_GCC)]
+            base = [
+                *cxx.command,
+                *build.COMMON,
+                *cxx.extra,
+                *build.KERNEL,
+                *(build.KERNEL_CLANG if cxx.clang else build.KERNEL_GCC),
+            ]
             includes = [f"-I{build.INCLUDE}", *_copy(included, scratch)]
             first = ["-include", str(build.INCLUDE / "emulator.h")]
             command = preprocess = [*base, *flags, *includes, *first, "-E", "module.cpp"]
@@ -125,19 +160,27 @@ class SourceModule:
                 command = [*base, *flags, "-c", "kernel.ii", "-o", "kernel.o"]
                 build.run(command, cwd=scratch)
                 if calls := host_calls(os.path.join(scratch, "kernel.o")):
-                    raise TranslationError("\n".join(
-                        f'{NAME}: error: calling a __host__ function("{name}") from device code is not allowed'
-                        for name in calls))
+                    raise TranslationError(
+                        "\n".join(
+                            f'{NAME}: error: calling a __host__ function("{name}") from device code is not allowed'
+                            for name in calls
+                        )
+                    )
                 runtime = str(build.runtime())
                 own_symbols = [] if sys.platform == "darwin" else ["-Wl,-Bsymbolic"]
                 command = cxx.link(["kernel.o"], built, [runtime, "-lm", *own_symbols])
                 build.run(command, cwd=scratch)
             except build.CompilerFailed as error:
-                raise driver.CompileError(f"nvcc compilation of {source} failed", error.command,
-                                          stdout="", stderr=_readable(error.stderr, text)) from None
+                raise driver.CompileError(
+                    f"nvcc compilation of {source} failed",
+                    error.command,
+                    stdout="",
+                    stderr=_readable(error.stderr, text),
+                ) from None
             except TranslationError as error:
-                raise driver.CompileError(f"nvcc compilation of {source} failed", command, stdout="",
-                                          stderr=str(error)) from None
+                raise driver.CompileError(
+                    f"nvcc compilation of {source} failed", command, stdout="", stderr=str(error)
+                ) from None
             build.publish(built, target)
         finally:
             if keep:
@@ -158,9 +201,12 @@ class SourceModule:
             used = self._static_shared(name)
             if used > driver.SHARED_DEFAULT:
                 raise driver.CompileError(
-                    f"nvcc compilation of {NAME} failed", [], stdout="",
+                    f"nvcc compilation of {NAME} failed",
+                    [],
+                    stdout="",
                     stderr=f"ptxas error   : Entry function '{name}' uses too much shared data "
-                           f"(0x{used:x} bytes, 0x{driver.SHARED_DEFAULT:x} max)")
+                    f"(0x{used:x} bytes, 0x{driver.SHARED_DEFAULT:x} max)",
+                )
 
     def _line(self, pc: int) -> tuple[str, int] | None:
         """(file, line) of the .cu for a return address in this module."""

@@ -9,11 +9,16 @@ if TYPE_CHECKING:
     from .watching import Counters, Sample, Seen
 
 COLUMNS = (  # heading, attribute
-    ("load requests", "global_load_requests"), ("sectors", "global_load_sectors"),
-    ("store requests", "global_store_requests"), ("sectors", "global_store_sectors"),
-    ("shared loads", "shared_load_requests"), ("conflicts", "shared_load_bank_conflicts"),
-    ("shared stores", "shared_store_requests"), ("conflicts", "shared_store_bank_conflicts"),
-    ("atomics", "atomic_requests"), ("bulk bytes", "bulk_bytes"),
+    ("load requests", "global_load_requests"),
+    ("sectors", "global_load_sectors"),
+    ("store requests", "global_store_requests"),
+    ("sectors", "global_store_sectors"),
+    ("shared loads", "shared_load_requests"),
+    ("conflicts", "shared_load_bank_conflicts"),
+    ("shared stores", "shared_store_requests"),
+    ("conflicts", "shared_store_bank_conflicts"),
+    ("atomics", "atomic_requests"),
+    ("bulk bytes", "bulk_bytes"),
 )
 SHARED = 2
 STYLE = "font-family:monospace;font-size:12px;border-collapse:collapse"
@@ -32,8 +37,11 @@ def as_text(seen: Seen) -> str:
         if not seen.findings:
             console.print("nothing found")
         for kernel, counters in seen.counters.items():
-            table = Table(title=f"{kernel}: {counters.launches} launch(es), {counters.barriers} barriers, "
-                                f"{counters.bytes_moved} bytes moved, {counters.bytes_used} used", title_justify="left")
+            table = Table(
+                title=f"{kernel}: {counters.launches} launch(es), {counters.barriers} barriers, "
+                f"{counters.bytes_moved} bytes moved, {counters.bytes_used} used",
+                title_justify="left",
+            )
             columns = _columns(counters)
             table.add_column("line")
             for heading, _ in columns:
@@ -60,9 +68,11 @@ def as_html(seen: Seen) -> str:
     if not seen.findings:
         parts.append("<p>nothing found</p>")
     for kernel, counters in seen.counters.items():
-        parts.append(f"<p><b>{html.escape(kernel)}</b>: {counters.bytes_moved} bytes moved, "
-                     f"{counters.bytes_used} used; {counters.bank_conflicts} bank conflicts; "
-                     f"{counters.barriers} barriers</p>")
+        parts.append(
+            f"<p><b>{html.escape(kernel)}</b>: {counters.bytes_moved} bytes moved, "
+            f"{counters.bytes_used} used; {counters.bank_conflicts} bank conflicts; "
+            f"{counters.barriers} barriers</p>"
+        )
         for source in sorted({source for source, _ in counters.by_line}):
             parts.append(_source(seen, kernel, source))
         parts.extend(_request(sample) for sample in seen.samples if sample.kernel == kernel)
@@ -81,9 +91,12 @@ def _source(seen: Seen, kernel: str, source: str) -> str:
         text = html.escape(lines[number - 1]) if number <= len(lines) else ""
         cells = _cells(by_line[number], columns) if number in by_line else [""] * len(columns)
         colour = ";background:#fdd" if number in found else ""
-        rows.append(f'<tr><td style="{CELL};color:#888">{number}</td><td style="{CELL};text-align:left{colour}">'
-                    f"<pre style='margin:0'>{text}</pre></td>"
-                    + "".join(f'<td style="{CELL}">{cell}</td>' for cell in cells) + "</tr>")
+        rows.append(
+            f'<tr><td style="{CELL};color:#888">{number}</td><td style="{CELL};text-align:left{colour}">'
+            f"<pre style='margin:0'>{text}</pre></td>"
+            + "".join(f'<td style="{CELL}">{cell}</td>' for cell in cells)
+            + "</tr>"
+        )
     title = f'<th></th><th style="{CELL};text-align:left">{html.escape(source)}</th>'
     return f'<table style="{STYLE}"><tr>{title}{head}</tr>{"".join(rows)}</table>'
 
@@ -108,8 +121,9 @@ def _request(sample: Sample) -> str:
         boxes = [(str(lanes[sector]), 1 if lanes[sector] * sample.width >= 32 else 2) for sector in shown]
         title += f", {len(lanes)} sector{'s' * (len(lanes) > 1)} of 32 bytes (how many lanes in each)"
     colours = ("#eee", "#8c8", "#ec8", "#e88")
-    cells = "".join(f'<rect x="{18 * i}" y="0" width="16" height="16" fill="{colours[min(level, 3)]}"/>'
-                    f'<text x="{18 * i + 8}" y="12" font-size="9" text-anchor="middle">{text}</text>'
-                    for i, (text, level) in enumerate(boxes))
-    return (f'<p style="margin:4px 0 0">{html.escape(title)}</p>'
-            f'<svg width="{18 * len(boxes)}" height="16">{cells}</svg>')
+    cells = "".join(
+        f'<rect x="{18 * i}" y="0" width="16" height="16" fill="{colours[min(level, 3)]}"/>'
+        f'<text x="{18 * i + 8}" y="12" font-size="9" text-anchor="middle">{text}</text>'
+        for i, (text, level) in enumerate(boxes)
+    )
+    return f'<p style="margin:4px 0 0">{html.escape(title)}</p><svg width="{18 * len(boxes)}" height="16">{cells}</svg>'

@@ -293,8 +293,11 @@ _modules: weakref.WeakSet[SourceModule] = weakref.WeakSet()  # their variables a
 
 
 def _in_module(address: int, size: int) -> bool:
-    return any(begin <= address and address + size <= begin + room
-               for module in list(_modules) for begin, room, _ in module._variables.values())
+    return any(
+        begin <= address and address + size <= begin + room
+        for module in list(_modules)
+        for begin, room, _ in module._variables.values()
+    )
 
 
 def memcpy_htod(dest: object, src: object) -> None:
@@ -462,8 +465,9 @@ class ArgumentHandler:
             try:
                 self.dev_alloc = mem_alloc_like(self.array)
             except AttributeError:
-                raise TypeError(f"could not determine array length of '{type(self.array)}': "
-                                "unsupported array type or not an array") from None
+                raise TypeError(
+                    f"could not determine array length of '{type(self.array)}': unsupported array type or not an array"
+                ) from None
         return self.dev_alloc
 
     def pre_call(self, stream: Stream | None) -> None:
@@ -524,15 +528,15 @@ class Function:
         self._module, self._kernel, self.name = module, kernel, name
         self.parameters = [kernel.parameters[i] for i in range(kernel.parameter_count)]
         names = kernel.parameter_names.decode().split(",") if kernel.parameter_names else []
-        self.parameter_names = names if len(names) == len(self.parameters) else [
-            f"#{i}" for i in range(len(self.parameters))]
+        self.parameter_names = (
+            names if len(names) == len(self.parameters) else [f"#{i}" for i in range(len(self.parameters))]
+        )
         self._attributes = {
             function_attribute.MAX_THREADS_PER_BLOCK: MAX_THREADS_PER_BLOCK,
             function_attribute.SHARED_SIZE_BYTES: module._static_shared(name),
             function_attribute.CONST_SIZE_BYTES: 0,
             function_attribute.LOCAL_SIZE_BYTES: 0,
-            function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES:
-                SHARED_DEFAULT - module._static_shared(name),
+            function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES: SHARED_DEFAULT - module._static_shared(name),
         }
 
     def get_attribute(self, attribute: function_attribute) -> int:
@@ -540,8 +544,9 @@ class Function:
         try:
             return self._attributes[function_attribute(attribute)]
         except KeyError:
-            raise LogicError("cuFuncGetAttribute failed: the emulator has no "
-                             f"{function_attribute(attribute).name.lower()}") from None
+            raise LogicError(
+                f"cuFuncGetAttribute failed: the emulator has no {function_attribute(attribute).name.lower()}"
+            ) from None
 
     def set_attribute(self, attribute: function_attribute, value: int) -> None:
         """Set an attribute; only MAX_DYNAMIC_SHARED_SIZE_BYTES changes anything.
@@ -645,8 +650,9 @@ class Function:
             raise TypeError(f"unknown keyword arguments: {', '.join(kwargs)}")
         self._launch(grid, block, self._prepared(args), shared)
 
-    def prepared_async_call(self, grid: tuple, block: tuple, stream: Stream | None, *args: object,
-                            **kwargs: object) -> None:
+    def prepared_async_call(
+        self, grid: tuple, block: tuple, stream: Stream | None, *args: object, **kwargs: object
+    ) -> None:
         """As ``prepared_call``, in a stream."""
         self.prepared_call(grid, block, *args, **kwargs)
 
@@ -666,8 +672,9 @@ class Function:
 
     def _launch(self, grid: tuple, block: tuple, values: list[tuple[str, int, bytes]], shared: int) -> None:
         if isinstance(grid, tuple) and len(grid) > 3:
-            raise LogicError("function::launch_kernel failed: invalid resource handle - "
-                             "too many grid dimensions in kernel launch")
+            raise LogicError(
+                "function::launch_kernel failed: invalid resource handle - too many grid dimensions in kernel launch"
+            )
         _whole("grid", grid, (1, 2, 3), "a tuple of one to three ints")
         _whole("shared", (shared,), (1,), "an int")
         if shared < 0 or min(grid) < 0:
@@ -685,24 +692,41 @@ class Function:
         """The argument buffer, once every argument is known to fit its parameter."""
         signature = f"{self.name}({', '.join(self.parameter_names)})"
         if len(values) != len(self.parameters):
-            raise LogicError(f"cuLaunchKernel failed: invalid argument - {signature} takes {len(self.parameters)} "
-                             f"arguments, {len(values)} given")
+            raise LogicError(
+                f"cuLaunchKernel failed: invalid argument - {signature} takes {len(self.parameters)} "
+                f"arguments, {len(values)} given"
+            )
         buffer = bytearray(self._kernel.argument_bytes)
         for name, parameter, (kind, size, data) in zip(self.parameter_names, self.parameters, values):
-            wanted = ("a pointer" if parameter.pointer else f"a floating-point number of {parameter.size} bytes"
-                      if parameter.floating else f"{parameter.size} bytes" if parameter.opaque
-                      else f"an integer of {parameter.size} bytes")
-            given = ("a pointer" if kind == "P" else f"a floating-point number of {size} bytes" if kind in _FLOATING
-                     else f"{size} bytes" if kind[-1] == "s" else f"an integer of {size} bytes")
+            wanted = (
+                "a pointer"
+                if parameter.pointer
+                else f"a floating-point number of {parameter.size} bytes"
+                if parameter.floating
+                else f"{parameter.size} bytes"
+                if parameter.opaque
+                else f"an integer of {parameter.size} bytes"
+            )
+            given = (
+                "a pointer"
+                if kind == "P"
+                else f"a floating-point number of {size} bytes"
+                if kind in _FLOATING
+                else f"{size} bytes"
+                if kind[-1] == "s"
+                else f"an integer of {size} bytes"
+            )
             fits = size == parameter.size
             if kind in _FLOATING:
                 fits = fits and (parameter.floating or parameter.opaque) and not parameter.pointer
             elif kind[-1] != "s":
                 fits = fits and not parameter.floating and (kind != "P" or parameter.pointer or parameter.size == 8)
             if not fits:
-                raise LogicError(f"cuLaunchKernel failed: invalid argument - parameter '{name}' of {signature} needs "
-                                 f"{wanted}, given {given}")
-            buffer[parameter.offset:parameter.offset + size] = data
+                raise LogicError(
+                    f"cuLaunchKernel failed: invalid argument - parameter '{name}' of {signature} needs "
+                    f"{wanted}, given {given}"
+                )
+            buffer[parameter.offset : parameter.offset + size] = data
         return bytes(buffer)
 
 

@@ -74,7 +74,7 @@ class Frontend:
     def __init__(self, text: str, is_user: callable):
         self.tokens = tokenize(text, is_user)
         self.count = 0
-        self.file_shared: list[str] = []     # declarations of shared variables at file scope, to repeat in every body
+        self.file_shared: list[str] = []  # declarations of shared variables at file scope, to repeat in every body
         self.templates: dict[str, list[str]] = {}
 
     # -- walking --------------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ class Frontend:
 
     def newlines(self, first: int, last: int) -> str:
         """The line breaks among the tokens, so that what follows a rewritten declaration keeps its line."""
-        return "\n" * sum(t.text.count("\n") for t in self.tokens[first:last + 1] if t.kind != "marker")
+        return "\n" * sum(t.text.count("\n") for t in self.tokens[first : last + 1] if t.kind != "marker")
 
     # -- declarations ----------------------------------------------------------------------------------------------
 
@@ -154,15 +154,23 @@ class Frontend:
             if token.blank:
                 i += 1
                 continue
-            if token.text in ("extern", "static", "__shared__", "__constant__", "__device__", "__managed__", "inline",
-                              "constexpr"):
+            if token.text in (
+                "extern",
+                "static",
+                "__shared__",
+                "__constant__",
+                "__device__",
+                "__managed__",
+                "inline",
+                "constexpr",
+            ):
                 if token.text == "constexpr":
                     words.append("const")
                 i += 1
-            elif token.kind == "quoted":                       # extern "C"
+            elif token.kind == "quoted":  # extern "C"
                 i += 1
             elif token.text in ("__attribute__", "alignas", "__align__"):
-                i = self.closing(self.next(i)) + 1             # every variable is aligned far beyond what is asked
+                i = self.closing(self.next(i)) + 1  # every variable is aligned far beyond what is asked
             else:
                 words.append(token)
                 i += 1
@@ -190,10 +198,21 @@ class Frontend:
             initialiser = ""
             depth = 0
             for k, (kind, text) in enumerate(part):
-                if kind == "other" and depth == 0 and k and (text == "=" or (text == "{" and part[k - 1][0] == "name"
-                                                                             and k > 1 and part[k - 2][1] not in
-                                                                             ("struct", "union", "class", "enum"))):
-                    initialiser = " ".join(t for _, t in part[k + (text == "="):])
+                if (
+                    kind == "other"
+                    and depth == 0
+                    and k
+                    and (
+                        text == "="
+                        or (
+                            text == "{"
+                            and part[k - 1][0] == "name"
+                            and k > 1
+                            and part[k - 2][1] not in ("struct", "union", "class", "enum")
+                        )
+                    )
+                ):
+                    initialiser = " ".join(t for _, t in part[k + (text == "=") :])
                     part = part[:k]
                     break
                 if kind == "other":
@@ -215,7 +234,7 @@ class Frontend:
                 token = self.tokens[first]
                 raise TranslationError(f"{token.file}:{token.line}: error: cannot read this declaration")
             name = part[name_at][1]
-            shaped = [t for _, t in part[:name_at]] + ["@"] + [t for _, t in part[name_at + 1:]]
+            shaped = [t for _, t in part[:name_at]] + ["@"] + [t for _, t in part[name_at + 1 :]]
             if position == 0:
                 star = next((k for k, t in enumerate(shaped) if t in ("*", "&", "@") or t == "("), len(shaped))
                 specifier = " ".join(shaped[:star])
@@ -233,17 +252,20 @@ class Frontend:
         types, references = [], []
         for name, shape, initialiser in declared:
             if initialiser:
-                raise TranslationError(f"{token.file}:{token.line}: error: shared variable '{name}' cannot have an "
-                                       f"initialiser: every block must write it before it reads it")
+                raise TranslationError(
+                    f"{token.file}:{token.line}: error: shared variable '{name}' cannot have an "
+                    f"initialiser: every block must write it before it reads it"
+                )
             self.count += 1
             kind = f"emu_{name}_type_{self.count}"
             types.append(f"typedef {specifier} {shape.replace('@', kind)};")
             tag = f"emu_{name}_tag_{self.count}"
-            size = "0" if dynamic else f"sizeof({kind})"       # 0: as long as the launch says
+            size = "0" if dynamic else f"sizeof({kind})"  # 0: as long as the launch says
             types.append(
                 f'struct {tag} {{ static const char* name() {{ return "{name}"; }} '
                 f'static const char* owner() {{ return "{owner}"; }} enum : unsigned long {{ size = {size}, '
-                f"align = alignof({kind}), element = sizeof(std::remove_all_extents_t<{kind}>) }}; }};")
+                f"align = alignof({kind}), element = sizeof(std::remove_all_extents_t<{kind}>) }}; }};"
+            )
             references.append(f"{kind}& {name} = *({kind}*)emu::shared_address<{tag}>();")
         newlines = self.newlines(first, last)
         if not owner:
@@ -263,13 +285,15 @@ class Frontend:
         for name, shape, initialiser in declared:
             self.count += 1
             kind, home = f"emu_{name}_type", f"emu_{name}_home"
-            if re.match(r"@ \[ \]", shape):                    # as long as its initialiser: no guard behind it
+            if re.match(r"@ \[ \]", shape):  # as long as its initialiser: no guard behind it
                 text.append(f"static {specifier} {shape.replace('@', name)} = {initialiser};")
             else:
                 value = f" = {{ {initialiser} }}" if initialiser else "{}"
-                text.append(f"typedef {specifier} {shape.replace('@', kind)}; "
-                            f"static emu::Guarded<{kind}> {home}{value}; "
-                            f"static constexpr {kind}& {name} = {home}.value;")
+                text.append(
+                    f"typedef {specifier} {shape.replace('@', kind)}; "
+                    f"static emu::Guarded<{kind}> {home}{value}; "
+                    f"static constexpr {kind}& {name} = {home}.value;"
+                )
             text.append(f'static emu::RegisterVariable emu_{name}_registered{{"{name}", {name}}};')
         return first, last, " ".join(text) + newlines
 
@@ -289,7 +313,7 @@ class Frontend:
                     angle -= 1
                 if i == closing or (text == "," and depth == 0 and angle == 0):
                     if "=" in current:
-                        current = current[:current.index("=")]
+                        current = current[: current.index("=")]
                     words = [w for w in current if re.match(r"[A-Za-z_]\w*$", w)]
                     if words and words != ["void"]:
                         names.append(words[-1])
@@ -314,7 +338,7 @@ class Frontend:
                 return None
             if text == "(":
                 break
-            if text == "<" and name_at >= 0:                   # template arguments
+            if text == "<" and name_at >= 0:  # template arguments
                 depth = 0
                 while i < len(self.tokens):
                     depth += (self.text(i) == "<") - (self.text(i) == ">")
@@ -337,10 +361,10 @@ class Frontend:
     def translate(self) -> str:
         """The C++ text. Raises TranslationError for what the emulator cannot run."""
         tokens = self.tokens
-        replaced: dict[int, tuple[int, str]] = {}   # first token -> (last token, text)
-        behind: dict[int, list[str]] = {}           # token -> text to put behind it
-        bodies: list[int] = []                      # opening braces of device functions
-        owners: list[tuple[int, str]] = []          # (index of the closing brace, name) of the functions around
+        replaced: dict[int, tuple[int, str]] = {}  # first token -> (last token, text)
+        behind: dict[int, list[str]] = {}  # token -> text to put behind it
+        bodies: list[int] = []  # opening braces of device functions
+        owners: list[tuple[int, str]] = []  # (index of the closing brace, name) of the functions around
         for i, token in enumerate(tokens):
             while owners and i > owners[-1][0]:
                 owners.pop()
@@ -349,22 +373,24 @@ class Frontend:
             if token.text in ("asm", "__asm__", "__asm"):
                 raise TranslationError(
                     f"{token.file}:{token.line}: error: inline PTX cannot run on the emulator; "
-                    f"the wrappers of ptx.cuh can")
+                    f"the wrappers of ptx.cuh can"
+                )
             if token.text in ("__global__", "__device__", "__constant__", "__host__", "__managed__", "__shared__"):
                 owner = owners[-1][1] if owners else ""
                 if token.text == "__shared__":
                     first, last, text, _ = self.shared(i, owner)
                     replaced[first] = (last, text)
                     continue
-                if self.text(self.previous(i)) == "]":          # a lambda
+                if self.text(self.previous(i)) == "]":  # a lambda
                     tokens[i] = Token("name", "", token.file, token.line, True)
                     continue
                 function = None if token.text == "__constant__" else self.function(self.next(i))
                 if function is None:
                     following = self.text(self.next(i))
                     if token.text in ("__constant__", "__managed__") or (
-                            token.text == "__device__" and following not in ("__constant__", "__shared__", "__host__",
-                                                                            "__global__", "__forceinline__")):
+                        token.text == "__device__"
+                        and following not in ("__constant__", "__shared__", "__host__", "__global__", "__forceinline__")
+                    ):
                         first, last, text = self.variable(i)
                         replaced.setdefault(first, (last, text))
                     continue
@@ -410,7 +436,7 @@ class Frontend:
                 return
             target = name
             at = self.closing(end)
-        elif template and self.text(self.next(start)) != "<":   # template __global__ void k<float>(...);
+        elif template and self.text(self.next(start)) != "<":  # template __global__ void k<float>(...);
             first = self.previous(opening)
             while self.text(first) != name:
                 first -= 1
@@ -420,4 +446,5 @@ class Frontend:
         else:
             return
         behind.setdefault(at, []).append(
-            f' static emu::Register emu_register_{self.count}{{"{",".join(names)}", &{target}}};')
+            f' static emu::Register emu_register_{self.count}{{"{",".join(names)}", &{target}}};'
+        )

@@ -25,8 +25,16 @@ class GPUArray:
 
     __array_priority__ = 100
 
-    def __init__(self, shape: object, dtype: object, allocator: Callable = driver.mem_alloc, base: object = None,
-                 gpudata: object = None, strides: tuple | None = None, order: str = "C"):
+    def __init__(
+        self,
+        shape: object,
+        dtype: object,
+        allocator: Callable = driver.mem_alloc,
+        base: object = None,
+        gpudata: object = None,
+        strides: tuple | None = None,
+        order: str = "C",
+    ):
         shape = (int(shape),) if isinstance(shape, numbers.Integral) else tuple(int(size) for size in shape)
         if order not in ("C", "F"):
             raise ValueError(f"invalid order: {order}")
@@ -57,8 +65,14 @@ class GPUArray:
 
     @property
     def __cuda_array_interface__(self) -> dict:
-        return {"shape": self.shape, "strides": self.strides, "data": (self.ptr if self.size else 0, False),
-                "typestr": self.dtype.str, "stream": None, "version": 3}
+        return {
+            "shape": self.shape,
+            "strides": self.strides,
+            "data": (self.ptr if self.size else 0, False),
+            "typestr": self.dtype.str,
+            "stream": None,
+            "version": 3,
+        }
 
     def set(self, ary: np.ndarray, async_: bool = False, stream: object = None) -> None:
         """Copy ``ary`` here. ValueError if its size or dtype is another."""
@@ -72,8 +86,9 @@ class GPUArray:
     def set_async(self, ary: np.ndarray, stream: object = None) -> None:
         self.set(ary)
 
-    def get(self, ary: np.ndarray | None = None, pagelocked: bool = False, async_: bool = False,
-            stream: object = None) -> np.ndarray:
+    def get(
+        self, ary: np.ndarray | None = None, pagelocked: bool = False, async_: bool = False, stream: object = None
+    ) -> np.ndarray:
         """A copy as a numpy array, or into ``ary``."""
         copy = np.empty(self.shape, self.dtype, self._order)
         if self.size:
@@ -177,8 +192,9 @@ def empty(shape: object, dtype: object, allocator: Callable = driver.mem_alloc, 
     return GPUArray(shape, dtype, allocator, order=order)
 
 
-def zeros(shape: object, dtype: object = np.float64, allocator: Callable = driver.mem_alloc,
-          order: str = "C") -> GPUArray:
+def zeros(
+    shape: object, dtype: object = np.float64, allocator: Callable = driver.mem_alloc, order: str = "C"
+) -> GPUArray:
     """An array of zeros."""
     result = GPUArray(shape, dtype, allocator, order=order)
     if result.size:

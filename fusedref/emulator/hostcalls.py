@@ -14,15 +14,17 @@ fmax fmin fmod frexp hypot ilogb j0 j1 jn ldexp lgamma llrint llround log log10 
 nearbyint nextafter pow remainder remquo rint round scalbln scalbn sin sincos sinh sqrt tan tanh tgamma trunc y0 y1 yn
 """.split()
 ALLOWED = re.compile(
-    "|".join([
-        r"emu_\w+|_ZN3emu\w+",  # the emulator's runtime
-        r"__tsan_\w+|__sanitizer_cov_\w+",  # what it sees accesses and branches by
-        rf"(?:{'|'.join(MATHEMATICS)})[fl]?",
-        r"__(?:isnan|isinf|finite|signbit|fpclassify)[fl]?",
-        r"mem(?:cpy|move|set|cmp)|malloc|free|_Zn[wa]m\w*|_Zd[la]Pv\w*",  # CUDA has these in device code too
-        r"_GLOBAL_OFFSET_TABLE_|_DYNAMIC|__tls_get_addr|__dso_handle|__cxa_\w+|__gxx_personality_v0|_Unwind_Resume",
-        r"__zig\w+|__\w+[sdtx][ifc]\d?|__\w+[sdtx]i[sdtx]f\d?",  # the compiler's own: 128-bit division ...
-    ])
+    "|".join(
+        [
+            r"emu_\w+|_ZN3emu\w+",  # the emulator's runtime
+            r"__tsan_\w+|__sanitizer_cov_\w+",  # what it sees accesses and branches by
+            rf"(?:{'|'.join(MATHEMATICS)})[fl]?",
+            r"__(?:isnan|isinf|finite|signbit|fpclassify)[fl]?",
+            r"mem(?:cpy|move|set|cmp)|malloc|free|_Zn[wa]m\w*|_Zd[la]Pv\w*",  # CUDA has these in device code too
+            r"_GLOBAL_OFFSET_TABLE_|_DYNAMIC|__tls_get_addr|__dso_handle|__cxa_\w+|__gxx_personality_v0|_Unwind_Resume",
+            r"__zig\w+|__\w+[sdtx][ifc]\d?|__\w+[sdtx]i[sdtx]f\d?",  # the compiler's own: 128-bit division ...
+        ]
+    )
 )
 
 
@@ -35,7 +37,9 @@ def host_calls(path: str) -> list[str]:
             return []
         needed = {
             symbol.name
-            for section in sections if isinstance(section, SymbolTableSection)
-            for symbol in section.iter_symbols() if symbol["st_shndx"] == "SHN_UNDEF" and symbol.name
+            for section in sections
+            if isinstance(section, SymbolTableSection)
+            for symbol in section.iter_symbols()
+            if symbol["st_shndx"] == "SHN_UNDEF" and symbol.name
         }
     return sorted(name for name in needed if not ALLOWED.fullmatch(name))

@@ -13,11 +13,17 @@ if TYPE_CHECKING:
     from .driver import Function
 
 OUT_OF_BOUNDS, MISALIGNED, DEADLOCK, MISUSE, FAULT, STACK_OVERFLOW, ASSERTION, TRAP, NO_STACKS, SPINNING = range(1, 11)
-SIGNALS = {4: "an illegal instruction", 5: "a trap", 7: "a bad address", 8: "an integer division by zero",
-           10: "a bad address", 11: "a bad address"}
+SIGNALS = {
+    4: "an illegal instruction",
+    5: "a trap",
+    7: "a bad address",
+    8: "an integer division by zero",
+    10: "a bad address",
+    11: "a bad address",
+}
 NOT_SHARED = 2**64 - 1
 DYNAMIC_ROOM = 1 << 20  # as in runtime.cpp
-NEAR = 1 << 30          # farther from every array than this, an address is nobody's
+NEAR = 1 << 30  # farther from every array than this, an address is nobody's
 
 
 def launch(function: Function, arguments: bytes, grid: tuple, block: tuple, shared: int, workers: int) -> None:
@@ -26,8 +32,9 @@ def launch(function: Function, arguments: bytes, grid: tuple, block: tuple, shar
         watching.launch(function, arguments, grid, block, shared)
         return
     blocks = grid[0] * grid[1] * grid[2]
-    error = native.launch(function._kernel, function._module._native, arguments, grid, block, shared,
-                          min(workers, blocks, 64))
+    error = native.launch(
+        function._kernel, function._module._native, arguments, grid, block, shared, min(workers, blocks, 64)
+    )
     watching.unwatched_wrote(function, arguments)
     if error:
         raise explain(function, arguments, error, shared)
@@ -50,17 +57,22 @@ def explain(function: Function, arguments: bytes, error: native.Error, shared: i
         finding = access_finding(function, arguments, error, shared)
         return driver.MemoryAccessError(finding)
     if error.kind == DEADLOCK:
-        return driver.DeadlockError(f"kernel {function.name}{at}: block {block} waits for ever: {text}. "
-                                    "A card would hang here.")
+        return driver.DeadlockError(
+            f"kernel {function.name}{at}: block {block} waits for ever: {text}. A card would hang here."
+        )
     if error.kind == SPINNING:
-        return driver.DeadlockError(f"kernel {function.name}{at}: {who} looks again and again for what no block that "
-                                    f"runs will write; {text}. A card may run all blocks at the same time, the "
-                                    "emulator runs no more than one a processor core, and one when it watches.")
+        return driver.DeadlockError(
+            f"kernel {function.name}{at}: {who} looks again and again for what no block that "
+            f"runs will write; {text}. A card may run all blocks at the same time, the "
+            "emulator runs no more than one a processor core, and one when it watches."
+        )
     if error.kind == MISUSE:
         return driver.LaunchError(f"kernel {function.name}{at}: {text}, in {who}")
     if error.kind == STACK_OVERFLOW:
-        return driver.LaunchError(f"kernel {function.name}{at}: the stack overflowed in {who}: too deep a recursion, "
-                                  "or local arrays that are too large")
+        return driver.LaunchError(
+            f"kernel {function.name}{at}: the stack overflowed in {who}: too deep a recursion, "
+            "or local arrays that are too large"
+        )
     if error.kind == FAULT:
         what = SIGNALS.get(error.bytes, f"signal {error.bytes}")
         return driver.LaunchError(f"kernel {function.name}{at}: {what} in {who}")

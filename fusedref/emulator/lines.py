@@ -44,8 +44,9 @@ class Lines:
         self.rows.sort(key=lambda row: row[0])
         self.addresses = [row[0] for row in self.rows]
 
-    def _walk(self, die: object, files: dict, dwarf: object, unit: object, ranges: object, base: int,
-              depth: int) -> None:
+    def _walk(
+        self, die: object, files: dict, dwarf: object, unit: object, ranges: object, base: int, depth: int
+    ) -> None:
         for child in die.iter_children():
             below = depth
             if child.tag == "DW_TAG_inlined_subroutine":
@@ -85,8 +86,10 @@ def _ours(file: str) -> bool:
 def _files(program: object) -> dict[int, str]:
     header = program.header
     version = header.version
-    directories = [d.decode() if isinstance(d, bytes) else d.dir_name.decode() if hasattr(d, "dir_name") else str(d)
-                   for d in header.include_directory]
+    directories = [
+        d.decode() if isinstance(d, bytes) else d.dir_name.decode() if hasattr(d, "dir_name") else str(d)
+        for d in header.include_directory
+    ]
     if version >= 5:
         directories = [d.DW_LNCT_path.decode() for d in header.directories]
     files = {}

@@ -14,43 +14,85 @@ u32, u64 = c_uint32, c_uint64
 
 
 class Parameter(Structure):
-    _fields_ = [("offset", u32), ("size", u32), ("element", u32), ("pointer", c_uint8), ("constant", c_uint8),
-                ("floating", c_uint8), ("opaque", c_uint8)]
+    _fields_ = [
+        ("offset", u32),
+        ("size", u32),
+        ("element", u32),
+        ("pointer", c_uint8),
+        ("constant", c_uint8),
+        ("floating", c_uint8),
+        ("opaque", c_uint8),
+    ]
 
 
 class Kernel(Structure):
     pass
 
 
-Kernel._fields_ = [("next", POINTER(Kernel)), ("parameter_names", c_char_p), ("function", c_void_p),
-                   ("entry", c_void_p), ("parameters", POINTER(Parameter)), ("parameter_count", u32),
-                   ("argument_bytes", u32)]
+Kernel._fields_ = [
+    ("next", POINTER(Kernel)),
+    ("parameter_names", c_char_p),
+    ("function", c_void_p),
+    ("entry", c_void_p),
+    ("parameters", POINTER(Parameter)),
+    ("parameter_count", u32),
+    ("argument_bytes", u32),
+]
 
 
 class Shared(Structure):
     pass
 
 
-Shared._fields_ = [("next", POINTER(Shared)), ("name", c_char_p), ("owner", c_char_p), ("size", u64), ("align", u64),
-                   ("element", u64), ("offset", u64), ("index", u32)]
+Shared._fields_ = [
+    ("next", POINTER(Shared)),
+    ("name", c_char_p),
+    ("owner", c_char_p),
+    ("size", u64),
+    ("align", u64),
+    ("element", u64),
+    ("offset", u64),
+    ("index", u32),
+]
 
 
 class Variable(Structure):
     pass
 
 
-Variable._fields_ = [("next", POINTER(Variable)), ("name", c_char_p), ("address", c_void_p), ("size", u64),
-                     ("element", u64), ("shadow", u64)]
+Variable._fields_ = [
+    ("next", POINTER(Variable)),
+    ("name", c_char_p),
+    ("address", c_void_p),
+    ("size", u64),
+    ("element", u64),
+    ("shadow", u64),
+]
 
 
 class Module(Structure):
-    _fields_ = [("kernels", POINTER(Kernel)), ("shared", POINTER(Shared)), ("variables", POINTER(Variable)),
-                ("image_begin", c_void_p), ("image_end", c_void_p), ("shared_count", u32)]
+    _fields_ = [
+        ("kernels", POINTER(Kernel)),
+        ("shared", POINTER(Shared)),
+        ("variables", POINTER(Variable)),
+        ("image_begin", c_void_p),
+        ("image_end", c_void_p),
+        ("shared_count", u32),
+    ]
 
 
 class Error(Structure):
-    _fields_ = [("kind", u32), ("write", u32), ("address", u64), ("bytes", u64), ("pc", u64), ("block", u32 * 3),
-                ("thread", u32 * 3), ("worker", u32), ("text", c_char * 512)]
+    _fields_ = [
+        ("kind", u32),
+        ("write", u32),
+        ("address", u64),
+        ("bytes", u64),
+        ("pc", u64),
+        ("block", u32 * 3),
+        ("thread", u32 * 3),
+        ("worker", u32),
+        ("text", c_char * 512),
+    ]
 
 
 _lock = threading.Lock()
@@ -99,8 +141,20 @@ def _declare(lib: ctypes.CDLL) -> None:
     declare("emu_allocations", u64, POINTER(u64), u64)
     declare("emu_module_loaded", None, POINTER(Module))
     declare("emu_symbol", c_char_p, c_void_p)
-    declare("emu_launch", c_void_p, POINTER(Kernel), POINTER(Module), c_char_p, u64, POINTER(u32), POINTER(u32), u64,
-            u32, u64, c_void_p)
+    declare(
+        "emu_launch",
+        c_void_p,
+        POINTER(Kernel),
+        POINTER(Module),
+        c_char_p,
+        u64,
+        POINTER(u32),
+        POINTER(u32),
+        u64,
+        u32,
+        u64,
+        c_void_p,
+    )
     declare("emu_wait", c_int, c_void_p, u32)
     declare("emu_cancel", None, c_void_p)
     declare("emu_error", POINTER(Error), c_void_p)
@@ -147,12 +201,31 @@ def live() -> list[tuple[int, int]]:
     return [(out[i], out[i + 1]) for i in range(0, room, 2) if out[i]]
 
 
-def launch(kernel: Kernel, module: Module, arguments: bytes, grid: tuple, block: tuple, shared: int, workers: int,
-           seed: int = 0, watch: int | None = None) -> Error | None:
+def launch(
+    kernel: Kernel,
+    module: Module,
+    arguments: bytes,
+    grid: tuple,
+    block: tuple,
+    shared: int,
+    workers: int,
+    seed: int = 0,
+    watch: int | None = None,
+) -> Error | None:
     """Run a kernel to its end and give back what stopped it, if anything did. Ctrl-C ends it too."""
     lib = library()
-    handle = lib.emu_launch(byref(kernel), byref(module), arguments, len(arguments), (u32 * 3)(*grid),
-                            (u32 * 3)(*block), shared, workers, seed, watch)
+    handle = lib.emu_launch(
+        byref(kernel),
+        byref(module),
+        arguments,
+        len(arguments),
+        (u32 * 3)(*grid),
+        (u32 * 3)(*block),
+        shared,
+        workers,
+        seed,
+        watch,
+    )
     try:
         while not lib.emu_wait(handle, 50):  # between two waits Python looks for signals
             pass

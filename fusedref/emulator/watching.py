@@ -45,29 +45,57 @@ ADVICE = {  # by what the two threads of a race last kept step with others
     SYNCTHREADS: "there is no __syncthreads() between them",
     NAMED_BARRIER: "there is no barrier between them that both come to",
     MBARRIER: "there is no mbarrier between them at which the first arrives (itself, or a lane that it meets in a "
-              "__syncwarp() before) and for which the second waits",
+    "__syncwarp() before) and for which the second waits",
 }
 UNSEEN = {  # what the copy engine and the tensor cores need not see
-    PROXY_FENCE: ("a bulk copy or a product on", "that thread does not call fence_async_shared() between its store and "
-                  "the barrier, so the copy engine and the tensor cores need not see what it wrote"),
-    INIT_FENCE: ("a bulk copy that reports to", "that thread does not call mbarrier_init_fence() after "
-                 "mbarrier_init(), so the copy engine need not see the mbarrier"),
+    PROXY_FENCE: (
+        "a bulk copy or a product on",
+        "that thread does not call fence_async_shared() between its store and "
+        "the barrier, so the copy engine and the tensor cores need not see what it wrote",
+    ),
+    INIT_FENCE: (
+        "a bulk copy that reports to",
+        "that thread does not call mbarrier_init_fence() after "
+        "mbarrier_init(), so the copy engine need not see the mbarrier",
+    ),
 }
 GLOBAL, SHARED, CONSTANT = 1, 2, 3
 SECTOR = 32  # bytes: what moves between memory and caches at a time
 
 
 class _Report(Structure):
-    _fields_ = [("kind", c_uint32), ("count", c_uint32), ("address", c_uint64), ("bytes", c_uint64), ("pc", c_uint64),
-                ("other_pc", c_uint64), ("block", c_uint32), ("thread", c_uint32), ("write", c_uint32),
-                ("other_block", c_uint32), ("other_thread", c_uint32), ("other_write", c_uint32), ("worker", c_uint32),
-                ("advice", c_uint32)]
+    _fields_ = [
+        ("kind", c_uint32),
+        ("count", c_uint32),
+        ("address", c_uint64),
+        ("bytes", c_uint64),
+        ("pc", c_uint64),
+        ("other_pc", c_uint64),
+        ("block", c_uint32),
+        ("thread", c_uint32),
+        ("write", c_uint32),
+        ("other_block", c_uint32),
+        ("other_thread", c_uint32),
+        ("other_write", c_uint32),
+        ("worker", c_uint32),
+        ("advice", c_uint32),
+    ]
 
 
 class _Site(Structure):
-    _fields_ = [("pc", c_uint64), ("space", c_uint32), ("write", c_uint32), ("atomic", c_uint32), ("width", c_uint32),
-                ("requests", c_uint64), ("sectors", c_uint64), ("used", c_uint64), ("conflicts", c_uint64),
-                ("accesses", c_uint64), ("copied", c_uint64)]
+    _fields_ = [
+        ("pc", c_uint64),
+        ("space", c_uint32),
+        ("write", c_uint32),
+        ("atomic", c_uint32),
+        ("width", c_uint32),
+        ("requests", c_uint64),
+        ("sectors", c_uint64),
+        ("used", c_uint64),
+        ("conflicts", c_uint64),
+        ("accesses", c_uint64),
+        ("copied", c_uint64),
+    ]
 
 
 @dataclass
@@ -272,8 +300,19 @@ def launch(function: Function, arguments: bytes, grid: tuple, block: tuple, shar
     elif error and error.kind == launching.DEADLOCK and b"__syncthreads" in error.text:
         place = module._line(error.pc) or (None, None)
         raised = launching.explain(function, arguments, error, shared)
-        findings.append(Finding("divergent-barrier", function.name, None, None, tuple(error.thread), tuple(error.block),
-                                place[1], place[0], str(raised)))
+        findings.append(
+            Finding(
+                "divergent-barrier",
+                function.name,
+                None,
+                None,
+                tuple(error.thread),
+                tuple(error.block),
+                place[1],
+                place[0],
+                str(raised),
+            )
+        )
     elif error:
         if _collectors():
             _deliver(findings)
@@ -291,8 +330,9 @@ def _distinct(findings: Iterator[Finding | None]) -> list[Finding]:
     return list(kept.values())
 
 
-def _count(seen: Seen, function: Function, sites: ctypes.Array, samples: ctypes.Array, masks: ctypes.Array,
-           barriers: int) -> None:
+def _count(
+    seen: Seen, function: Function, sites: ctypes.Array, samples: ctypes.Array, masks: ctypes.Array, barriers: int
+) -> None:
     module = function._module
     counters = seen.counters.setdefault(function.name, KernelCounters())
     counters.launches += 1
@@ -316,8 +356,9 @@ def _index(linear: int, size: tuple) -> tuple[int, int, int]:
     return (linear % size[0], linear // size[0] % size[1], linear // size[0] // size[1])
 
 
-def _explain(function: Function, arguments: bytes, report: _Report, grid: tuple, block: tuple,
-             shared: int) -> Finding | None:
+def _explain(
+    function: Function, arguments: bytes, report: _Report, grid: tuple, block: tuple, shared: int
+) -> Finding | None:
     """The finding for a report of the runtime; None for one that a look at the lines settles."""
     from . import launching
 
@@ -332,45 +373,118 @@ def _explain(function: Function, arguments: bytes, report: _Report, grid: tuple,
     if report.kind == DIVERGENT_BARRIER:
         if report.other_pc and (source, line) == (other_source, other_line):
             return None  # one barrier in the source, of which the compiler made two
-        reason = (f"thread {other} waits at another one {there}" if report.other_pc
-                  else f"thread {other} has returned and never reaches it")
-        return Finding("divergent-barrier", function.name, None, None, thread, blocks, line, source,
-                       f"{start} waits at a __syncthreads(), but {reason}", other, blocks, other_line)
+        reason = (
+            f"thread {other} waits at another one {there}"
+            if report.other_pc
+            else f"thread {other} has returned and never reaches it"
+        )
+        return Finding(
+            "divergent-barrier",
+            function.name,
+            None,
+            None,
+            thread,
+            blocks,
+            line,
+            source,
+            f"{start} waits at a __syncthreads(), but {reason}",
+            other,
+            blocks,
+            other_line,
+        )
     does = "writes" if report.write else "reads"
     if report.advice == PRODUCT:
-        return Finding("missing-wait", function.name, None, None, thread, blocks, line, source,
-                       f"{start} {does} a sum of the product that it started {there}, but has not waited for", other,
-                       blocks, other_line)
+        return Finding(
+            "missing-wait",
+            function.name,
+            None,
+            None,
+            thread,
+            blocks,
+            line,
+            source,
+            f"{start} {does} a sum of the product that it started {there}, but has not waited for",
+            other,
+            blocks,
+            other_line,
+        )
     place = launching.locate(function, arguments, report.address, shared)
     name = f"{place.name}[{place.element}]" if place.name else f"address 0x{report.address:x}"
     if report.kind == UNINITIALISED:
-        return Finding("uninitialised", function.name, place.name, place.element, thread, blocks, line, source,
-                       f"{start} reads {name}, which nothing has written")
+        return Finding(
+            "uninitialised",
+            function.name,
+            place.name,
+            place.element,
+            thread,
+            blocks,
+            line,
+            source,
+            f"{start} reads {name}, which nothing has written",
+        )
     did = "wrote" if report.other_write else "read"
     if report.advice in UNSEEN:
         name_it, cure = UNSEEN[report.advice]
-        return Finding("race", function.name, place.name, place.element, thread, blocks, line, source,
-                       f"{start} starts {name_it} {name}, which thread {other} wrote {there}: {cure}", other, blocks,
-                       other_line)
+        return Finding(
+            "race",
+            function.name,
+            place.name,
+            place.element,
+            thread,
+            blocks,
+            line,
+            source,
+            f"{start} starts {name_it} {name}, which thread {other} wrote {there}: {cure}",
+            other,
+            blocks,
+            other_line,
+        )
     if report.kind == MISSING_WAIT:
         under_way = "asynchronous copy" if report.other_write else "bulk store or product"
-        return Finding("missing-wait", function.name, place.name, place.element, thread, blocks, line, source,
-                       f"{start} {does} {name}, but the {under_way} that thread {other} started {there} has not been "
-                       "waited for", other, blocks, other_line)
+        return Finding(
+            "missing-wait",
+            function.name,
+            place.name,
+            place.element,
+            thread,
+            blocks,
+            line,
+            source,
+            f"{start} {does} {name}, but the {under_way} that thread {other} started {there} has not been waited for",
+            other,
+            blocks,
+            other_line,
+        )
     if other_block != blocks:
         reason = f"thread {other} of block {other_block} {did} {there}: blocks run in any order"
         if report.advice == DEVICE_FENCE:
-            reason += (", and an atomic passes on only what lies before a __threadfence(), made by the thread that "
-                       "wrote or by one that it has met at a barrier")
+            reason += (
+                ", and an atomic passes on only what lies before a __threadfence(), made by the thread that "
+                "wrote or by one that it has met at a barrier"
+            )
     elif thread == other:
         reason = f"an asynchronous copy that the same thread started {there} {did}: it has not waited for that one"
     elif report.thread // 32 == report.other_thread // 32:
-        reason = (f"thread {other} of the same warp {did} {there}: nothing makes the lanes of a warp keep step but "
-                  "__syncwarp() or __syncthreads()")
+        reason = (
+            f"thread {other} of the same warp {did} {there}: nothing makes the lanes of a warp keep step but "
+            "__syncwarp() or __syncthreads()"
+        )
     else:
         reason = f"thread {other} of the same block {did} {there}: {ADVICE[report.advice]}"
-    return Finding("race", function.name, place.name, place.element, thread, blocks, line, source,
-                   f"{start} {does} {name}, which {reason}", other, other_block, other_line)
+    return Finding(
+        "race",
+        function.name,
+        place.name,
+        place.element,
+        thread,
+        blocks,
+        line,
+        source,
+        f"{start} {does} {name}, which {reason}",
+        other,
+        other_block,
+        other_line,
+    )
 
 
 # -------------------------------------------------------------------------------- what is and is not written
@@ -386,8 +500,11 @@ def unwatched_wrote(function: Function, arguments: bytes) -> None:
     if any(p.opaque for p in function.parameters):  # a pointer that leads to pointers: anything may be written
         homes = list(native.live())
     else:
-        homes = [native.allocation(struct.unpack_from("P", arguments, p.offset)[0])
-                 for p in function.parameters if p.pointer and not p.constant]
+        homes = [
+            native.allocation(struct.unpack_from("P", arguments, p.offset)[0])
+            for p in function.parameters
+            if p.pointer and not p.constant
+        ]
     for home in homes:
         if home:
             host_wrote(*home)
@@ -404,10 +521,24 @@ def _check_written(address: int) -> None:
     if first == 2**64 - 1:
         return
     index, lacking, size = (first - address) // element, -(-missing.value // element), home[1] // element
-    _deliver([Finding("unwritten", kernel, name, index, None, None, None, None,
-                      f"kernel {kernel}: {name}[{index}] was never written, nor were {lacking - 1} more of "
-                      f"{name}'s {size} elements" if lacking > 1 else
-                      f"kernel {kernel}: {name}[{index}] was never written, alone of {name}'s {size} elements")])
+    _deliver(
+        [
+            Finding(
+                "unwritten",
+                kernel,
+                name,
+                index,
+                None,
+                None,
+                None,
+                None,
+                f"kernel {kernel}: {name}[{index}] was never written, nor were {lacking - 1} more of "
+                f"{name}'s {size} elements"
+                if lacking > 1
+                else f"kernel {kernel}: {name}[{index}] was never written, alone of {name}'s {size} elements",
+            )
+        ]
+    )
 
 
 def about_to_leave(address: int) -> None:
@@ -415,5 +546,3 @@ def about_to_leave(address: int) -> None:
     home = native.allocation(address) if _written else None
     if home and home[0] in _written:
         _check_written(home[0])
-
-
