@@ -16,12 +16,12 @@ from torch.autograd import forward_ad
 
 from fusedref import folding
 from fusedref.cuda.compile import allow_shared, architecture, source_module
-from fusedref.cuda.tensors import Out, launch, launch_on_gpu
+from fusedref.cuda.launch import Out, launch, launch_on_gpu
 from fusedref.planning import EMULATED, Plan, check_precision, plan
 from fusedref.problem import ELEMENTS, Problem
 from fusedref.reference import conv_bn_scale, number
 
-KERNELS = Path(__file__).parent / "kernels"
+KERNELS = Path(__file__).parent / "csrc"
 NAMES = ("x", "weight", "bias", "running_mean", "running_var", "gamma", "beta")
 MAY_BE_NONE = ("bias", "gamma", "beta")
 FLOAT32_MAX = torch.finfo(torch.float32).max

@@ -50,7 +50,7 @@ import torch
 from torch import Tensor
 
 from fusedref.cuda.compile import source_module
-from fusedref.cuda.tensors import Out, launch
+from fusedref.cuda.launch import Out, launch
 from fusedref.fused import forced_to_emulator
 from fusedref.planning import check_precision
 from fusedref.problem import KERNELBENCH_73, SMALL_73, Problem

@@ -21,7 +21,7 @@ from torch import Tensor
 from fusedref import bench, folding, fused_conv_bn_scale, planning
 from fusedref import fused as package
 from fusedref.cuda.compile import source_module
-from fusedref.cuda.tensors import Out, launch
+from fusedref.cuda.launch import Out, launch
 from fusedref.problem import Problem
 
 KERNELS = Path(__file__).parent

@@ -1066,7 +1066,7 @@ CORRECT = [case for case in CASES if not case.expected]
 def run(case: Case, SourceModule: type, drv: ModuleType, gpuarray: ModuleType) -> None:
     """Launch a case: on a card with PyCUDA's objects, on the emulator with its own of the same names."""
     own = 'extern "C"' in case.source
-    headers = Path(__file__).parents[1] / "fusedref" / "kernels"
+    headers = Path(__file__).parents[1] / "fusedref" / "csrc"
     module = SourceModule(case.source, no_extern_c=own, include_dirs=[str(headers)], options=list(case.options))
     arguments = []
     for argument in case.arguments:

@@ -8,7 +8,7 @@ from whole_numbers import SIZES, inputs
 
 from fusedref import KERNELBENCH_73, planning, validate
 from fusedref.cuda.compile import source_module
-from fusedref.cuda.tensors import Out, launch
+from fusedref.cuda.launch import Out, launch
 from fusedref.problem import SMALL_73
 from fusedref.reference import oracle
 from fusedref.validator import draw

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fusedref import KERNELBENCH_73, Problem, fused, plan, planning
 from fusedref.cuda.compile import allow_shared, source_module
-from fusedref.cuda.tensors import Out, launch
+from fusedref.cuda.launch import Out, launch
 from fusedref.emulator import driver, watch
 from fusedref.problem import SMALL_73
 from fusedref.reference import conv_bn_scale, oracle

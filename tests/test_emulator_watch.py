@@ -288,7 +288,7 @@ def test_products_that_do_not_wait(right, wrong, expected):
     source = WGMMA.replace(right, wrong, 1) if right else WGMMA
     y = gpuarray.empty(2048, float32)
     with watch() as seen:
-        module = SourceModule(source, no_extern_c=True, include_dirs=[str(ROOT / "fusedref" / "kernels")])
+        module = SourceModule(source, no_extern_c=True, include_dirs=[str(ROOT / "fusedref" / "csrc")])
         module.get_function("k")(y, block=(128, 1, 1))
     assert {(f.kind, f.argument, f.line) for f in seen.findings} == expected
     if not expected:
@@ -445,7 +445,7 @@ extern "C" __global__ void k(int* y, const int* x) {
 
 def test_copies_are_no_stores_of_the_warp():
     x, y = gpuarray.zeros(256, int32), gpuarray.zeros(256, int32)
-    include = [str(ROOT / "fusedref" / "kernels")]
+    include = [str(ROOT / "fusedref" / "csrc")]
     with watch() as seen:
         SourceModule(COPIES, no_extern_c=True, include_dirs=include).get_function("k")(y, x, block=(64, 1, 1))
     assert seen.findings == []

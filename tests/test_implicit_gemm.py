@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fusedref import Problem, fused, plan, planning
 from fusedref.cuda.compile import HEADERS, allow_shared, source_module
-from fusedref.cuda.tensors import Out, launch
+from fusedref.cuda.launch import Out, launch
 from fusedref.emulator import driver, watch
 from fusedref.planning import How, implicit_gemm_plan
 from fusedref.reference import oracle

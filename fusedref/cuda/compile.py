@@ -24,7 +24,7 @@ import torch
 from fusedref import cuda
 from fusedref.cuda.context import kept, pushed
 
-HEADERS = Path(__file__).parents[1] / "kernels"  # what every kernel may #include
+HEADERS = Path(__file__).parents[1] / "csrc"  # what every kernel may #include
 NVCC_OPTIONS = ("-O3", "-std=c++17", "-lineinfo")
 
 _modules: dict[tuple[str, int], object] = {}

@@ -29,6 +29,12 @@ class Out:
         self.tensor = tensor
 
 
+class InOut(Out):
+    """Marks a tensor that the kernel reads and writes, or writes only in part."""
+
+    __slots__ = ()
+
+
 def launch(
     function,
     *arguments: Tensor | Out | np.generic | None,
@@ -41,7 +47,7 @@ def launch(
     A contiguous tensor becomes a pointer, None a null pointer, a NumPy scalar its value (an argument of a kernel has a
     type, so Python's numbers are refused). All tensors are on one device. On a GPU the launch joins torch's current
     stream of that device. On the emulator the tensors are the CPU's: they are copied into its memory, and those marked
-    ``Out``, which start there as NaN, are copied back.
+    ``Out``, which start there as NaN, or ``InOut`` are copied back.
 
     Raises TypeError or ValueError for an argument that cannot be passed; the device's own errors for the launch.
     """
@@ -55,7 +61,7 @@ def launch(
             types += argument.dtype.char
             values.append(argument)
             continue
-        tensor = argument.tensor if type(argument) is Out else argument
+        tensor = argument.tensor if isinstance(argument, Out) else argument
         if not isinstance(tensor, Tensor):
             raise TypeError(f"a kernel takes tensors, None and NumPy scalars, got {argument!r}")
         if not tensor.is_contiguous():
@@ -144,16 +150,16 @@ def _launch_on_emulator(function, types: str, values: list, grid: tuple, block: 
 
     results = []
     for place, value in enumerate(values):
-        tensor = value.tensor if type(value) is Out else value
+        tensor = value.tensor if isinstance(value, Out) else value
         if not isinstance(tensor, Tensor):
             continue
         if tensor.numel() == 0:
             values[place] = 0
             continue
         values[place] = memory = driver.mem_alloc(tensor.nbytes)
-        if type(value) is Out:
-            results.append((tensor, memory))  # every float in new memory of the emulator is NaN
-        else:
+        if isinstance(value, Out):
+            results.append((tensor, memory))
+        if type(value) is not Out:  # new memory of the emulator holds NaN in every float
             driver.memcpy_htod(memory, _bytes(tensor))
     _start(function, types, values, grid, block, shared, None)
     for tensor, memory in results:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fusedref.cuda.compile import source_module
-from fusedref.cuda.tensors import Out, launch
+from fusedref.cuda.launch import Out, launch
 
 SOURCE = """
 extern "C" __global__ void add(const float* x, const float* or_null, float number, long long offset, float* y, int size)
