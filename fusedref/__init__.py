@@ -5,8 +5,7 @@ from fusedref.module import FusedConvBnScale
 from fusedref.planning import plan
 from fusedref.problem import KERNELBENCH_73, Problem
 from fusedref.reference import ConvBnScale
-from fusedref.report import Report
-from fusedref.validator import validate
+from fusedref.validation import Report, validate
 
 __all__ = [
     "KERNELBENCH_73",

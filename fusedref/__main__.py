@@ -14,7 +14,7 @@ from rich.console import Console
 
 from fusedref import Problem, bench, cuda, validate
 from fusedref.cuda.compile import source_module
-from fusedref.validator import candidate_from_kernel
+from fusedref.validation import candidate_from_kernel
 
 SIZES = "BATCH,IN_CHANNELS,OUT_CHANNELS,HEIGHT,WIDTH,KERNEL_SIZE"
 

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from fusedref import Report, bench, cuda, plan, validate
 from fusedref.problem import KERNELBENCH_73, SMALL_73
-from fusedref.validator import draw
+from fusedref.validation import random_inputs
 from kernels.ladder import LADDER, Rung
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +66,7 @@ def climb(ladder: list[Rung], device: torch.device, console: Console) -> list[St
 def refusal(rung: Rung, device: torch.device) -> str | None:
     """The error of launching ``rung`` on a plane of problem 73; None if it launches after all."""
     try:
-        rung.candidate(*draw(TOO_LARGE, seed=0, device=device))
+        rung.candidate(*random_inputs(TOO_LARGE, seed=0, device=device))
     except Exception as error:  # the device's own, of a class that depends on the device
         return str(error).splitlines()[0]
     return None

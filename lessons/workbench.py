@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fusedref import bench, cuda, validator
+from fusedref import bench, cuda
 from fusedref.problem import KERNELBENCH_73, SMALL_73, Problem
+from fusedref.validation import random_inputs
 from kernels import ladder
 
 COMMITTED = Path(__file__).parent / "measured" / "lessons.json"  # {"card": name, "us": {what: microseconds}}
@@ -57,7 +58,7 @@ def about() -> str:
 
 def draw(problem: Problem, seed: int = 0) -> tuple[np.ndarray, ...]:
     """(x, weight, bias, running_mean, running_var, gamma, beta) as the validator draws them, as NumPy arrays."""
-    return tuple(tensor.numpy() for tensor in validator.draw(problem, seed)[:7])
+    return tuple(tensor.numpy() for tensor in random_inputs(problem, seed)[:7])
 
 
 def tensors(arrays: tuple[np.ndarray, ...]) -> list[torch.Tensor]:

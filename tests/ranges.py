@@ -4,7 +4,7 @@ import torch
 
 from fusedref import fused
 from fusedref.planning import folded_plan
-from fusedref.validator import Inputs
+from fusedref.validation import Inputs
 
 
 def convolution(x, weight):

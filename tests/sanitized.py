@@ -11,7 +11,7 @@ import torch
 
 import fusedref
 from fusedref.cuda import SourceModule, drv
-from fusedref.validator import draw
+from fusedref.validation import random_inputs
 from kernels import ladder
 
 PLANTED = {
@@ -24,7 +24,7 @@ PLANTED = {
 
 def rungs() -> None:
     """Every kernel of the ladder, on sizes that fill no block evenly."""
-    inputs = draw(fusedref.Problem(2, 3, 5, 19, 23, 3), 0, "cuda")
+    inputs = random_inputs(fusedref.Problem(2, 3, 5, 19, 23, 3), 0, "cuda")
     x, weight, bias, mean, var, gamma, beta, factor, eps = inputs
     convolved = ladder.conv2d(x, weight, bias)
     normalised = ladder.batch_norm(convolved, mean, var, gamma, beta, eps)
@@ -36,19 +36,23 @@ def rungs() -> None:
         if isinstance(rung.candidate, ladder.Tiled):
             rung.candidate(*inputs)
     fusedref.fused_conv_bn_scale(*inputs)
-    spread = draw(fusedref.Problem(3, 8, 70, 19, 23, 3), 0, "cuda")  # for the pipeline, where the card has wgmma
+    spread = random_inputs(
+        fusedref.Problem(3, 8, 70, 19, 23, 3), 0, "cuda"
+    )  # for the pipeline, where the card has wgmma
     fusedref.fused_conv_bn_scale(*spread)
     spread.x[1, 2, 3, 4] = 1e30  # a tile that it computes plainly
     fusedref.fused_conv_bn_scale(*spread)
     fusedref.fused_conv_bn_scale(*spread, precision="tf32")
     for dtype in (torch.float16, torch.bfloat16):
-        fusedref.fused_conv_bn_scale(*draw(fusedref.Problem(3, 8, 70, 19, 43, 3, dtype=dtype), 0, "cuda"))
+        fusedref.fused_conv_bn_scale(*random_inputs(fusedref.Problem(3, 8, 70, 19, 43, 3, dtype=dtype), 0, "cuda"))
     options = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "groups": 2}
-    fusedref.fused_conv_bn_scale(*draw(fusedref.Problem(3, 4, 6, 17, 21, (3, 5), **options), 0, "cuda"), **options)
+    fusedref.fused_conv_bn_scale(
+        *random_inputs(fusedref.Problem(3, 4, 6, 17, 21, (3, 5), **options), 0, "cuda"), **options
+    )
     for dtype in (torch.float32, torch.float16):  # for implicit_gemm
         options = {"stride": (1, 2), "padding": (1, 2), "dilation": (2, 1), "groups": 2}
         problem = fusedref.Problem(3, 38, 20, 17, 22, 3, dtype=dtype, **options)
-        inputs = draw(problem, 0, "cuda")
+        inputs = random_inputs(problem, 0, "cuda")
         fusedref.fused_conv_bn_scale(*inputs, **options)
         last = inputs._replace(x=inputs.x.contiguous(memory_format=torch.channels_last))
         fusedref.fused_conv_bn_scale(*last, **options)

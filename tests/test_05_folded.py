@@ -11,7 +11,7 @@ from fusedref.cuda.compile import source_module
 from fusedref.cuda.launch import Out, launch
 from fusedref.problem import SMALL_73
 from fusedref.reference import oracle
-from fusedref.validator import draw
+from fusedref.validation import random_inputs
 from kernels import ladder
 
 FOLDED, FOLDED_WEIGHTS = ladder.LADDER[6], ladder.LADDER[7]
@@ -39,7 +39,7 @@ def test_the_rung_validates(device, rung):
 
 
 def test_the_rung_is_the_kernel_of_the_package(device):
-    given = draw(SMALL_73, seed=1, device=device)
+    given = random_inputs(SMALL_73, seed=1, device=device)
     plan = planning.folded_plan(SMALL_73)
     options = tuple(f"-D{name}={value}" for name, value in plan.macros)
     function = source_module(ladder.KERNELS / "05_folded.cu", options, device).get_function(plan.kernel)

@@ -89,10 +89,10 @@ def test_what_it_asks_of_memory():
 @needs_emulator
 def test_it_asks_global_memory_for_far_less_than_04():
     from fusedref.emulator import watch
-    from fusedref.validator import draw
+    from fusedref.validation import random_inputs
 
     with watch() as seen:
-        ladder.fused(*draw(Problem(*TILE), 0))
+        ladder.fused(*random_inputs(Problem(*TILE), 0))
     before, now = seen.counters["fused"], watched(RUNG.candidate, *TILE)
     assert now.global_load_requests == 2789 and now.global_load_sectors == 3476
     assert before.global_load_requests > 25 * now.global_load_requests

@@ -19,7 +19,7 @@ from whole_numbers import inputs
 from fusedref import KERNELBENCH_73, Problem, validate
 from fusedref.problem import SMALL_73
 from fusedref.reference import oracle
-from fusedref.validator import compare, draw
+from fusedref.validation import compare, random_inputs
 from kernels import ladder
 
 RUNG = next(rung for rung in ladder.LADDER if rung.number == 9)
@@ -46,15 +46,15 @@ def test_the_rung_validates_in_fp32(device):
 @pytest.mark.parametrize(("x_scale", "w_scale"), [(1e30, 1e-20), (1e-30, 1e25), (1e36, 1e-36), (1e-38, 1.0)])
 def test_any_scale_is_served(device, x_scale, w_scale):
     problem = Problem(1, 8, 16, 8, 20, 3)
-    x, weight, *rest = draw(problem, 0, device)
-    given = draw(problem, 0, device)._replace(x=x * x_scale, weight=weight * w_scale)
+    x, weight, *rest = random_inputs(problem, 0, device)
+    given = random_inputs(problem, 0, device)._replace(x=x * x_scale, weight=weight * w_scale)
     case = compare("", problem, given, RUNG.candidate(*given))
     assert case.ok, str(case)
 
 
 def test_numbers_of_many_magnitudes_are_served(device):
     problem = Problem(1, 8, 16, 8, 20, 3)
-    given = draw(problem, 0, device)
+    given = random_inputs(problem, 0, device)
     decades = torch.arange(8, device=device) - 7.0  # of each input channel: 1e-7 to 1
     given = given._replace(x=given.x * 10.0 ** decades[:, None, None])
     case = compare("", problem, given, RUNG.candidate(*given))

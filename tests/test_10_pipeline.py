@@ -16,7 +16,7 @@ from fusedref.cuda.launch import Out, launch
 from fusedref.emulator import driver, watch
 from fusedref.problem import SMALL_73
 from fusedref.reference import conv_bn_scale, oracle
-from fusedref.validator import compare, draw
+from fusedref.validation import compare, random_inputs
 from kernels import ladder
 from tests.ranges import convolution, folded, spread
 from tests.strategies import compiling, options
@@ -79,14 +79,14 @@ class TestPlan:
         assert dict(plan(halves).macros)["TURN"] == 0
 
     def test_it_is_what_the_package_runs(self, device):
-        inputs = draw(SMALL_73, 3, device)
+        inputs = random_inputs(SMALL_73, 3, device)
         chosen = plan(SMALL_73, *fused._card(device))
         assert chosen.kernel == "pipeline"
         expected = fused.run(chosen, SMALL_73, inputs[:7], inputs.scaling_factor, inputs.eps)
         assert fused.fused_conv_bn_scale(*inputs).equal(expected)
 
     def test_the_rung_is_the_kernel_of_the_package(self, device):
-        inputs = draw(SMALL_73, 3, device)
+        inputs = random_inputs(SMALL_73, 3, device)
         y = run_source((ladder.KERNELS / "10_pipeline.cu").read_text(), SMALL_73, inputs)
         assert y.equal(fused.fused_conv_bn_scale(*inputs))
 
@@ -117,13 +117,13 @@ SHAPES = {
 class TestShapes:
     @pytest.mark.parametrize("problem", SHAPES.values(), ids=SHAPES)
     def test_kinds_of_shape(self, device, problem):
-        inputs = draw(problem, 0, device)
+        inputs = random_inputs(problem, 0, device)
         case = compare("", problem, inputs, pipeline(problem, inputs))
         assert case.ok, case.reasons
 
     def test_an_empty_batch(self, device):
         problem = Problem(0, 8, 64, 8, 34, 3)
-        assert pipeline(problem, draw(problem, 0, device)).shape == problem.output_shape
+        assert pipeline(problem, random_inputs(problem, 0, device)).shape == problem.output_shape
 
     @settings(compiling, max_examples=6)
     @given(st.data())
@@ -139,13 +139,13 @@ class TestShapes:
             number(1, 3), number(1, 8), number(1, 80), height, width, kernel,
             padding=(number(0, 2), number(0, 2)), dilation=dilation, bias=data.draw(st.booleans()),
         )  # fmt: skip
-        inputs = draw(problem, 0, device)
+        inputs = random_inputs(problem, 0, device)
         case = compare("", problem, inputs, pipeline(problem, inputs, number(1, 5)))
         assert case.ok, (problem, case.reasons)
 
     @pytest.mark.parametrize("missing", ["bias", "gamma", "beta"])
     def test_vectors_left_out(self, device, missing):
-        inputs = draw(SMALL, 0, device)
+        inputs = random_inputs(SMALL, 0, device)
         getattr(inputs, missing).fill_(1.0 if missing == "gamma" else 0.0)
         case = compare("", SMALL, inputs, pipeline(SMALL, inputs._replace(**{missing: None})))
         assert case.ok, case.reasons
@@ -153,14 +153,14 @@ class TestShapes:
     @pytest.mark.parametrize("problem", [Problem(2, 6, 64, 9, 36, (2, 4)), Problem(2, 8, 64, 10, 34, 3)], ids=str)
     def test_errors_are_no_larger_than_those_of_a_float32_sum(self, device, problem):
         """At the fewest products that the plan gives to it, and at problem 73's."""
-        inputs = convolution(*draw(problem, 0, device)[:2])
+        inputs = convolution(*random_inputs(problem, 0, device)[:2])
         truth = oracle(*inputs)
         ours, plain = ((run(problem, inputs).double() - truth).norm().item() for run in (pipeline, folded))
         assert ours <= plain
 
     def test_errors_at_problem_73(self, device):
         """Of the first rows of three of its images, with its weights and vectors."""
-        drawn = draw(KERNELBENCH_73, 0, device)
+        drawn = random_inputs(KERNELBENCH_73, 0, device)
         inputs = drawn._replace(x=drawn.x[:3, :, :10].contiguous())
         truth = oracle(*inputs)
         error = pipeline(Problem(3, 8, 64, 10, 128, 3), inputs).double() - truth
@@ -174,7 +174,7 @@ class TestShapes:
     def test_other_precisions(self, device, kind, shape):
         precision, dtype = ("tf32", torch.float32) if kind == "tf32" else ("fp32", getattr(torch, kind))
         problem = dataclasses.replace(SHAPES[shape], dtype=dtype)
-        inputs = draw(problem, 0, device)
+        inputs = random_inputs(problem, 0, device)
         y = pipeline(problem, inputs, precision=precision)
         assert y.dtype == dtype
         case = compare("", problem, inputs, y, precision=precision)
@@ -258,20 +258,20 @@ class TestRange:
     @pytest.mark.parametrize("name", ["x", "weight", "bias", "running_mean", "running_var", "gamma", "beta"])
     def test_nan_and_infinity_come_out_where_the_formula_puts_them(self, device, name, value):
         problem = Problem(2, 8, 64, 8, 32, 3, padding=1)
-        inputs = draw(problem, 0, device)
+        inputs = random_inputs(problem, 0, device)
         getattr(inputs, name).view(-1)[1] = value
         y = pipeline(problem, inputs).double()
         torch.testing.assert_close(y, oracle(*inputs, **options(problem)), rtol=1e-5, atol=1e-5, equal_nan=True)
 
     @pytest.mark.parametrize("factor", [0.0, -2.0, 1e-30, 1e30, math.nan])
     def test_any_scaling_factor(self, device, factor):
-        inputs = draw(SMALL, 0, device)._replace(scaling_factor=factor)
+        inputs = random_inputs(SMALL, 0, device)._replace(scaling_factor=factor)
         expected = conv_bn_scale(*inputs)
         tolerance = 1e-5 * abs(factor) if math.isfinite(factor) else 0.0
         torch.testing.assert_close(pipeline(SMALL, inputs), expected, rtol=1e-5, atol=tolerance, equal_nan=True)
 
     def test_a_negative_variance_is_nan_in_its_channel_alone(self, device):
-        inputs = draw(SMALL, 0, device)
+        inputs = random_inputs(SMALL, 0, device)
         inputs.running_var[3] = -1.0
         nan = pipeline(SMALL, inputs).isnan()
         assert nan[:, 3].all() and not nan[:, :3].any() and not nan[:, 4:].any()
@@ -323,7 +323,7 @@ PLANTED = {
 def is_right(text, device):
     """Whether the text passes a short form of the tests above."""
     three = Problem(2, 8, 64, 9, 128, 3)  # four tiles an image: stages and buffers come round; EXTRA is 6
-    drawn = draw(three, 0, device)
+    drawn = random_inputs(three, 0, device)
     drawn.gamma.fill_(1.0)
     with watch() if device.type == "cpu" else nullcontext() as seen:
         y = run_source(text, three, drawn._replace(gamma=None))
@@ -362,7 +362,7 @@ def test_no_bank_conflicts_and_nothing_to_find(device):
     if device.type == "cuda":
         pytest.skip("counted on the emulator")
     problem = Problem(1, 8, 64, 4, 128, 3)  # one tile of problem 73
-    inputs = draw(problem, 0)
+    inputs = random_inputs(problem, 0)
     with watch() as seen:
         pipeline(problem, inputs)
     assert seen.findings == []
@@ -373,7 +373,7 @@ def test_no_bank_conflicts_and_nothing_to_find(device):
 @pytest.mark.gpu
 class TestGpu:
     def test_problem_73(self):
-        inputs = draw(KERNELBENCH_73, 0, "cuda")
+        inputs = random_inputs(KERNELBENCH_73, 0, "cuda")
         y = fused.fused_conv_bn_scale(*inputs)
         case = compare("", KERNELBENCH_73, inputs, y)
         assert case.ok, case.reasons

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import statistics
 import time
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from fusedref import KERNELBENCH_73, Problem, bench
 from fusedref.reference import oracle
-from fusedref.validator import draw
+from fusedref.validation import random_inputs
 
 SMALL = Problem(2, 8, 16, 20, 24, 3)
 
@@ -23,7 +24,7 @@ def row(name, us=10.0, **changes):
 def card(monkeypatch):
     """A card that is not there, for what is written into files."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Test Card")
-    monkeypatch.setattr(bench, "versions", lambda: {"torch": "1"})
+    monkeypatch.setattr(bench.rows, "versions", lambda: {"torch": "1"})
 
 
 def test_describe():
@@ -51,13 +52,13 @@ def test_a_second_run_replaces_its_own_rows_alone(card, tmp_path):
 def test_rows_of_other_versions_do_not_stay(card, tmp_path, monkeypatch):
     path = tmp_path / "card.json"
     bench.save(path, [row("a")])
-    monkeypatch.setattr(bench, "versions", lambda: {"torch": "2"})
+    monkeypatch.setattr(bench.rows, "versions", lambda: {"torch": "2"})
     bench.save(path, [row("b")])
     assert bench.load(path)[1] == [row("b")]
 
 
 def test_relative_l2_sees_one_wrong_image():
-    inputs = draw(dataclasses.replace(SMALL, batch=40), seed=0)
+    inputs = random_inputs(dataclasses.replace(SMALL, batch=40), seed=0)
     problem = dataclasses.replace(SMALL, batch=40)
     y = oracle(*inputs)
     assert bench.relative_l2(y, inputs, problem) == 0.0
@@ -70,7 +71,7 @@ def test_relative_l2_sees_one_wrong_image():
 
 
 def test_what_is_timed_computes_the_operator():
-    inputs = draw(SMALL, seed=0)
+    inputs = random_inputs(SMALL, seed=0)
     for prepare in (bench.eager, bench.folded, bench.ours):
         assert bench.relative_l2(prepare(inputs, {})(), inputs, SMALL) < 5e-7
 
@@ -78,7 +79,7 @@ def test_what_is_timed_computes_the_operator():
 @pytest.mark.parametrize("problem", bench.OTHERS, ids=bench.describe)
 def test_peers_get_the_problem_s_options(problem):
     problem = dataclasses.replace(problem, batch=1, in_channels=problem.groups * 2, out_channels=problem.groups * 2)
-    inputs, options = draw(problem, seed=0), bench.options_of(problem)
+    inputs, options = random_inputs(problem, seed=0), bench.options_of(problem)
     for prepare in (bench.eager, bench.folded):
         assert bench.relative_l2(prepare(inputs, options)(), inputs, problem) < 5e-7
 
@@ -160,7 +161,7 @@ def test_a_late_host_does_not_count():
         time.sleep(5e-4)
         x.add_(1)
 
-    assert bench.statistics.median(bench.samples(slow)) < 100
+    assert statistics.median(bench.samples(slow)) < 100
     begin = time.perf_counter()
     times = bench.host_samples(slow, repeats=2, calls=3)
     assert len(times) == 2 and min(times) > 500 and time.perf_counter() - begin < 60

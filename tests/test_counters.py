@@ -212,6 +212,10 @@ ASSEMBLY = """.text.tensor_cores:
 """
 
 
+def test_profile_knows_the_headers_that_the_emulator_replaces():
+    assert {path.name for path in build.INCLUDE.iterdir() if (HEADERS / path.name).exists()} == profile.REPLACED
+
+
 def test_lines_of_instructions_are_read_as_the_emulator_names_them():
     assert profile.read_places(ASSEMBLY) == {
         "tensor_cores": [("08_tensor_cores.cu", 29)] * 2 + [("08_tensor_cores.cu", 54), ("pipeline.cu", 7)],

@@ -4,7 +4,7 @@ from hypothesis import given
 
 from fusedref import folding
 from fusedref.reference import oracle
-from fusedref.validator import draw
+from fusedref.validation import random_inputs
 from tests.strategies import fast, options, problems
 
 
@@ -15,7 +15,7 @@ def in_float64(inputs):
 @fast
 @given(problems())
 def test_folding_is_exact_but_for_float64_rounding(problem):
-    x, weight, *rest = inputs = in_float64(draw(problem, seed=0))
+    x, weight, *rest = inputs = in_float64(random_inputs(problem, seed=0))
     a, b = folding.affine(*rest)
     expected = oracle(*inputs, **options(problem))
     convolved = F.conv2d(x, weight, None, **options(problem))

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from fusedref import Problem, fused, fused_conv_bn_scale, plan, planning, validate
 from fusedref.emulator import driver
 from fusedref.reference import conv_bn_scale, oracle
-from fusedref.validator import compare, draw
+from fusedref.validation import compare, random_inputs
 from tests.strategies import compiling, fast, options, problems
 
 PROBLEM = Problem(2, 6, 8, 9, 11, 3, stride=2, padding=1, groups=2)
@@ -40,7 +40,7 @@ HALVES = [torch.float16, torch.bfloat16]
 
 
 def case_of(problem, device, seed=0, vectors=None, channels_last=False):
-    inputs = draw(problem, seed, device, vectors)
+    inputs = random_inputs(problem, seed, device, vectors)
     if channels_last:
         inputs = inputs._replace(x=inputs.x.contiguous(memory_format=torch.channels_last))
     return compare("", problem, inputs, fused_conv_bn_scale(*inputs, **options(problem)))
@@ -94,14 +94,14 @@ class TestKernel:
 
     @pytest.mark.parametrize("missing", ["bias", "gamma", "beta"])
     def test_vectors_left_out(self, device, missing):
-        inputs = draw(PROBLEM, 0, device)._replace(**{missing: None})
+        inputs = random_inputs(PROBLEM, 0, device)._replace(**{missing: None})
         neutral = torch.ones if missing == "gamma" else torch.zeros
         filled = inputs._replace(**{missing: neutral(PROBLEM.out_channels, device=device)})
         y = fused_conv_bn_scale(*inputs, **options(PROBLEM))
         assert torch.equal(y, fused_conv_bn_scale(*filled, **options(PROBLEM)))
 
     def test_another_batch_is_the_same_kernel(self, device):
-        inputs = draw(PROBLEM, 0, device)
+        inputs = random_inputs(PROBLEM, 0, device)
         whole = fused_conv_bn_scale(*inputs, **options(PROBLEM))
         single = fused_conv_bn_scale(*inputs._replace(x=inputs.x[1:]), **options(PROBLEM))
         assert torch.equal(whole[1:], single)
@@ -109,7 +109,7 @@ class TestKernel:
         assert one.macros == many.macros and many.grid[0] == 100 * one.grid[0]
 
     def test_non_contiguous_inputs(self, device):
-        inputs = draw(PROBLEM, 0, device)
+        inputs = random_inputs(PROBLEM, 0, device)
         y = fused_conv_bn_scale(*inputs, **options(PROBLEM))
         strided = inputs._replace(
             x=inputs.x.transpose(2, 3).contiguous().transpose(2, 3),
@@ -124,7 +124,7 @@ class TestKernel:
         assert torch.equal(y, again) and again.is_contiguous(memory_format=torch.channels_last)
 
     def test_inputs_and_their_neighbours_stay(self, device):
-        inputs = draw(PROBLEM, 0, device)
+        inputs = random_inputs(PROBLEM, 0, device)
         before = [value.clone() for value in inputs[:7]]
         fused_conv_bn_scale(*inputs, **options(PROBLEM))
         assert all(torch.equal(*pair) for pair in zip(inputs[:7], before))
@@ -133,13 +133,13 @@ class TestKernel:
     @pytest.mark.parametrize("name", ["x", "weight", "bias", "running_mean", "running_var", "gamma", "beta"])
     def test_nan_and_infinity_come_out_where_the_formula_puts_them(self, device, name, value):
         problem = Problem(1, 2, 3, 6, 7, 3, padding=1)
-        inputs = draw(problem, 0, device)
+        inputs = random_inputs(problem, 0, device)
         getattr(inputs, name).view(-1)[1] = value
         y = fused_conv_bn_scale(*inputs, **options(problem)).double()
         torch.testing.assert_close(y, oracle(*inputs, **options(problem)), rtol=1e-5, atol=1e-5, equal_nan=True)
 
     def test_negative_variance_is_nan_in_its_channel_alone(self, device):
-        inputs = draw(PROBLEM, 0, device)
+        inputs = random_inputs(PROBLEM, 0, device)
         inputs.running_var[3] = -1.0
         y = fused_conv_bn_scale(*inputs, **options(PROBLEM))
         assert y[:, 3].isnan().all() and not y[:, [0, 1, 2, 4, 5, 6, 7]].isnan().any()
@@ -147,7 +147,7 @@ class TestKernel:
     @pytest.mark.parametrize("dtype", HALVES, ids=str)
     def test_halves_overflow_and_hold_nan_and_infinity_where_the_formula_does(self, device, dtype):
         problem = Problem(1, 2, 3, 6, 7, 3, padding=1, dtype=dtype)
-        inputs = draw(problem, 0, device)._replace(scaling_factor=1e38 if dtype == torch.bfloat16 else 3e4)
+        inputs = random_inputs(problem, 0, device)._replace(scaling_factor=1e38 if dtype == torch.bfloat16 else 3e4)
         for place, value in enumerate((math.nan, math.inf, -math.inf)):
             inputs.x[0, 0, 0, 3 * place] = value
         expected = oracle(*inputs, **options(problem)).to(dtype)
@@ -156,13 +156,13 @@ class TestKernel:
         torch.testing.assert_close(y, expected, rtol=2 * torch.finfo(dtype).eps, atol=0.0, equal_nan=True)
 
     def test_tf32_is_allowed_to_round(self, device):
-        inputs = draw(PROBLEM, 0, device)
+        inputs = random_inputs(PROBLEM, 0, device)
         y = fused_conv_bn_scale(*inputs, **options(PROBLEM), precision="tf32")
         assert compare("", PROBLEM, inputs, y, precision="tf32").ok
 
     @pytest.mark.parametrize("factor", [0, 0.0, -2, 1e-30, 1e30, math.nan, math.inf, -math.inf, 1e300])
     def test_any_scaling_factor(self, device, factor):
-        inputs = draw(PROBLEM, 0, device)._replace(scaling_factor=factor)
+        inputs = random_inputs(PROBLEM, 0, device)._replace(scaling_factor=factor)
         expected = conv_bn_scale(*inputs, **options(PROBLEM))
         y = fused_conv_bn_scale(*inputs, **options(PROBLEM))
         tolerance = 1e-5 * abs(factor) if math.isfinite(factor) else 0.0
@@ -185,7 +185,7 @@ class TestTorchOnTheCpu:
         for vectors in (None, torch.float32):
             case = case_of(problem, "cpu", 0, vectors, channels_last)
             assert case.ok, case.reasons
-        inputs = draw(problem, 0)
+        inputs = random_inputs(problem, 0)
         if channels_last:
             inputs = inputs._replace(x=inputs.x.contiguous(memory_format=torch.channels_last))
         y = fused_conv_bn_scale(*inputs, **options(problem))
@@ -201,7 +201,7 @@ class TestTorchOnTheCpu:
     @pytest.mark.parametrize("name", ["x", "weight", "bias", "running_mean", "running_var", "gamma", "beta"])
     def test_nan_infinity_and_negative_variance_give_what_torch_gives(self, name, value):
         problem = Problem(1, 2, 3, 6, 7, 3, padding=1)
-        inputs = draw(problem, 0)
+        inputs = random_inputs(problem, 0)
         getattr(inputs, name).view(-1)[1] = value
         y, expected = (f(*inputs, **options(problem)) for f in (fused_conv_bn_scale, conv_bn_scale))
         torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
@@ -224,7 +224,7 @@ class TestGradient:
     def test_gradients_are_those_of_torch(self, device, name):
         gradients = []
         for function in (fused_conv_bn_scale, conv_bn_scale):
-            inputs = draw(PROBLEM, 0, device)
+            inputs = random_inputs(PROBLEM, 0, device)
             tensor = getattr(inputs, name).requires_grad_()
             function(*inputs, **options(PROBLEM)).square().sum().backward()
             gradients.append(tensor.grad)
@@ -233,7 +233,7 @@ class TestGradient:
     @pytest.mark.parametrize("dtype", HALVES, ids=str)
     def test_halves_have_gradients_in_their_dtype(self, device, dtype):
         problem = dataclasses.replace(PROBLEM, dtype=dtype)
-        inputs = draw(problem, 0, device, torch.float32)
+        inputs = random_inputs(problem, 0, device, torch.float32)
         inputs.weight.requires_grad_()
         y = fused_conv_bn_scale(*inputs, **options(problem))
         y.sum().backward()
@@ -241,7 +241,7 @@ class TestGradient:
         torch.testing.assert_close(y.double(), oracle(*inputs, **options(problem)), rtol=0.05, atol=0.1)
 
     def test_forward_mode(self, device):
-        inputs = draw(PROBLEM, 0, device)
+        inputs = random_inputs(PROBLEM, 0, device)
         results = []
         for function in (fused_conv_bn_scale, conv_bn_scale):
             with forward_ad.dual_level():
@@ -251,7 +251,7 @@ class TestGradient:
         assert torch.equal(*results)
 
     def test_none_is_recorded_where_none_is_needed(self, device):
-        inputs = draw(PROBLEM, 0, device)
+        inputs = random_inputs(PROBLEM, 0, device)
         inputs.weight.requires_grad_()
         with torch.no_grad():
             assert not fused_conv_bn_scale(*inputs, **options(PROBLEM)).requires_grad
@@ -266,7 +266,7 @@ def test_a_bias_of_x_s_dtype_beside_float32_statistics(device, monkeypatch, dtyp
     if not emulated:
         monkeypatch.delenv("FUSEDREF_DEVICE", raising=False)
     problem = dataclasses.replace(PROBLEM, dtype=dtype)
-    inputs = draw(problem, 0, device, torch.float32)
+    inputs = random_inputs(problem, 0, device, torch.float32)
     inputs = inputs._replace(bias=inputs.bias.to(dtype))
     case = compare("", problem, inputs, fused_conv_bn_scale(*inputs, **options(problem)))
     assert case.ok, case.reasons
@@ -275,7 +275,7 @@ def test_a_bias_of_x_s_dtype_beside_float32_statistics(device, monkeypatch, dtyp
 @pytest.mark.parametrize("factor", [math.nan, math.inf, 1e300])
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_halves_with_a_factor_beyond_float32(device, dtype, factor):
-    inputs = draw(dataclasses.replace(PROBLEM, dtype=dtype), 0, device)._replace(scaling_factor=factor)
+    inputs = random_inputs(dataclasses.replace(PROBLEM, dtype=dtype), 0, device)._replace(scaling_factor=factor)
     y = fused_conv_bn_scale(*inputs, **options(PROBLEM))
     assert y.dtype == dtype and torch.equal(y.isnan(), oracle(*inputs, **options(PROBLEM)).isnan())
 
@@ -304,7 +304,7 @@ def test_planted_bugs_of_the_general_kernel_show(device, monkeypatch, tmp_path, 
     monkeypatch.setattr(fused, "KERNELS", tmp_path)
     fused._function.cache_clear()
     problem = dataclasses.replace(PROBLEM, dtype=dtype)
-    inputs = draw(problem, 0, device, torch.float32)
+    inputs = random_inputs(problem, 0, device, torch.float32)
     inputs = inputs._replace(x=inputs.x.contiguous(memory_format=torch.channels_last))
     how = planning.How(channels_last=True, vectors=torch.float32)
     try:
@@ -320,7 +320,7 @@ def test_planted_bugs_of_the_general_kernel_show(device, monkeypatch, tmp_path, 
 def test_an_empty_batch_gives_an_empty_result(device, monkeypatch, emulated):
     if not emulated:
         monkeypatch.delenv("FUSEDREF_DEVICE", raising=False)
-    inputs = draw(PROBLEM, 0, device)
+    inputs = random_inputs(PROBLEM, 0, device)
     y = fused_conv_bn_scale(*inputs._replace(x=inputs.x[:0]), **options(PROBLEM))
     assert y.shape == (0, *PROBLEM.output_shape[1:]) and y.device.type == device.type
 
@@ -418,7 +418,7 @@ def test_wrong_arguments_are_named(device, change, error, words):
 @pytest.mark.parametrize("name", ["stride", "padding", "dilation", "groups"])
 @pytest.mark.parametrize("value", [1.0, True, (1.0, 1), (1, True)])
 def test_what_equals_a_remembered_integer_is_refused_all_the_same(device, name, value):
-    inputs = draw(Problem(1, 2, 2, 5, 5, 3), 0, device)
+    inputs = random_inputs(Problem(1, 2, 2, 5, 5, 3), 0, device)
     fused_conv_bn_scale(*inputs, **{name: 1})
     if name != "groups":
         fused_conv_bn_scale(*inputs, **{name: (1, 1)})
@@ -440,7 +440,7 @@ class TestGpu:
     """What only a card can show. Each compares with float64 on the card."""
 
     def test_a_side_stream(self):
-        inputs = draw(PROBLEM, 0, "cuda")
+        inputs = random_inputs(PROBLEM, 0, "cuda")
         expected = fused_conv_bn_scale(*inputs, **options(PROBLEM))
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -454,13 +454,13 @@ class TestGpu:
         assert torch.equal(twice, expected * 2)
 
     def test_a_captured_graph_replays(self):
-        inputs = draw(PROBLEM, 0, "cuda")
+        inputs = random_inputs(PROBLEM, 0, "cuda")
         fused_conv_bn_scale(*inputs, **options(PROBLEM))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             y = fused_conv_bn_scale(*inputs, **options(PROBLEM))
         for seed in (1, 2):
-            fresh = draw(PROBLEM, seed, "cuda")
+            fresh = random_inputs(PROBLEM, seed, "cuda")
             for tensor, value in zip(inputs[:7], fresh[:7]):
                 tensor.copy_(value)
             y.fill_(torch.nan)
@@ -474,7 +474,7 @@ class TestGpu:
             assert case.ok, case.reasons
 
     def test_other_streams_work_while_one_is_captured(self):
-        inputs = draw(PROBLEM, 0, "cuda")
+        inputs = random_inputs(PROBLEM, 0, "cuda")
         expected = fused_conv_bn_scale(*inputs, **options(PROBLEM))
         others = [torch.cuda.Stream() for _ in range(2)]
         for stream in others:
@@ -500,7 +500,7 @@ class TestGpu:
 
     def test_fresh_threads(self):
         """Many at once, in streams of their own; none may leave a context pushed, which would abort the process."""
-        inputs = draw(PROBLEM, 0, "cuda")
+        inputs = random_inputs(PROBLEM, 0, "cuda")
         expected = fused_conv_bn_scale(*inputs, **options(PROBLEM))
         torch.cuda.synchronize()
         results = []
@@ -530,15 +530,15 @@ class TestGpu:
                 found.append(fused_conv_bn_scale(*inputs, **options(PROBLEM)))
                 return gradient
 
-        found, inputs = [], draw(PROBLEM, 0, "cuda")
+        found, inputs = [], random_inputs(PROBLEM, 0, "cuda")
         Doubled.apply(torch.ones(3, device="cuda", requires_grad=True)).sum().backward()
         assert torch.equal(found[0], fused_conv_bn_scale(*inputs, **options(PROBLEM)))
 
     def test_a_process_that_ends_in_a_thread(self):
         script = (
             "import threading, torch, fusedref\n"
-            "from fusedref.validator import draw\n"
-            "inputs = draw(fusedref.Problem(1, 2, 2, 5, 5, 3), 0, 'cuda')\n"
+            "from fusedref.validation import random_inputs\n"
+            "inputs = random_inputs(fusedref.Problem(1, 2, 2, 5, 5, 3), 0, 'cuda')\n"
             "thread = threading.Thread(target=lambda: fusedref.fused_conv_bn_scale(*inputs))\n"
             "thread.start(); thread.join(); torch.cuda.synchronize(); print('end')\n"
         )
@@ -557,7 +557,7 @@ class TestGpu:
         problem = Problem(65, 1, 1, 2**12, 2**13, 1)
         if torch.cuda.get_device_properties(0).total_memory < 30 * 2**30:
             pytest.skip("needs 30 GiB of GPU memory")
-        inputs = draw(problem, 0, "cuda")
+        inputs = random_inputs(problem, 0, "cuda")
         y = fused_conv_bn_scale(*inputs)
         assert y.numel() > 2**31
         case = compare("", problem, inputs, y)
@@ -567,7 +567,7 @@ class TestGpu:
     @pytest.mark.parametrize("name", ["x", "weight", "bias", "running_mean", "running_var", "gamma", "beta"])
     def test_nan_infinity_and_negative_variance_give_what_torch_gives(self, name, value):
         problem = Problem(1, 2, 3, 6, 7, 3)
-        inputs = draw(problem, 0, "cuda")
+        inputs = random_inputs(problem, 0, "cuda")
         getattr(inputs, name).view(-1)[1] = value
         expected = conv_bn_scale(*inputs)
         y = fused_conv_bn_scale(*inputs)
@@ -576,7 +576,7 @@ class TestGpu:
     def test_tf32_of_the_library_is_refused(self):
         """torch's own convolution takes tf32 unless told not to: the validator sees the difference."""
         problem = Problem(8, 64, 64, 32, 32, 3)
-        x, weight = draw(problem, 0, "cuda")[:2]
+        x, weight = random_inputs(problem, 0, "cuda")[:2]
         results = []
         for allow_tf32 in (False, True):
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=allow_tf32):

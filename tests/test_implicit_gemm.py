@@ -16,7 +16,7 @@ from fusedref.cuda.launch import Out, launch
 from fusedref.emulator import driver, watch
 from fusedref.planning import How, implicit_gemm_plan
 from fusedref.reference import oracle
-from fusedref.validator import compare, draw
+from fusedref.validation import compare, random_inputs
 from tests.ranges import convolution, folded, spread
 from tests.strategies import compiling, options
 from tests.tiles import assert_no_spills, needs_emulator, needs_nvcc
@@ -38,7 +38,7 @@ def gemm(problem, inputs, how=How(), **wanted):
 
 
 def assert_right(problem, device, how=How(), **wanted):
-    inputs = draw(problem, 0, device, how.vectors)
+    inputs = random_inputs(problem, 0, device, how.vectors)
     y = gemm(problem, inputs, how, **wanted)
     case = compare("", problem, inputs, y, precision=how.precision)
     assert case.ok, (problem, case.reasons)
@@ -77,7 +77,7 @@ class TestPlan:
         assert dict(plan(Problem(2, 64, 64, 7, 9, 1, padding=1)).macros)["WIDTH"] == 9
 
     def test_it_is_what_the_package_runs(self, device):
-        inputs = draw(SMALL, 3, device)
+        inputs = random_inputs(SMALL, 3, device)
         chosen = plan(SMALL, *fused._card(device))
         assert chosen.kernel == "implicit_gemm"
         expected = fused.run(chosen, SMALL, inputs[:7], inputs.scaling_factor, inputs.eps)
@@ -113,7 +113,7 @@ class TestShapes:
 
     def test_an_empty_batch(self, device):
         problem = dataclasses.replace(SMALL, batch=0)
-        assert gemm(problem, draw(problem, 0, device)).shape == problem.output_shape
+        assert gemm(problem, random_inputs(problem, 0, device)).shape == problem.output_shape
 
     @settings(compiling, max_examples=4)
     @given(st.data())
@@ -135,14 +135,14 @@ class TestShapes:
 
     @pytest.mark.parametrize("missing", ["bias", "gamma", "beta"])
     def test_vectors_left_out(self, device, missing):
-        inputs = draw(SMALL, 0, device)
+        inputs = random_inputs(SMALL, 0, device)
         getattr(inputs, missing).fill_(1.0 if missing == "gamma" else 0.0)
         case = compare("", SMALL, inputs, gemm(SMALL, inputs._replace(**{missing: None})))
         assert case.ok, case.reasons
 
     def test_errors_are_no_larger_than_those_of_a_float32_sum(self, device):
         for problem in (SMALL, Problem(1, 4, 16, 9, 9, 3)):  # the second has the fewest products that are served
-            inputs = convolution(*draw(problem, 0, device)[:2])
+            inputs = convolution(*random_inputs(problem, 0, device)[:2])
             truth = oracle(*inputs, **options(problem))
             ours, plain = ((run(problem, inputs).double() - truth).norm().item() for run in (gemm, folded))
             assert ours <= plain and ours <= 1.2e-7 * truth.norm().item()
@@ -207,7 +207,7 @@ class TestRange:
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     @pytest.mark.parametrize("name", ["x", "weight", "bias", "running_mean", "running_var", "gamma", "beta"])
     def test_nan_and_infinity_come_out_where_the_formula_puts_them(self, device, name, value):
-        inputs = draw(SMALL, 0, device)
+        inputs = random_inputs(SMALL, 0, device)
         getattr(inputs, name).view(-1)[1] = value
         y = gemm(SMALL, inputs).double()
         torch.testing.assert_close(y, oracle(*inputs, **options(SMALL)), rtol=1e-5, atol=1e-5, equal_nan=True)
@@ -215,7 +215,7 @@ class TestRange:
     @pytest.mark.parametrize("name", ["x", "weight"])
     def test_infinities_of_halves(self, device, name):
         problem = dataclasses.replace(SMALL, in_channels=2, dtype=torch.float16)  # taps share rows
-        inputs = draw(problem, 0, device)
+        inputs = random_inputs(problem, 0, device)
         getattr(inputs, name).view(-1)[3] = math.inf
         y = gemm(problem, inputs).double()
         torch.testing.assert_close(y, oracle(*inputs, **options(problem)), rtol=1e-3, atol=2e-3, equal_nan=True)
@@ -253,7 +253,7 @@ CAUGHT = Problem(2, 12, 20, 8, 9, 3)
 
 def is_right(text):
     """Whether the text passes a short form of the tests above: tiles that come round, and a wall."""
-    drawn = draw(CAUGHT, 0)
+    drawn = random_inputs(CAUGHT, 0)
     drawn.x[1, :, :, 5:] *= 1e12
     with watch() as seen:
         y = run_source(text, CAUGHT, drawn, multiprocessors=1, chunk=8, slots=2, across=4, warp_channels=16, down=1)
@@ -281,7 +281,7 @@ class TestPlantedBugs:
 def test_no_bank_conflicts_where_products_read(stride):
     problem = Problem(1, 8, 16, 8 * stride + 2, 16 * stride + 2, 3, stride=stride)
     with watch() as seen:
-        gemm(problem, draw(problem, 0), rows=8, columns=16, warp_channels=16)
+        gemm(problem, random_inputs(problem, 0), rows=8, columns=16, warp_channels=16)
     assert seen.findings == []
     counters = seen.counters["implicit_gemm"]
     for number, line in enumerate(SOURCE.read_text().splitlines(), 1):
@@ -319,7 +319,7 @@ FAMILY = [
 @pytest.mark.parametrize("problem", FAMILY, ids=str)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_the_family_at_full_size(device, problem, channels_last):
-    inputs = draw(problem, 0, device)
+    inputs = random_inputs(problem, 0, device)
     if channels_last:
         inputs = inputs._replace(x=inputs.x.contiguous(memory_format=torch.channels_last))
     y = fused.fused_conv_bn_scale(*inputs, **options(problem))
@@ -332,7 +332,7 @@ def test_the_family_at_full_size(device, problem, channels_last):
 def test_memory_that_is_not_aligned(device):
     """x and weight 4 bytes behind where units of 16 begin."""
     problem = Problem(2, 64, 64, 8, 16, 3, padding=1)
-    inputs = draw(problem, 0, device)
+    inputs = random_inputs(problem, 0, device)
     moved = [torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape) for t in (inputs.x, inputs.weight)]
     inputs = inputs._replace(x=moved[0], weight=moved[1])
     case = compare("", problem, inputs, gemm(problem, inputs))

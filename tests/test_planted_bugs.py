@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from fusedref import Problem, folding, validate
 from fusedref.reference import conv_bn_scale
-from fusedref.validator import candidate_from_kernel
+from fusedref.validation import candidate_from_kernel
 
 PLAIN = Problem(2, 4, 6, 9, 9, 3)  # square on purpose: other shapes must show what this one hides
 PADDED = Problem(2, 4, 6, 9, 9, 3, stride=2, padding=1, dilation=2, groups=2)

@@ -4,14 +4,14 @@ from hypothesis import given
 
 from fusedref import ConvBnScale, FusedConvBnScale
 from fusedref.reference import conv_bn_scale, oracle
-from fusedref.validator import compare, draw
+from fusedref.validation import compare, random_inputs
 from tests.strategies import fast, options, problems
 
 
 @fast
 @given(problems())
 def test_three_operators_are_the_oracle_to_float32_rounding(problem):
-    inputs = draw(problem, seed=1)
+    inputs = random_inputs(problem, seed=1)
     case = compare("", problem, inputs, conv_bn_scale(*inputs, **options(problem)))
     assert case.ok, case.reasons
 
@@ -20,7 +20,7 @@ def test_three_operators_are_the_oracle_to_float32_rounding(problem):
 @given(problems())
 def test_in_float64_they_are_the_oracle(problem):
     """The oracle writes BatchNorm out; torch's own float64 operators are a second opinion."""
-    inputs = [value.double() if isinstance(value, torch.Tensor) else value for value in draw(problem, seed=2)]
+    inputs = [value.double() if isinstance(value, torch.Tensor) else value for value in random_inputs(problem, seed=2)]
     expected = oracle(*inputs, **options(problem))
     assert expected.dtype == torch.float64
     torch.testing.assert_close(conv_bn_scale(*inputs, **options(problem)), expected, rtol=1e-12, atol=1e-12)

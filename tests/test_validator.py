@@ -14,7 +14,8 @@ import fusedref
 from fusedref import KERNELBENCH_73, Problem, validate
 from fusedref.problem import SMALL_73
 from fusedref.reference import conv_bn_scale, oracle
-from fusedref.validator import _spread, candidate_from_kernel, compare, draw, shapes_around
+from fusedref.validation import candidate_from_kernel, compare, random_inputs, shapes_around
+from fusedref.validation.bounds import spread_of
 from tests.strategies import fast, options, problems
 
 SMALL = Problem(2, 3, 4, 8, 7, 3)
@@ -147,13 +148,13 @@ def test_at_precision_tf32_rounded_and_cut_factors_are_accepted_and_bfloat16_is_
 def test_the_bounds_of_tf32(taps):
     """Errors in units of t q: what the module's text says of rounding, cutting off and bfloat16."""
     problem = Problem(256, taps, 64, 1, 1, 1)
-    inputs = draw(problem, seed=0)
+    inputs = random_inputs(problem, seed=0)
     changes = {
         "rounded": lambda t: ((t.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32),
         "cut": lambda t: (t.view(torch.int32) & ~0x1FFF).view(torch.float32),
         "bfloat16": lambda t: t.bfloat16().float(),
     }
-    spread = _spread(problem, inputs, "tf32")
+    spread = spread_of(problem, inputs, "tf32")
     exact = oracle(*inputs)
     found = {}
     for name, change in changes.items():
@@ -172,7 +173,7 @@ def test_the_bounds_of_tf32(taps):
 def test_the_bounds_hold_whatever_the_number_of_taps(taps):
     """A sequential sum that starts from the folded bias, the worst order there is, keeps well inside both."""
     problem = Problem(64, taps, 64, 1, 1, 1)
-    inputs = draw(problem, seed=0)
+    inputs = random_inputs(problem, seed=0)
     a, b = fusedref.folding.affine(*inputs[2:])
     x, weight = inputs.x.view(64, taps), fusedref.folding.fold(inputs.weight, a).view(64, taps)
     sums = b.expand(64, 64)
@@ -269,7 +270,7 @@ def test_what_halves_are_refused_for(candidate, dtype):
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_float32_vectors_beside_halves_count_whole(dtype):
     problem = Problem(2, 8, 16, 9, 10, 3, dtype=dtype)
-    inputs = draw(problem, 0, vectors=torch.float32)
+    inputs = random_inputs(problem, 0, vectors=torch.float32)
     assert inputs.weight.dtype == dtype and inputs.beta.dtype == torch.float32
     assert compare("", problem, inputs, in_float32(*inputs).to(dtype)).ok
     for name in ("bias", "running_mean", "running_var", "gamma", "beta"):
@@ -285,13 +286,13 @@ def test_a_kernel_for_float32_gets_no_halves(tmp_path):
 
 
 def test_inputs_are_drawn_by_the_seed_and_nothing_is_at_its_default():
-    one, same, other = (draw(SMALL, seed) for seed in (1, 1, 2))
+    one, same, other = (random_inputs(SMALL, seed) for seed in (1, 1, 2))
     for name, value in one._asdict().items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(value, getattr(same, name)) and not torch.equal(value, getattr(other, name))
         else:
             assert value == getattr(same, name) != getattr(other, name)
-    many = draw(Problem(1, 1, 1000, 3, 3, 3), 0)
+    many = random_inputs(Problem(1, 1, 1000, 3, 3, 3), 0)
     for vector in (many.bias, many.running_mean, many.beta):
         assert vector.abs().min() >= 0.25 and (vector < 0).any() and (vector > 0).any()
     assert many.gamma.abs().min() >= 0.5 and (many.gamma < 0).any()
@@ -376,7 +377,7 @@ def test_on_a_card_an_address_outside_all_memory_is_a_reason():
 
     script = (
         "import pathlib, sys, fusedref, tempfile\n"
-        "from fusedref.validator import candidate_from_kernel\n"
+        "from fusedref.validation import candidate_from_kernel\n"
         "rest = 'const float* w, const float* b, const float* m, const float* v, const float* g, const float* e,'\n"
         "rest += 'float s, float p, float* y, int n, int c, int h, int d, int o, int k'\n"
         "text = 'extern \"C\" __global__ void f(const float* x, ' + rest + ') { y[1ll << 44] = 1.0f; }'\n"

@@ -11,7 +11,7 @@ import torch
 from fusedref import Problem, cuda
 from fusedref.cuda import drv
 from fusedref.cuda.compile import HEADERS
-from fusedref.validator import compare, draw
+from fusedref.validation import compare, random_inputs
 from kernels import ladder
 
 ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]
@@ -42,7 +42,7 @@ def assert_no_spills(report: str) -> None:
 def refused(rung: ladder.Rung, device) -> bool:
     """Whether the rung fails, or its result is refused, on a small problem: one shape, so that little is compiled."""
     problem = Problem(2, 3, 20, 10, 38, 2)
-    given = draw(problem, 0, device)
+    given = random_inputs(problem, 0, device)
     torch.full(problem.output_shape, math.nan, device=device)  # what torch gives out next: an output left out shows
     try:
         y = rung.candidate(*given)
@@ -56,7 +56,7 @@ def watched(tiled: ladder.Tiled, *sizes: int):
     from fusedref.emulator import watch
 
     with watch() as seen:
-        tiled(*draw(Problem(*sizes), 0))
+        tiled(*random_inputs(Problem(*sizes), 0))
     assert [finding.message for finding in seen.findings] == []
     return seen.counters[tiled.kernel]
 
@@ -66,7 +66,7 @@ def findings(tiled: ladder.Tiled, *sizes: int) -> list:
     from fusedref.emulator import watch
 
     with watch() as seen:
-        tiled(*draw(Problem(*sizes), 0))
+        tiled(*random_inputs(Problem(*sizes), 0))
     return seen.findings
 
 

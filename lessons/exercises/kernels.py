@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fusedref.cuda import SourceModule, gpuarray
-from fusedref.validator import Candidate, candidate_from_kernel
+from fusedref.validation import Candidate, candidate_from_kernel
 from lessons.exercises import Wrong
 
 THREADS = 256

@@ -1,0 +1,73 @@
+"""Rows as tables and as a picture."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+from rich.table import Table
+
+from fusedref.bench.rows import FLOOR, Row
+
+
+def best(rows: list[Row], precision: str, ours: bool) -> Row:
+    """The fastest row of a precision, among this package's or among all others."""
+    found = [row for row in rows if row.precision == precision and row.name != FLOOR]
+    return min((row for row in found if (row.name == "fusedref") == ours), key=lambda row: row.us)
+
+
+def times_as_fast(rows: list[Row]) -> float:
+    """How many times as fast as the best peer this package is in fp32, the geometric mean over the rows' problems."""
+    problems = {row.problem: [other for other in rows if other.problem == row.problem] for row in rows}
+    ratios = [best(of_one, "fp32", False).us / best(of_one, "fp32", True).us for of_one in problems.values()]
+    return math.exp(statistics.mean(map(math.log, ratios)))
+
+
+def table_of_others(rows: list[Row], card: str) -> Table:
+    """A line for each problem: the floor, and the best peer beside the best of ours in each precision."""
+    result = Table(title=f"Other problems, microseconds on {card}")
+    result.add_column("")
+    for heading in ("floor", "best fp32 peer", "fusedref", "times", *[f"{p} peer, fusedref" for p in ("tf32", "fp16")]):
+        result.add_column(heading, justify="right")
+    for problem in dict.fromkeys(row.problem for row in rows):
+        of_one = [row for row in rows if row.problem == problem]
+        peer, mine = best(of_one, "fp32", False), best(of_one, "fp32", True)
+        cells = [f"{mine.floor_us:.1f}", f"{peer.us:.1f}", f"{mine.us:.1f}", f"{peer.us / mine.us:.2f}"]
+        for precision in ("tf32", "fp16"):
+            cells.append(", ".join(f"{best(of_one, precision, ours).us:.1f}" for ours in (False, True)))
+        result.add_row(problem, *cells)
+    return result
+
+
+def table(rows: list[Row], card: str) -> Table:
+    """The rows for a terminal."""
+    result = Table(title=f"{rows[0].problem}, {card}")
+    for heading in ("", "precision", "layout"):
+        result.add_column(heading)
+    for heading in ("us", "+-", "x floor", "relative L2"):
+        result.add_column(heading, justify="right")
+    for row in rows:
+        error = "" if row.relative_l2 is None else f"{row.relative_l2:.1e}"
+        times = f"{row.us:.1f}", f"{row.us_spread:.1f}", f"{row.us / row.floor_us:.2f}"
+        result.add_row(row.name, row.precision, row.layout, *times, error)
+    return result
+
+
+def picture(rows: list[Row], card: str):
+    """A matplotlib Figure: a bar for each row, the floor as a line for each element size."""
+    from matplotlib.figure import Figure
+
+    bars = [row for row in rows if row.name != FLOOR]
+    figure = Figure(figsize=(9, 0.32 * len(bars) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    colours = {"fp32": "tab:blue", "tf32": "tab:orange", "fp16": "tab:green", "bf16": "tab:olive"}
+    names = [f"{row.name}, {row.precision}, {row.layout}" for row in bars]
+    axes.barh(names, [row.us for row in bars], color=[colours[row.precision] for row in bars])
+    for row in rows:
+        if row.name == FLOOR:
+            axes.axvline(row.us, color=colours[row.precision], linestyle="--", label=f"floor, {row.precision}")
+    axes.invert_yaxis()
+    axes.set_xlabel("microseconds (median)")
+    axes.set_title(f"{rows[0].problem}, {card}")
+    axes.legend()
+    return figure

@@ -1,0 +1,22 @@
+"""Validate a candidate: is a function, or a kernel, the operator to rounding?
+
+``validate`` calls it on random inputs and compares what it returns with float64; ``bounds`` has the rounding bound.
+"""
+
+from fusedref.validation.call import Candidate
+from fusedref.validation.compare import compare
+from fusedref.validation.inputs import Inputs, random_inputs, shapes_around
+from fusedref.validation.kernel import candidate_from_kernel
+from fusedref.validation.report import Report
+from fusedref.validation.validate import validate
+
+__all__ = [
+    "Candidate",
+    "Inputs",
+    "Report",
+    "candidate_from_kernel",
+    "compare",
+    "random_inputs",
+    "shapes_around",
+    "validate",
+]

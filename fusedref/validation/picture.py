@@ -1,0 +1,33 @@
+"""A picture of where the errors sit."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import torch
+
+from fusedref.validation.cases import Case
+
+
+def picture_of(case: Case) -> str:
+    """A PNG, in base64: the share of wrong elements at each (row, column) and in each (image, channel)."""
+    from matplotlib.figure import Figure
+
+    batch, channels, height, width = case.problem.output_shape
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    plane, planes = figure.subplots(1, 2)
+    for axes, counts, each, title, labels in (
+        (plane, case.errors.plane, batch * channels, "rows and columns", ("column", "row")),
+        (planes, case.errors.channels, height * width, "images and channels", ("channel", "image")),
+    ):
+        # A little wrong must not look like right: whatever is wrong starts at a third of the scale.
+        share = torch.where(counts > 0, 1 / 3 + 2 / 3 * counts / each, 0.0)
+        axes.imshow(share.numpy(), cmap="Reds", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        axes.set(title=f"wrong by {title}", xlabel=labels[0], ylabel=labels[1])
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.get_major_locator().set_params(integer=True)
+    figure.suptitle(case.name)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=80)
+    return base64.b64encode(buffer.getvalue()).decode()
