@@ -82,7 +82,7 @@ def read_conflicts(source: str) -> dict[str, dict[int, tuple[str, int]]]:
         elif header is None:
             header = row
         else:
-            cell = dict(zip(header, row))  # of a kernel without shared memory there are no such columns
+            cell = dict(zip(header, row, strict=False))  # of a kernel without shared memory there are no such columns
             beyond = int(cell.get("L1 Wavefronts Shared", 0)) - int(cell.get("L1 Wavefronts Shared Ideal", 0))
             if beyond and cell["Access Operation"] in ("Load", "Store"):  # what cp.async brings is no store of the warp
                 found[number] = cell["Access Operation"].lower(), beyond
@@ -161,7 +161,7 @@ def main() -> int:
     what.add_argument("file", nargs="?", type=Path, help="the JSON file to write")
     what.add_argument("--run", action="store_true", help="only run the kernels: what Nsight Compute is given to watch")
     given = parser.parse_args()
-    if cuda.device() != "gpu" or not (given.run or shutil.which("ncu") and shutil.which("nvdisasm")):
+    if cuda.device() != "gpu" or not (given.run or (shutil.which("ncu") and shutil.which("nvdisasm"))):
         print("A card's counters need a card, and ncu and nvdisasm on PATH. The emulator's need none of them.")
         return 2
     if given.run:

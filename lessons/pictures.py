@@ -74,7 +74,7 @@ def images(planes: Mapping[str, np.ndarray], alt: str) -> Image:
     """
 
     def paint(figure: Figure) -> None:
-        for axes, (title, plane) in zip(figure.subplots(1, len(planes), squeeze=False)[0], planes.items()):
+        for axes, (title, plane) in zip(figure.subplots(1, len(planes), squeeze=False)[0], planes.items(), strict=True):
             if plane.ndim == 3:
                 axes.imshow(plane.transpose(1, 2, 0).clip(0, 1))
             else:
@@ -162,7 +162,7 @@ def window(height: int, width: int, kernel_size: int, row: int, column: int, alt
             ("the input: reads these", height, width, kernel_size, BLUE),
             ("the output: writes this", height - kernel_size + 1, width - kernel_size + 1, 1, RED),
         )
-        for axes, (title, rows, columns, side, colour) in zip(sides, marks):
+        for axes, (title, rows, columns, side, colour) in zip(sides, marks, strict=True):
             for i in range(rows):
                 for j in range(columns):
                     inside = row <= i < row + side and column <= j < column + side
@@ -263,8 +263,8 @@ def curve(
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        for (name, line), colour, symbol in zip(points.items(), colours, "osD^vP"):
-            axes.plot(*zip(*line), color=colour, marker=symbol, label=name, linewidth=2, clip_on=False)
+        for (name, line), colour, symbol in zip(points.items(), colours, "osD^vP", strict=False):
+            axes.plot(*zip(*line, strict=True), color=colour, marker=symbol, label=name, linewidth=2, clip_on=False)
         if "x" in logarithmic:
             axes.set_xscale("log", base=2)
         if "y" in logarithmic:
@@ -292,7 +292,7 @@ def roofline(
         axes = figure.subplots()
         highest = max(roofs.values()) / bandwidth
         axes.plot([0.05, highest], [0.05 * bandwidth, highest * bandwidth], color=GREY, linewidth=2)
-        for (name, peak), colour, dash in zip(roofs.items(), (RED, PURPLE, GREEN), ("-", "--", "-.")):
+        for (name, peak), colour, dash in zip(roofs.items(), (RED, PURPLE, GREEN), ("-", "--", "-."), strict=False):
             axes.plot([peak / bandwidth, 2000], [peak, peak], color=colour, linestyle=dash, linewidth=2)
             axes.text(1900, peak * 1.15, name, ha="right")
         lowest = min(roofs.values())
@@ -372,7 +372,7 @@ def banks(pitches: Sequence[int], column: int, alt: str, *, rows: int = 8, colum
     """
 
     def paint(figure: Figure) -> None:
-        for axes, pitch in zip(figure.subplots(1, len(pitches), squeeze=False)[0], pitches):
+        for axes, pitch in zip(figure.subplots(1, len(pitches), squeeze=False)[0], pitches, strict=True):
             for row, place in np.ndindex(rows, columns):
                 asked = place == column
                 axes.add_patch(

@@ -99,7 +99,7 @@ def test_what_the_banks_lose_beyond_the_lines_conflicts_is_little_and_never_the_
     of_lines = sum(counts.get(name, 0) for counts in card["bank_conflicts"].values())
     beyond = [run[name] - of_lines for run in card["runs"]]
     requests = getattr(counted[kernel], name.replace("bank_conflicts", "requests")) // counted[kernel].launches
-    assert 0 <= min(beyond) and max(beyond) <= LOST * requests
+    assert min(beyond) >= 0 and max(beyond) <= LOST * requests
     assert max(beyond) == 0 or len(set(beyond)) > 1
 
 

@@ -100,7 +100,7 @@ class TestMma:
         true = C.astype(np.float64) + A @ B.transpose(0, 2, 1)
         assert np.array_equal(d, to_lanes(true.astype(np.float32)))
 
-    @pytest.mark.parametrize("rounding, bits", [("hopper", 25), ("ampere", 24)])
+    @pytest.mark.parametrize(("rounding", "bits"), [("hopper", 25), ("ampere", 24)])
     def test_bits_below_the_largest_exponent_are_cut(self, rounding, bits):
         """What is cut off before the sum cannot add up to a bit that is kept."""
         a, b, c = np.zeros((1, 32, 4), np.uint32), np.zeros((1, 32, 2), np.uint32), np.zeros((1, 32, 4), np.float32)
@@ -123,7 +123,7 @@ class TestMma:
         assert d[0, 0, 0] == np.float32(2 + (2.0**-22 if bits == 25 else 0))
 
     @pytest.mark.parametrize(
-        "a0, b0, c0, expected",
+        ("a0", "b0", "c0", "expected"),
         [
             (np.inf, 1, 0, np.inf),
             (np.inf, 0, 0, np.nan),

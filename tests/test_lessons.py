@@ -587,7 +587,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("name, answer, word", WRONG, ids=[f"{name}-{n}" for n, (name, _, _) in enumerate(WRONG)])
+@pytest.mark.parametrize(("name", "answer", "word"), WRONG, ids=[f"{name}-{n}" for n, (name, _, _) in enumerate(WRONG)])
 def test_a_wrong_answer_is_refused(name, answer, word):
     verdict = EXERCISES[name].check(answer)
     assert not verdict.ok

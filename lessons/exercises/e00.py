@@ -18,7 +18,7 @@ def _judge_tensor_bytes(answer) -> str:
         given, right = answer(*sizes), tensor_bytes_answer(*sizes)
         if not isinstance(given, tuple) or len(given) != 2:
             raise Wrong(f"It should return two numbers, (bytes of x, bytes of y); it returned {given!r}.")
-        for name, value, wanted in zip("xy", given, right):
+        for name, value, wanted in zip("xy", given, right, strict=True):
             if value != wanted:
                 batch, in_channels, out_channels, height, width, kernel_size = sizes
                 raise Wrong(
@@ -54,7 +54,7 @@ def _judge_moved(answer) -> str:
         given, right = answer(*sizes), moved_answer(*sizes)
         if not isinstance(given, tuple) or len(given) != 2:
             raise Wrong(f"It should return two numbers, (three operators, fused); it returned {given!r}.")
-        for name, value, wanted in zip(("three operators", "one fused operator"), given, right):
+        for name, value, wanted in zip(("three operators", "one fused operator"), given, right, strict=True):
             if value != wanted:
                 raise Wrong(
                     f"With {sizes[0]} bytes of x and {sizes[1]} of y, {name} should move {wanted} bytes, not {value}."

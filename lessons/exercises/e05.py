@@ -45,7 +45,7 @@ def _judge_fold(answer) -> str:
         given = answer(**values)
         if not isinstance(given, tuple) or len(given) != 2:
             raise Wrong(f"It should return two tensors, (a, b); it returned {type(given).__name__}.")
-        for name, value, right in zip("ab", given, fold_answer(**values)):
+        for name, value, right in zip("ab", given, fold_answer(**values), strict=True):
             if not torch.is_tensor(value) or value.shape != right.shape:
                 raise Wrong(f"{name} should be a tensor of one number per channel.")
             if not torch.allclose(value, right, rtol=1e-9, atol=1e-12):

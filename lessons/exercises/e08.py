@@ -47,7 +47,7 @@ def _judge_holder(answer) -> str:
         given = answer(row, column)
         if not isinstance(given, tuple) or len(given) != 2:
             raise Wrong(f"It should return two whole numbers, (lane, register); it returned {given!r}.")
-        for what, value, right in zip(("lane", "register"), given, (lane, register)):
+        for what, value, right in zip(("lane", "register"), given, (lane, register), strict=True):
             if value != right:
                 raise Wrong(f"Row {row}, column {column} is in {what} {right}; you say {value}.")
     return "All 128 numbers are where you say: the emulator multiplied, and was asked."

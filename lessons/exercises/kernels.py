@@ -94,7 +94,7 @@ def compare(y: np.ndarray, expected: np.ndarray, axes: tuple[str, ...], toleranc
     if not wrong.any():
         return
     first = tuple(int(index) for index in np.argwhere(wrong)[0])
-    place = ", ".join(f"{name} {index}" for name, index in zip(axes, first))
+    place = ", ".join(f"{name} {index}" for name, index in zip(axes, first, strict=True))
     text = f"{wrong.sum()} of {wrong.size} numbers are wrong. The first is at {place}: "
     text += f"{y[first]:.6g}, and should be {expected[first]:.6g}."
     for axis, name in enumerate(axes):

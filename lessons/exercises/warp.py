@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -81,7 +82,7 @@ def _judge_four_each(source) -> str:
         x, y = np.random.default_rng(0).standard_normal(size, dtype=np.float32), np.empty(size, dtype=np.float32)
         blocks = -(-size // (4 * THREADS))
         arguments = driver.In(x), np.float32(2), driver.Out(y), np.int32(size)
-        seen = watched(lambda: kernel(*arguments, block=(THREADS, 1, 1), grid=(blocks, 1)))
+        seen = watched(partial(kernel, *arguments, block=(THREADS, 1, 1), grid=(blocks, 1)))
         compare(y, 2 * x.astype(np.float64), ("number",))
     counters = seen.counters["scale"]
     if counters.bytes_moved != counters.bytes_used:
@@ -125,7 +126,7 @@ def _judge_transpose(source) -> str:
         y = np.empty((width, height), dtype=np.float32)
         arguments = driver.In(x), driver.Out(y), np.int32(height), np.int32(width)
         grid = -(-width // 32), -(-height // 32)
-        seen = watched(lambda: kernel(*arguments, block=(32, 32, 1), grid=grid))
+        seen = watched(partial(kernel, *arguments, block=(32, 32, 1), grid=grid))
         compare(y, x.T.astype(np.float64), ("row", "column"))
     counters = seen.counters["transpose"]
     if counters.bytes_moved != counters.bytes_used:
@@ -185,7 +186,7 @@ def _judge_blur(source) -> str:
         arguments = driver.In(x), driver.Out(y), np.int32(size)
         for seed in (0, 1):
             try:
-                watched(lambda: kernel(*arguments, block=(THREADS, 1, 1), grid=(-(-size // THREADS), 1)), seed)
+                watched(partial(kernel, *arguments, block=(THREADS, 1, 1), grid=(-(-size // THREADS), 1)), seed)
             except Wrong as wrong:
                 raise Wrong(f"With {size} numbers, {wrong}") from None
             expected = np.convolve(x.astype(np.float64), np.ones(3) / 3)[1:-1]
