@@ -1,4 +1,4 @@
-# Everything runs in .venv, which the first target that needs it sets up. `make` alone lists the targets.
+# Every target runs in .venv, and the first one to run creates it. `make` alone lists the targets.
 
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
     $$python -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$python && break; done)
@@ -8,13 +8,13 @@ RUN = $(VENV)/bin/python
 .PHONY: help ladder test lab bench check format
 
 help:
-	@echo "make ladder   validate every rung of the ladder; on a GPU, time them beside what PyTorch offers"
-	@echo "make test     run the tests: on the GPU where there is one, on the emulator otherwise"
-	@echo "make lab      open the lessons in Jupyter"
-	@echo "make bench    time fusedref and its peers (needs a GPU)"
+	@echo "make ladder   validate every rung of the ladder; on a GPU, time it against PyTorch"
+	@echo "make test     run the tests: on a GPU if there is one, else on the emulator"
 	@echo "make check    check style, formatting, types and the direction of imports"
-	@echo "make format   format the sources and apply the safe fixes of the style check"
-	@echo "Each of them sets up $(VENV) first, if need be."
+	@echo "make format   format the sources and apply ruff's safe fixes"
+	@echo "make lab      open the lessons in Jupyter"
+	@echo "make bench    time fusedref against PyTorch (needs a GPU)"
+	@echo "The first of them to run creates $(VENV), which takes some minutes."
 
 ladder: $(VENV)/.ready
 	$(RUN) -m kernels
@@ -34,7 +34,7 @@ check: $(VENV)/.ready
 format: $(VENV)/.ready
 	$(RUN) tools/check.py --fix
 
-$(VENV)/.ready: .ci/bootstrap.py requirements.txt requirements-cpu.txt
+$(VENV)/.ready: tools/setup_environment.py requirements.txt requirements-cpu.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
 	    echo "Python 3.10 or newer is needed. Install one, or name it: make PYTHON=/path/to/python3"; exit 1; }
-	$(PYTHON) .ci/bootstrap.py $(VENV)
+	$(PYTHON) tools/setup_environment.py $(VENV)

@@ -13,9 +13,9 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location("bootstrap", ROOT / ".ci" / "bootstrap.py")
-bootstrap = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(bootstrap)
+spec = importlib.util.spec_from_file_location("setup_environment", ROOT / "tools" / "setup_environment.py")
+setup_environment = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(setup_environment)
 
 
 def requirements(name):
@@ -101,15 +101,15 @@ def test_the_driver_says_whether_there_is_a_gpu(tmp_path, status, count, seen):
 
 
 def gpu_seen(folder, environment, driver):
-    """What bootstrap.driver() finds where libcuda.so.1 is built from ``driver`` (or cannot be loaded)."""
+    """Return what driver() prints where libcuda.so.1 is built from `driver`, or is no library if that is None."""
     library = folder / "libcuda.so.1"
     if driver is None:
         library.write_text("no library")
     else:
         (folder / "driver.cpp").write_text(driver)
         subprocess.run(["g++", "-shared", "-fPIC", "-o", library, folder / "driver.cpp"], check=True)
-    program = f"import sys; sys.path.insert(0, {str(ROOT / '.ci')!r}); import bootstrap; print(bootstrap.driver())"
-    environment = {**os.environ, **environment, "LD_LIBRARY_PATH": str(folder)}
+    program = "import setup_environment; print(setup_environment.driver())"
+    environment = {**os.environ, **environment, "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(ROOT / "tools")}
     command = [sys.executable, "-c", program]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout.strip()
 
@@ -117,18 +117,18 @@ def gpu_seen(folder, environment, driver):
 def test_a_toolkit_counts_only_with_all_that_pycuda_needs(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     for part in ("bin/nvcc", "include/cudaProfiler.h", "include/curand.h"):
-        assert bootstrap.toolkit() != tmp_path
+        assert setup_environment.toolkit() != tmp_path
         (tmp_path / part).parent.mkdir(exist_ok=True)
         (tmp_path / part).touch()
-    assert bootstrap.toolkit() == tmp_path
+    assert setup_environment.toolkit() == tmp_path
 
 
 def test_virtualenv_stands_in_for_venv(tmp_path, monkeypatch):
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\n[ "$2" = virtualenv ] && exec {sys.executable} -m venv --without-pip "$3"\nexit 1\n')
     python.chmod(0o755)
-    monkeypatch.setattr(bootstrap.sys, "executable", str(python))
-    made = bootstrap.make_environment(tmp_path / "environment")
+    monkeypatch.setattr(setup_environment.sys, "executable", str(python))
+    made = setup_environment.create_environment(tmp_path / "environment")
     assert subprocess.run([made, "-c", ""]).returncode == 0
 
 
@@ -136,9 +136,9 @@ def test_a_python_that_can_make_no_environment_is_told_what_to_install(tmp_path,
     python = tmp_path / "python"  # as on Debian without python3-venv
     python.write_text("#!/bin/sh\nexit 1\n")
     python.chmod(0o755)
-    monkeypatch.setattr(bootstrap.sys, "executable", str(python))
+    monkeypatch.setattr(setup_environment.sys, "executable", str(python))
     with pytest.raises(SystemExit, match="-venv") as end:
-        bootstrap.make_environment(tmp_path / "environment")
+        setup_environment.create_environment(tmp_path / "environment")
     assert "virtualenv" in str(end.value) and not (tmp_path / "environment").exists()
 
 

@@ -1,9 +1,11 @@
-"""Makes the virtual environment that the Makefile's targets run in: `python .ci/bootstrap.py .venv`.
+"""Create the virtual environment of the Makefile's targets: `python tools/setup_environment.py .venv`.
 
-Standard library only. With an NVIDIA GPU it installs requirements.txt, otherwise requirements-cpu.txt, and lets the
-environment import this checkout. What the machine lacks comes from PyPI: CUDA's compiler where there is a GPU and no
-toolkit, a C++ compiler (ziglang) where there is no GPU and no compiler.
+The script uses the standard library only. It installs requirements.txt on a machine with an NVIDIA GPU and
+requirements-cpu.txt on any other, and makes this checkout importable. Missing compilers come from PyPI: CUDA's if there
+is a GPU but no toolkit, ziglang as the C++ compiler if there is neither a GPU nor g++ or clang++.
 """
+
+from __future__ import annotations
 
 import ctypes
 import os
@@ -20,25 +22,26 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CUDA_TOOLKIT = "cuda-toolkit[nvcc,cudart,cccl,curand,profiler]==13.0.*"  # CUDA 13.0 is what torch 2.13.0 is built with
 ZIGLANG = "ziglang==0.17.1"
-STAMP = ".ready"
+STAMP = ".ready"  # in the environment's folder: set-up has finished
 
 
-def say(text):
+def say(text: str) -> None:
+    """Print a headline."""
     print(f"\n== {text}", flush=True)
 
 
-def run(*command, **environment):
-    """Shows and runs a command, with variables added to the environment; exits if it fails."""
+def run(*command: str, **environment: str) -> None:
+    """Print and run a command, with variables added to the environment; exit if it fails."""
     print("+ " + " ".join(map(shlex.quote, command)), flush=True)
     status = subprocess.run(command, env={**os.environ, **environment}).returncode
     if status:
-        sys.exit(f"\n== Setting up stopped: the command above ended with status {status}. Run make again to go on.")
+        sys.exit(f"\n== Set-up stopped: the command above failed with status {status}. Run make again to continue.")
 
 
-def driver():
-    """Path of NVIDIA's driver library, or None where there is no driver or it has no working GPU.
+def driver() -> Path | None:
+    """Return the path of NVIDIA's driver library, or None if there is no driver or no working GPU.
 
-    The driver itself is asked: an nvidia-smi may be missing in a container, or be there and broken.
+    Query the driver itself, since nvidia-smi can be missing in a container, or present and broken.
     """
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
@@ -50,8 +53,8 @@ def driver():
     return Path(re.findall(r"/\S*libcuda\.so\S*", Path("/proc/self/maps").read_text())[0])
 
 
-def toolkit():
-    """Root of an installed CUDA toolkit with all that PyCUDA's build needs, or None."""
+def toolkit() -> Path | None:
+    """Return the root of an installed CUDA toolkit that PyCUDA can be built with, or None."""
     for folder in [*os.environ.get("PATH", "").split(os.pathsep), "/usr/local/cuda/bin"]:
         root = Path(folder, "..").resolve()
         if all((root / part).exists() for part in ("bin/nvcc", "include/cudaProfiler.h", "include/curand.h")):
@@ -59,22 +62,22 @@ def toolkit():
     return None
 
 
-def has_compiler():
-    """Whether a C++ compiler is on PATH."""
+def has_compiler() -> bool:
+    """Return whether a C++ compiler is on PATH."""
     return any(shutil.which(name) for name in ("g++", "clang++"))
 
 
-def has_headers():
-    """Whether Python's own headers, which extensions are built with, are installed."""
+def has_headers() -> bool:
+    """Return whether Python's headers, which building PyCUDA needs, are installed."""
     return Path(sysconfig.get_path("include"), "Python.h").exists()
 
 
-def make_environment(folder):
-    """Makes the virtual environment, unless it is there and its Python runs; returns its Python."""
+def create_environment(folder: Path) -> str:
+    """Create the virtual environment, unless a working one exists; return the path of its Python."""
     python = folder / "bin" / "python"
     if python.exists() and subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode == 0:
         return str(python)
-    say(f"Making {folder} with Python {platform.python_version()}")
+    say(f"Creating {folder} with Python {platform.python_version()}")
     for module in ("venv", "virtualenv"):
         shutil.rmtree(folder, ignore_errors=True)
         if subprocess.run([sys.executable, "-m", module, folder], capture_output=True).returncode == 0:
@@ -82,29 +85,29 @@ def make_environment(folder):
     shutil.rmtree(folder, ignore_errors=True)
     major, minor = sys.version_info[:2]
     sys.exit(
-        f"== {sys.executable} can make no virtual environment: the module venv (or ensurepip, which it uses) is\n"
-        "   missing, and virtualenv is not installed.\n"
+        f"== {sys.executable} cannot create a virtual environment: its module venv, or ensurepip, is missing,\n"
+        "   and virtualenv is not installed.\n"
         f"   On Debian or Ubuntu: apt install python{major}.{minor}-venv\n"
         f"   Elsewhere: {sys.executable} -m pip install virtualenv"
     )
 
 
-def site_packages(python):
-    """Where an environment's Python keeps its packages."""
+def site_packages(python: str) -> Path:
+    """Return the folder in which an environment keeps its packages."""
     command = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     return Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
 
 
-def install_for_gpu(python, libcuda):
-    """Installs requirements.txt. PyPI has PyCUDA as sources only, so it is built here, and then seen to load."""
+def install_for_gpu(python: str, libcuda: Path) -> None:
+    """Install requirements.txt; build PyCUDA, which PyPI has only as source, and check that it loads."""
     root = toolkit()
     if root is None:
-        say("No CUDA toolkit found: taking CUDA's compiler from PyPI")
+        say("No CUDA toolkit found: installing CUDA's compiler from PyPI")
         run(python, "-m", "pip", "install", CUDA_TOOLKIT)
         root = site_packages(python) / "nvidia" / "cu13"
-    say(f"Installing requirements.txt; PyCUDA is built against {root}, which takes two or three minutes")
+    say(f"Installing requirements.txt; building PyCUDA against {root} takes two or three minutes")
     with tempfile.TemporaryDirectory() as links:
-        # The linker wants names without a version; neither a driver nor PyPI's libraries must have them.
+        # The linker needs unversioned names. Drivers and PyPI's libraries may have only versioned ones.
         Path(links, "libcuda.so").symlink_to(libcuda)
         for curand in sorted((root / "lib").glob("libcurand.so.*"))[:1]:
             Path(links, "libcurand.so").symlink_to(curand)
@@ -123,26 +126,27 @@ def install_for_gpu(python, libcuda):
     run(python, "-c", "import pycuda.driver")
 
 
-def main(folder):
-    python = make_environment(folder)
+def main(folder: Path) -> None:
+    """Set up the environment in `folder` and mark it as ready."""
+    python = create_environment(folder)
     libcuda = driver()
     if libcuda and not (has_compiler() and has_headers()):
         say(
-            "An NVIDIA GPU is here, but PyCUDA cannot be built without a C++ compiler and Python's headers:\n"
+            "This machine has an NVIDIA GPU, but PyCUDA cannot be built without a C++ compiler and Python's headers:\n"
             "   setting up for the emulator.\n"
             f"   To use the GPU: apt install g++ python3-dev; rm -r {folder}; and run make again."
         )
         libcuda = None
     if libcuda:
-        say("An NVIDIA GPU is here")
+        say("This machine has an NVIDIA GPU")
         install_for_gpu(python, libcuda)
     else:
-        say("No NVIDIA GPU in use: installing requirements-cpu.txt; kernels will run on the emulator")
+        say("No NVIDIA GPU to use: installing requirements-cpu.txt; kernels will run on the emulator")
         run(python, "-m", "pip", "install", "-r", str(ROOT / "requirements-cpu.txt"))
         if not has_compiler():
-            say("No C++ compiler found: taking ziglang from PyPI")
+            say("No C++ compiler found: installing ziglang from PyPI")
             run(python, "-m", "pip", "install", ZIGLANG)
-    # fusedref, kernels and lessons become importable from anywhere, notebooks included.
+    # Make fusedref, kernels and lessons importable from every folder, so that notebooks find them.
     (site_packages(python) / "fusedref-checkout.pth").write_text(f"{ROOT}\n")
     (folder / STAMP).touch()
     say(f"{folder} is ready")
