@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import build, driver, native
+from . import abi, build, driver, runtime
 from . import options as nvcc_options
 from .frontend import Frontend, TranslationError
 from .hostcalls import host_calls
@@ -78,7 +78,7 @@ class SourceModule:
             raise TypeError(f"options must be a list of str, such as ['-DSIZE=4'], got {options!r}")
         options = list(options or [])
         self.watch = watch
-        lib = native.library()
+        lib = runtime.library()
         cxx = build.compiler()
         try:
             asked = nvcc_options.parse([*options, *(["-arch", arch] if arch else [])])
@@ -111,15 +111,15 @@ class SourceModule:
         self._texts = {NAME: source, **{name: content for (_, name), content in included.items()}}
         if first := re.match(r'#line 1 "([^"]+)"\n', source):
             self._texts[first.group(1)] = source[first.end() :]
-        self._native = native.Module.from_address(ctypes.addressof(ctypes.c_char.in_dll(self._library, "emu_module")))
+        self._native = abi.Module.from_address(ctypes.addressof(ctypes.c_char.in_dll(self._library, "emu_module")))
         if not self._native.image_begin:  # the same library may be loaded by two modules: one image, registered once
             lib.emu_module_loaded(self._native)
-        self._shared = native.chain(self._native.shared)
+        self._shared = runtime.chain(self._native.shared)
         self._variables = {
-            v.name.decode(): (v.address, v.size, max(v.element, 1)) for v in native.chain(self._native.variables)
+            v.name.decode(): (v.address, v.size, max(v.element, 1)) for v in runtime.chain(self._native.variables)
         }
         self._kernels = {}
-        for kernel in native.chain(self._native.kernels):
+        for kernel in runtime.chain(self._native.kernels):
             symbol = lib.emu_symbol(kernel.function)
             if symbol:
                 self._kernels[symbol.decode()] = kernel

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import native, watching
+from . import abi, runtime, watching
 from .findings import Finding
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class Device:
         return COMPUTE_CAPABILITY
 
     def total_memory(self) -> int:
-        return native.memory_bytes()
+        return runtime.memory_bytes()
 
     def get_attribute(self, attribute: device_attribute) -> int:
         if attribute == device_attribute.MULTIPROCESSOR_COUNT:
@@ -212,7 +212,7 @@ def get_driver_version() -> int:
 
 def _free(address: int) -> None:
     watching.about_to_leave(address)
-    native.library().emu_free(address)
+    runtime.library().emu_free(address)
 
 
 class DeviceAllocation:
@@ -251,7 +251,7 @@ def mem_alloc(size: int) -> DeviceAllocation:
     size = int(size)
     if size <= 0:
         raise LogicError("cuMemAlloc failed: invalid argument")
-    address = native.library().emu_alloc(size)
+    address = runtime.library().emu_alloc(size)
     if not address:
         raise MemoryError("cuMemAlloc failed: out of memory")
     return DeviceAllocation(address, size)
@@ -264,8 +264,8 @@ def mem_alloc_like(array: np.ndarray) -> DeviceAllocation:
 
 def mem_get_info() -> tuple[int, int]:
     """(free bytes, all bytes) of device memory."""
-    total = native.memory_bytes()
-    return total - native.library().emu_memory_used(), total
+    total = runtime.memory_bytes()
+    return total - runtime.library().emu_memory_used(), total
 
 
 def _contiguous(array: object, writable: bool) -> np.ndarray:
@@ -284,7 +284,7 @@ def _contiguous(array: object, writable: bool) -> np.ndarray:
 def _address_of(memory: object, size: int, call: str) -> int:
     """The address, once all of ``size`` bytes there are known to be device memory."""
     address = int(memory)
-    if not (native.library().emu_valid(address, size) or _in_module(address, size)):
+    if not (runtime.library().emu_valid(address, size) or _in_module(address, size)):
         raise LogicError(f"{call} failed: invalid argument")
     return address
 
@@ -524,7 +524,7 @@ _FLOATING = "efd"
 class Function:
     """A kernel, ready to be launched. Made by ``SourceModule.get_function``."""
 
-    def __init__(self, module: SourceModule, kernel: native.Kernel, name: str):
+    def __init__(self, module: SourceModule, kernel: abi.Kernel, name: str):
         self._module, self._kernel, self.name = module, kernel, name
         self.parameters = [kernel.parameters[i] for i in range(kernel.parameter_count)]
         names = kernel.parameter_names.decode().split(",") if kernel.parameter_names else []

@@ -6,13 +6,12 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import native, watching
+from . import abi, runtime, watching
 from .findings import Finding
 
 if TYPE_CHECKING:
     from .driver import Function
 
-OUT_OF_BOUNDS, MISALIGNED, DEADLOCK, MISUSE, FAULT, STACK_OVERFLOW, ASSERTION, TRAP, NO_STACKS, SPINNING = range(1, 11)
 SIGNALS = {
     4: "an illegal instruction",
     5: "a trap",
@@ -21,8 +20,6 @@ SIGNALS = {
     10: "a bad address",
     11: "a bad address",
 }
-NOT_SHARED = 2**64 - 1
-DYNAMIC_ROOM = 1 << 20  # as in runtime.cpp
 NEAR = 1 << 30  # farther from every array than this, an address is nobody's
 
 
@@ -32,7 +29,7 @@ def launch(function: Function, arguments: bytes, grid: tuple, block: tuple, shar
         watching.launch(function, arguments, grid, block, shared)
         return
     blocks = grid[0] * grid[1] * grid[2]
-    error = native.launch(
+    error = runtime.launch(
         function._kernel, function._module._native, arguments, grid, block, shared, min(workers, blocks, 64)
     )
     watching.unwatched_wrote(function, arguments)
@@ -44,7 +41,7 @@ def position(thread: tuple, block: tuple) -> str:
     return f"thread ({thread[0]}, {thread[1]}, {thread[2]}) of block ({block[0]}, {block[1]}, {block[2]})"
 
 
-def explain(function: Function, arguments: bytes, error: native.Error, shared: int) -> Exception:
+def explain(function: Function, arguments: bytes, error: abi.Error, shared: int) -> Exception:
     """The exception for what stopped a launch."""
     from . import driver
 
@@ -53,32 +50,32 @@ def explain(function: Function, arguments: bytes, error: native.Error, shared: i
     at = f" ({place[0]}:{place[1]})" if place else ""
     who = position(thread, block)
     text = error.text.decode("utf-8", "replace")
-    if error.kind in (OUT_OF_BOUNDS, MISALIGNED):
+    if error.kind in (abi.OUT_OF_BOUNDS, abi.MISALIGNED):
         finding = access_finding(function, arguments, error, shared)
         return driver.MemoryAccessError(finding)
-    if error.kind == DEADLOCK:
+    if error.kind == abi.DEADLOCK:
         return driver.DeadlockError(
             f"kernel {function.name}{at}: block {block} waits for ever: {text}. A card would hang here."
         )
-    if error.kind == SPINNING:
+    if error.kind == abi.SPINNING:
         return driver.DeadlockError(
             f"kernel {function.name}{at}: {who} looks again and again for what no block that "
             f"runs will write; {text}. A card may run all blocks at the same time, the "
             "emulator runs no more than one a processor core, and one when it watches."
         )
-    if error.kind == MISUSE:
+    if error.kind == abi.MISUSE:
         return driver.LaunchError(f"kernel {function.name}{at}: {text}, in {who}")
-    if error.kind == STACK_OVERFLOW:
+    if error.kind == abi.STACK_OVERFLOW:
         return driver.LaunchError(
             f"kernel {function.name}{at}: the stack overflowed in {who}: too deep a recursion, "
             "or local arrays that are too large"
         )
-    if error.kind == FAULT:
+    if error.kind == abi.FAULT:
         what = SIGNALS.get(error.bytes, f"signal {error.bytes}")
         return driver.LaunchError(f"kernel {function.name}{at}: {what} in {who}")
-    if error.kind == ASSERTION:
+    if error.kind == abi.ASSERTION:
         return driver.LogicError(f"cuLaunchKernel failed: device-side assert triggered - {text}")
-    if error.kind == TRAP:
+    if error.kind == abi.TRAP:
         return driver.LaunchError(f"cuLaunchKernel failed: unspecified launch failure - __trap(){at} in {who}")
     return driver.MemoryError(f"kernel {function.name}: {text or 'no memory left to run it'}")
 
@@ -105,10 +102,10 @@ class Place:
 def locate(function: Function, arguments: bytes, address: int, shared: int) -> Place:
     """The shared, constant or device variable, or the argument, at ``address`` or nearest to it."""
     module = function._module
-    offset = native.library().emu_shared_offset(address)
-    if offset != NOT_SHARED:
+    offset = runtime.library().emu_shared_offset(address)
+    if offset != abi.NOWHERE:
         variables = [v for v in module._shared if v.offset <= offset]
-        if offset < DYNAMIC_ROOM:
+        if offset < abi.DYNAMIC_ROOM:
             own = [v for v in variables if v.owner.decode() == function.name] or variables
             size = own[0].element if own else 1
             return Place(own[0].name.decode() if own else "dynamic shared memory", offset // size, shared // size)
@@ -119,7 +116,7 @@ def locate(function: Function, arguments: bytes, address: int, shared: int) -> P
             return Place(name, (address - begin) // element, size // element)
     nearest, distance = Place(), NEAR
     for name, start, element in pointer_arguments(function, arguments):
-        begin, size = native.allocation(start) or (start, 0)
+        begin, size = runtime.allocation(start) or (start, 0)
         live = begin <= start < begin + size
         if not live:
             begin, size = start, 0
@@ -130,7 +127,7 @@ def locate(function: Function, arguments: bytes, address: int, shared: int) -> P
     return nearest
 
 
-def access_finding(function: Function, arguments: bytes, error: native.Error, shared: int) -> Finding:
+def access_finding(function: Function, arguments: bytes, error: abi.Error, shared: int) -> Finding:
     """What a refused access was, to the variable and element."""
     thread, block = tuple(error.thread), tuple(error.block)
     place = function._module._line(error.pc)
@@ -140,7 +137,7 @@ def access_finding(function: Function, arguments: bytes, error: native.Error, sh
     who = position(thread, block)
     at = f"{place[0]}:{place[1]}: " if place else ""
     subject = f"{at}kernel {function.name}: {who} {does} "
-    if error.kind == MISALIGNED:
+    if error.kind == abi.MISALIGNED:
         what = f"{error.bytes} bytes at once at {name}[{found.element}]" if name else f"{error.bytes} bytes at once"
         what += f", an address that is not a multiple of {error.bytes}"
     elif name is None:
@@ -150,5 +147,5 @@ def access_finding(function: Function, arguments: bytes, error: native.Error, sh
     else:
         what = f"{name}[{found.element}], but {name} has {found.count} elements"
     file, line = place or (None, None)
-    kind = "misaligned" if error.kind == MISALIGNED else "out-of-bounds"
+    kind = "misaligned" if error.kind == abi.MISALIGNED else "out-of-bounds"
     return Finding(kind, function.name, name, found.element, thread, block, line, file, subject + what)

@@ -29,18 +29,31 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ctypes import Structure, c_uint32, c_uint64
+from ctypes import c_uint32, c_uint64
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from . import native
+from . import abi, runtime
+from .abi import (
+    CONSTANT,
+    DEVICE_FENCE,
+    DIVERGENT_BARRIER,
+    GLOBAL,
+    INIT_FENCE,
+    MBARRIER,
+    MISSING_WAIT,
+    NAMED_BARRIER,
+    PRODUCT,
+    PROXY_FENCE,
+    SHARED,
+    SYNCTHREADS,
+    UNINITIALISED,
+)
 from .findings import Finding
 
 if TYPE_CHECKING:
     from .driver import Function
 
-RACE, UNINITIALISED, DIVERGENT_BARRIER, MISSING_WAIT = range(101, 105)
-SYNCTHREADS, NAMED_BARRIER, MBARRIER, PROXY_FENCE, INIT_FENCE, DEVICE_FENCE, PRODUCT = range(7)
 ADVICE = {  # by what the two threads of a race last kept step with others
     SYNCTHREADS: "there is no __syncthreads() between them",
     NAMED_BARRIER: "there is no barrier between them that both come to",
@@ -59,43 +72,7 @@ UNSEEN = {  # what the copy engine and the tensor cores need not see
         "mbarrier_init(), so the copy engine need not see the mbarrier",
     ),
 }
-GLOBAL, SHARED, CONSTANT = 1, 2, 3
 SECTOR = 32  # bytes: what moves between memory and caches at a time
-
-
-class _Report(Structure):
-    _fields_ = [
-        ("kind", c_uint32),
-        ("count", c_uint32),
-        ("address", c_uint64),
-        ("bytes", c_uint64),
-        ("pc", c_uint64),
-        ("other_pc", c_uint64),
-        ("block", c_uint32),
-        ("thread", c_uint32),
-        ("write", c_uint32),
-        ("other_block", c_uint32),
-        ("other_thread", c_uint32),
-        ("other_write", c_uint32),
-        ("worker", c_uint32),
-        ("advice", c_uint32),
-    ]
-
-
-class _Site(Structure):
-    _fields_ = [
-        ("pc", c_uint64),
-        ("space", c_uint32),
-        ("write", c_uint32),
-        ("atomic", c_uint32),
-        ("width", c_uint32),
-        ("requests", c_uint64),
-        ("sectors", c_uint64),
-        ("used", c_uint64),
-        ("conflicts", c_uint64),
-        ("accesses", c_uint64),
-        ("copied", c_uint64),
-    ]
 
 
 @dataclass
@@ -146,7 +123,7 @@ class Counters:
     def bank_conflicts(self) -> int:
         return self.shared_load_bank_conflicts + self.shared_store_bank_conflicts
 
-    def add(self, site: _Site) -> None:
+    def add(self, site: abi.Site) -> None:
         """Count one load, store or copy of the code."""
         self.bulk_bytes += site.copied
         if site.atomic:
@@ -266,10 +243,10 @@ def launch(function: Function, arguments: bytes, grid: tuple, block: tuple, shar
     """Run the kernel and deliver what was seen."""
     from . import launching
 
-    lib = native.library()
+    lib = runtime.library()
     module = function._module
     for name, address, element in launching.pointer_arguments(function, arguments):
-        home = native.allocation(address)
+        home = runtime.allocation(address)
         if home and home[0] <= address < home[0] + home[1]:
             _written.setdefault(home[0], (function.name, name, element))
     handle = lib.emu_watch_new()
@@ -277,11 +254,11 @@ def launch(function: Function, arguments: bytes, grid: tuple, block: tuple, shar
         raise OSError("the emulator cannot reserve addresses for what it notes of the memory")
     seed = _collectors()[-1].seed if _collectors() else 0
     try:
-        error = native.launch(function._kernel, module._native, arguments, grid, block, shared, 1, seed, handle)
-        reports = (_Report * 256)()
+        error = runtime.launch(function._kernel, module._native, arguments, grid, block, shared, 1, seed, handle)
+        reports = (abi.Report * abi.MAX_REPORTS)()
         report_count = lib.emu_watch_reports(handle, reports)
         site_count = lib.emu_watch_sites(handle, None, None, None)
-        sites = (_Site * site_count)()
+        sites = (abi.Site * site_count)()
         samples = (c_uint64 * (32 * site_count))()
         masks = (c_uint32 * site_count)()
         lib.emu_watch_sites(handle, sites, samples, masks)
@@ -292,12 +269,12 @@ def launch(function: Function, arguments: bytes, grid: tuple, block: tuple, shar
         _count(seen, function, sites, samples, masks, barriers)
     if error:  # it was stopped half way: what it has not written says nothing
         for _, address, _ in launching.pointer_arguments(function, arguments):
-            if home := native.allocation(address):
+            if home := runtime.allocation(address):
                 _written.pop(home[0], None)
     findings = _distinct(_explain(function, arguments, r, grid, block, shared) for r in reports[:report_count])
-    if error and error.kind in (launching.OUT_OF_BOUNDS, launching.MISALIGNED):
+    if error and error.kind in (abi.OUT_OF_BOUNDS, abi.MISALIGNED):
         findings.append(launching.access_finding(function, arguments, error, shared))
-    elif error and error.kind == launching.DEADLOCK and b"__syncthreads" in error.text:
+    elif error and error.kind == abi.DEADLOCK and b"__syncthreads" in error.text:
         place = module._line(error.pc) or (None, None)
         raised = launching.explain(function, arguments, error, shared)
         findings.append(
@@ -357,7 +334,7 @@ def _index(linear: int, size: tuple) -> tuple[int, int, int]:
 
 
 def _explain(
-    function: Function, arguments: bytes, report: _Report, grid: tuple, block: tuple, shared: int
+    function: Function, arguments: bytes, report: abi.Report, grid: tuple, block: tuple, shared: int
 ) -> Finding | None:
     """The finding for a report of the runtime; None for one that a look at the lines settles."""
     from . import launching
@@ -492,16 +469,16 @@ def _explain(
 
 def host_wrote(address: int, size: int) -> None:
     """The host has written device memory."""
-    native.library().emu_mark(address, size)
+    runtime.library().emu_mark(address, size)
 
 
 def unwatched_wrote(function: Function, arguments: bytes) -> None:
     """A launch that nobody watched may have written whatever its pointers lead to."""
     if any(p.opaque for p in function.parameters):  # a pointer that leads to pointers: anything may be written
-        homes = list(native.live())
+        homes = list(runtime.live())
     else:
         homes = [
-            native.allocation(struct.unpack_from("P", arguments, p.offset)[0])
+            runtime.allocation(struct.unpack_from("P", arguments, p.offset)[0])
             for p in function.parameters
             if p.pointer and not p.constant
         ]
@@ -513,12 +490,12 @@ def unwatched_wrote(function: Function, arguments: bytes) -> None:
 def _check_written(address: int) -> None:
     """Deliver 'unwritten' for memory that watched kernels have written only in part."""
     kernel, name, element = _written.pop(address)
-    home = native.allocation(address)
+    home = runtime.allocation(address)
     if not home or home[0] != address:
         return
     missing = c_uint64()
-    first = native.library().emu_unwritten(address, home[1], ctypes.byref(missing))
-    if first == 2**64 - 1:
+    first = runtime.library().emu_unwritten(address, home[1], ctypes.byref(missing))
+    if first == abi.NOWHERE:
         return
     index, lacking, size = (first - address) // element, -(-missing.value // element), home[1] // element
     _deliver(
@@ -543,6 +520,6 @@ def _check_written(address: int) -> None:
 
 def about_to_leave(address: int) -> None:
     """Device memory is copied to the host, or freed."""
-    home = native.allocation(address) if _written else None
+    home = runtime.allocation(address) if _written else None
     if home and home[0] in _written:
         _check_written(home[0])

@@ -832,7 +832,7 @@ static void on_signal(int number, siginfo_t* info, void* context) {
 
 EMU_EXPORT Launch* emu_launch(Kernel* kernel, Module* module, const void* arguments, uint64_t argument_bytes,
                               const uint32_t* grid, const uint32_t* block, uint64_t dynamic_shared, uint32_t workers,
-                              uint64_t seed, void* watch) {
+                              uint64_t seed, Watch* watch) {
     Launch* launch = (Launch*)calloc(1, sizeof(Launch));
     launch->kernel = kernel;
     launch->module = module;

@@ -4,13 +4,11 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
-#include "../include/emulator_abi.h"
+#include "abi.h"
 
 namespace emu {
 
-static const uint32_t MAX_WORKERS = 64;
 static const uint64_t SHARED_REGION = 16u << 20;   // a worker's shared memory: variables lie far apart in it
-static const uint64_t DYNAMIC_ROOM = 1u << 20;     // the dynamic part, at its beginning
 static const uint64_t VARIABLES_BEGIN = MAX_WORKERS * SHARED_REGION;
 static const uint64_t VARIABLE_ROOM = 1ull << 30;  // addresses that stand for __constant__ and __device__ variables
 static const uint64_t STACK_BYTES = 256 << 10;
@@ -19,20 +17,10 @@ static const uint64_t STACK_BYTES = 256 << 10;
 enum { ALIGNED = 1, VOLATILE = 2, ATOMIC = 4, ASYNC = 8, UNCOUNTED = 16, PROXY = 32 };
 enum { CP_ASYNC, BULK_STORE, BULK_LOAD };                    // Pending::kind
 enum { DONE, READY, BARRIER, RENDEZVOUS, CONDITION };       // what a thread of a block does
-enum {                                                      // Error::kind; findings.py has the same numbers
-    OUT_OF_BOUNDS = 1, MISALIGNED, DEADLOCK, MISUSE, FAULT, STACK_OVERFLOW, ASSERTION, TRAP, NO_STACKS, SPINNING
-};
 
 struct Allocation {
     uint64_t offset, bytes, span;
     uint32_t flags;
-};
-
-struct Error {
-    uint32_t kind, write;
-    uint64_t address, bytes, pc;
-    uint32_t block[3], thread[3], worker;
-    char text[512];
 };
 
 struct Coroutine {
@@ -120,7 +108,7 @@ struct Launch {
     uint32_t block[3];
     uint64_t dynamic_shared, seed, next_block;
     uint64_t changes;          // counts whatever may be what a spinning thread waits for
-    void* watch;
+    Watch* watch;
     volatile int cancel;
     Error error;
     Worker* workers[MAX_WORKERS];

@@ -10,9 +10,6 @@
 
 namespace emu {
 
-enum { RACE = 101, UNINITIALISED, DIVERGENT_BARRIER, MISSING_WAIT };
-enum { SYNCTHREADS, NAMED_BARRIER, MBARRIER, PROXY_FENCE, INIT_FENCE, DEVICE_FENCE, PRODUCT };  // what is missing in a race
-
 struct Access {                    // who touched a word, and when
     uint32_t block;                // number + 1; 0: nobody
     uint32_t time;                 // by the clock of `actor`: the thread itself, or the mbarrier of its bulk load
@@ -36,24 +33,11 @@ struct Reading {                   // one thread's last read of a word that seve
     uint8_t bytes, flags;
 };
 
-struct Report {
-    uint32_t kind, count;
-    uint64_t address, bytes, pc, other_pc;
-    uint32_t block, thread, write, other_block, other_thread, other_write, worker, advice;
-};
-
-struct Site {                      // one load or store in the kernel's code
-    uint64_t pc;
-    uint32_t space, write, atomic, width;             // space: 1 global, 2 shared, 3 constant
-    uint64_t requests, sectors, used, conflicts, accesses;
-    uint64_t copied;                                  // bytes of bulk copies
-};
-
 struct Event { uint64_t pc, offset; uint32_t bytes, flags, step; };   // bytes 0: a basic block begins
 
 struct Trace { Event* events; uint32_t count, room, at, last; };   // last: its node of `ways`
 
-static const uint32_t SITES = 1 << 14, REPORTS = 256, SYNCS = 1 << 14, THREADS = 1024, MBARRIERS = 64;
+static const uint32_t SITES = 1 << 14, SYNCS = 1 << 14, THREADS = 1024, MBARRIERS = 64;
 static const uint64_t MOST_ACCOUNTS = 1 << 26, MOST_READINGS = 1 << 24;  // so that memory stays within bounds
 
 // Vector clocks: up to which time of each actor's something is in step with it. An actor is a thread of the block, or
@@ -85,10 +69,10 @@ struct Mbarrier {
 struct Watch {
     Site sites[SITES];
     uint32_t site_order[SITES], site_count;
-    Report reports[REPORTS];
+    Report reports[MAX_REPORTS];
     uint32_t report_count;
     // Reads of what nothing has written yet. One that a later write of another thread turns out to race with is a race.
-    Report unwritten[REPORTS];
+    Report unwritten[MAX_REPORTS];
     uint32_t unwritten_count;
     uint64_t barriers;
     // Sample of one global and one shared request per site, for drawing: lane -> offset.
@@ -215,7 +199,7 @@ static uint16_t site_of(Watch* watch, void* pc) {
 static void read_too_early(Watch* watch, const Report& report) {
     for (uint32_t i = 0; i < watch->unwritten_count; i++)
         if (watch->unwritten[i].pc == report.pc) return;
-    if (watch->unwritten_count < REPORTS) watch->unwritten[watch->unwritten_count++] = report;
+    if (watch->unwritten_count < MAX_REPORTS) watch->unwritten[watch->unwritten_count++] = report;
 }
 
 static void add_report(Watch* watch, const Report& report) {
@@ -234,7 +218,7 @@ static void add_report(Watch* watch, const Report& report) {
             return;
         }
     }
-    if (watch->report_count < REPORTS) {
+    if (watch->report_count < MAX_REPORTS) {
         watch->reports[watch->report_count] = report;
         watch->reports[watch->report_count++].count = 1;
     }
