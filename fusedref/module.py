@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fusedref.fused import fused_conv_bn_scale
-from fusedref.planning import check_precision
-from fusedref.reference import ConvBnScale, number
+from fusedref.arguments import check_precision, number
+from fusedref.ops.inference import fused_conv_bn_scale
+from fusedref.reference import ConvBnScale
 
 
 class FusedConvBnScale(ConvBnScale):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -105,6 +106,11 @@ class Problem:
     def out_width(self) -> int:
         """Columns of an output plane."""
         return (self.width + sum(self.pads[1]) - self.span[1]) // self.strides[1] + 1
+
+    @cached_property
+    def conv_options(self) -> dict[str, Any]:
+        """Return stride, padding, dilation and groups as keyword arguments of torch's convolution."""
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import numbers
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fusedref.arguments import number
 
 
 class ConvBnScale(nn.Module):
@@ -104,15 +104,3 @@ def oracle(
         if beta is not None:
             y += channels(beta)
         return y * scaling_factor
-
-
-def number(name: str, value: object) -> float:
-    """``value`` as a float, or the error that the argument ``name`` deserves."""
-    if type(value) is float:  # first, for this is on the way to every launch
-        return value
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError(f"{name} must fit into a float, got a number above 1e308 in size") from None

@@ -18,10 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusedref import bench, folding, fused_conv_bn_scale, planning
-from fusedref import fused as package
+from fusedref import bench, folding, fused_conv_bn_scale
 from fusedref.cuda.compile import source_module
 from fusedref.cuda.launch import Out, launch
+from fusedref.ops.runner import run_plan
+from fusedref.parameters import Parameters
+from fusedref.plans import folded_plan
 from fusedref.problem import Problem
 
 KERNELS = Path(__file__).parent
@@ -221,8 +223,8 @@ def folded(x, weight, bias, running_mean, running_var, gamma, beta, scaling_fact
     out_channels, in_channels, *kernel = weight.shape
     batch, _, height, width = x.shape
     problem = Problem(batch, in_channels, out_channels, height, width, tuple(kernel), bias=bias is not None)
-    tensors = x, weight, bias, running_mean, running_var, gamma, beta
-    return package.run(planning.folded_plan(problem), problem, tensors, scaling_factor, eps)
+    parameters = Parameters(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps)
+    return run_plan(folded_plan(problem), problem, parameters)
 
 
 def _rung_01(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps):

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from fusedref import bench, cuda, fused, fused_conv_bn_scale
+from fusedref import bench, cuda, fused_conv_bn_scale
+from fusedref.cuda.compile import HEADERS
 from fusedref.problem import Problem
 from fusedref.validation import random_inputs
 from kernels.ladder import KERNELS, LADDER
@@ -43,7 +44,7 @@ REPLACED = {"ptx.cuh"}  # headers of csrc that the emulator replaces by its own,
 
 def kernel_names() -> set[str]:
     """Of every kernel that there is."""
-    sources = [*KERNELS.glob("*.cu"), *fused.KERNELS.glob("*.cu")]
+    sources = [*KERNELS.glob("*.cu"), *HEADERS.glob("*.cu")]
     pattern = re.compile(r"__global__\s+void(?:\s+__launch_bounds__\([^;{]*?\))?\s+(\w+)\s*\(")
     return {name for source in sources for name in pattern.findall(source.read_text())}
 
@@ -111,12 +112,12 @@ def read_places(assembly: str) -> dict[str, list[tuple[str, int]]]:
 
 
 def _ours(file: str) -> bool:
-    return file not in REPLACED and any((folder / file).exists() for folder in (KERNELS, fused.KERNELS))
+    return file not in REPLACED and any((folder / file).exists() for folder in (KERNELS, HEADERS))
 
 
 def line(file: str, number: int) -> str:
     """A line of a kernel's source, by its text: it stays the same when lines before it come and go."""
-    (path,) = [folder / file for folder in (KERNELS, fused.KERNELS) if (folder / file).exists()]
+    (path,) = [folder / file for folder in (KERNELS, HEADERS) if (folder / file).exists()]
     return f"{file}: {path.read_text().splitlines()[number - 1].strip()}"
 
 

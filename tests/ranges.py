@@ -2,20 +2,20 @@
 
 import torch
 
-from fusedref import fused
-from fusedref.planning import folded_plan
-from fusedref.validation import Inputs
+from fusedref.ops.runner import run_plan
+from fusedref.parameters import Parameters
+from fusedref.plans import folded_plan
 
 
 def convolution(x, weight):
-    """Inputs whose y is the convolution and nothing more."""
+    """Parameters whose y is the convolution and nothing more."""
     zeros, ones = (function(weight.shape[0], device=x.device) for function in (torch.zeros, torch.ones))
-    return Inputs(x, weight, None, zeros, ones, None, None, 1.0, 0.0)
+    return Parameters(x, weight, None, zeros, ones, None, None, 1.0, 0.0)
 
 
 def folded(problem, inputs):
     """The float32 sums that errors are measured by."""
-    return fused.run(folded_plan(problem), problem, inputs[:7], inputs.scaling_factor, inputs.eps)
+    return run_plan(folded_plan(problem), problem, inputs)
 
 
 def spread(shape, decades, seed=0):

@@ -44,4 +44,4 @@ def problems(draw) -> Problem:
 
 def options(problem: Problem) -> dict:
     """The keyword arguments of ``fused_conv_bn_scale`` for a problem."""
-    return {name: getattr(problem, name) for name in ("stride", "padding", "dilation", "groups")}
+    return problem.conv_options

@@ -6,9 +6,10 @@ import torch
 from hypothesis import given, settings
 from whole_numbers import SIZES, inputs
 
-from fusedref import KERNELBENCH_73, planning, validate
+from fusedref import KERNELBENCH_73, validate
 from fusedref.cuda.compile import source_module
 from fusedref.cuda.launch import Out, launch
+from fusedref.plans import folded_plan
 from fusedref.problem import SMALL_73
 from fusedref.reference import oracle
 from fusedref.validation import random_inputs
@@ -40,12 +41,11 @@ def test_the_rung_validates(device, rung):
 
 def test_the_rung_is_the_kernel_of_the_package(device):
     given = random_inputs(SMALL_73, seed=1, device=device)
-    plan = planning.folded_plan(SMALL_73)
-    options = tuple(f"-D{name}={value}" for name, value in plan.macros)
-    function = source_module(ladder.KERNELS / "05_folded.cu", options, device).get_function(plan.kernel)
+    (planned,) = folded_plan(SMALL_73).launches
+    function = source_module(ladder.KERNELS / "05_folded.cu", planned.options, device).get_function(planned.symbol)
     y = torch.empty(SMALL_73.output_shape, device=device)
     numbers = np.float32(given.scaling_factor), np.float32(given.eps)
-    launch(function, *given[:7], *numbers, Out(y), np.int64(SMALL_73.batch), grid=plan.grid, block=plan.block)
+    launch(function, *given[:7], *numbers, Out(y), np.int64(SMALL_73.batch), grid=planned.grid, block=planned.block)
     assert y.equal(FOLDED.candidate(*given))
 
 

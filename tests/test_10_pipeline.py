@@ -10,10 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusedref import KERNELBENCH_73, Problem, fused, plan, planning
-from fusedref.cuda.compile import allow_shared, source_module
+from fusedref import KERNELBENCH_73, Problem, fused_conv_bn_scale, plan
+from fusedref.cuda.compile import HEADERS, allow_shared, source_module
 from fusedref.cuda.launch import Out, launch
 from fusedref.emulator import driver, watch
+from fusedref.ops.runner import run_plan, target_of
+from fusedref.plans import EMULATED, KernelVariant, pipeline_plan
 from fusedref.problem import SMALL_73
 from fusedref.reference import conv_bn_scale, oracle
 from fusedref.validation import compare, random_inputs
@@ -22,7 +24,7 @@ from tests.ranges import convolution, folded, spread
 from tests.strategies import compiling, options
 
 UNIT = 2.0**-24
-SOURCE = fused.KERNELS / "pipeline.cu"
+SOURCE = HEADERS / "pipeline.cu"
 SMALL = Problem(2, 8, 64, 8, 34, 3)  # rows of 32, seven of six a tile: two tiles an image
 
 
@@ -34,15 +36,16 @@ def a_card_that_has_wgmma(device):
 
 def pipeline(problem, inputs, multiprocessors=3, precision="fp32"):
     """The kernel, whatever the plan would choose; so few blocks that each has several tiles."""
-    chosen = planning.pipeline_plan(problem, multiprocessors, planning.How(precision))
-    return fused.run(chosen, problem, inputs[:7], inputs.scaling_factor, inputs.eps)
+    target = EMULATED._replace(multiprocessors=multiprocessors)
+    return run_plan(pipeline_plan(problem, target, KernelVariant(precision)), problem, inputs)
 
 
 class TestPlan:
     def test_problem_73(self):
         chosen = plan(KERNELBENCH_73)
-        assert (chosen.kernel, chosen.tile, chosen.shared) == ("pipeline", (64, 2, 126), 183680)
-        assert (chosen.grid, chosen.block) == ((132, 1, 1), (512, 1, 1))
+        assert (chosen.kernel, chosen.tile) == ("pipeline", (64, 2, 126))
+        (planned,) = chosen.launches
+        assert (planned.grid, planned.block, planned.shared) == ((132, 1, 1), (512, 1, 1), 183680)
         assert "memory" in chosen.reason
 
     @pytest.mark.parametrize(
@@ -68,27 +71,27 @@ class TestPlan:
         assert chosen.kernel != "pipeline" and "sm_80" in chosen.reason
 
     def test_a_batch_is_no_constant(self):
-        one, many = (plan(Problem(batch, 8, 64, 40, 40, 3)) for batch in (1, 100))
+        one, many = (plan(Problem(batch, 8, 64, 40, 40, 3)).launches[0] for batch in (1, 100))
         assert one.macros == many.macros and one.grid == (8, 1, 1) and many.grid == (132, 1, 1)
 
     def test_turns(self):
         """A turn lasts as long as memory needs for a burst of every multiprocessor: two tiles of float32."""
         tile = (8 * 128**2 + 64 * 126**2) * 4 / 63
-        assert dict(plan(KERNELBENCH_73).macros)["TURN"] == round(2 * tile * 132 / 3.96e12 * 1e9)
+        assert dict(plan(KERNELBENCH_73).launches[0].macros)["TURN"] == round(2 * tile * 132 / 3.96e12 * 1e9)
         halves = dataclasses.replace(KERNELBENCH_73, dtype=torch.float16)
-        assert dict(plan(halves).macros)["TURN"] == 0
+        assert dict(plan(halves).launches[0].macros)["TURN"] == 0
 
     def test_it_is_what_the_package_runs(self, device):
         inputs = random_inputs(SMALL_73, 3, device)
-        chosen = plan(SMALL_73, *fused._card(device))
+        chosen = plan(SMALL_73, *target_of(device))
         assert chosen.kernel == "pipeline"
-        expected = fused.run(chosen, SMALL_73, inputs[:7], inputs.scaling_factor, inputs.eps)
-        assert fused.fused_conv_bn_scale(*inputs).equal(expected)
+        expected = run_plan(chosen, SMALL_73, inputs)
+        assert fused_conv_bn_scale(*inputs).equal(expected)
 
     def test_the_rung_is_the_kernel_of_the_package(self, device):
         inputs = random_inputs(SMALL_73, 3, device)
         y = run_source((ladder.KERNELS / "10_pipeline.cu").read_text(), SMALL_73, inputs)
-        assert y.equal(fused.fused_conv_bn_scale(*inputs))
+        assert y.equal(fused_conv_bn_scale(*inputs))
 
 
 SHAPES = {
@@ -279,13 +282,12 @@ class TestRange:
 
 def run_source(text, problem, inputs, multiprocessors=1):
     """y by another text of the kernel."""
-    chosen = planning.pipeline_plan(problem, multiprocessors)
-    macros = tuple(f"-D{name}={value}" for name, value in chosen.macros)
-    function = source_module(text, macros, inputs.x.device).get_function("pipeline")
-    allow_shared(function, chosen.shared, inputs.x.device)
+    (planned,) = pipeline_plan(problem, EMULATED._replace(multiprocessors=multiprocessors)).launches
+    function = source_module(text, planned.options, inputs.x.device).get_function("pipeline")
+    allow_shared(function, planned.shared, inputs.x.device)
     y = torch.full(problem.output_shape, math.nan, device=inputs.x.device)
     numbers = np.float32(inputs.scaling_factor), np.float32(inputs.eps)
-    where = {"grid": chosen.grid, "block": chosen.block, "shared": chosen.shared}
+    where = {"grid": planned.grid, "block": planned.block, "shared": planned.shared}
     launch(function, *inputs[:7], *numbers, Out(y), np.int64(problem.batch), **where)
     return y
 
@@ -374,9 +376,9 @@ def test_no_bank_conflicts_and_nothing_to_find(device):
 class TestGpu:
     def test_problem_73(self):
         inputs = random_inputs(KERNELBENCH_73, 0, "cuda")
-        y = fused.fused_conv_bn_scale(*inputs)
+        y = fused_conv_bn_scale(*inputs)
         case = compare("", KERNELBENCH_73, inputs, y)
         assert case.ok, case.reasons
         truth = oracle(*inputs)
         assert ((y.double() - truth).norm() / truth.norm()).item() <= 1e-7
-        assert all(fused.fused_conv_bn_scale(*inputs).equal(y) for _ in range(5))
+        assert all(fused_conv_bn_scale(*inputs).equal(y) for _ in range(5))

@@ -79,7 +79,7 @@ def test_what_is_timed_computes_the_operator():
 @pytest.mark.parametrize("problem", bench.OTHERS, ids=bench.describe)
 def test_peers_get_the_problem_s_options(problem):
     problem = dataclasses.replace(problem, batch=1, in_channels=problem.groups * 2, out_channels=problem.groups * 2)
-    inputs, options = random_inputs(problem, seed=0), bench.options_of(problem)
+    inputs, options = random_inputs(problem, seed=0), problem.conv_options
     for prepare in (bench.eager, bench.folded):
         assert bench.relative_l2(prepare(inputs, options)(), inputs, problem) < 5e-7
 

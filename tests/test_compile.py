@@ -10,8 +10,7 @@ import pytest
 from fusedref import KERNELBENCH_73, cuda
 from fusedref.cuda import compile as compile_module
 from fusedref.cuda.compile import CompileError, cubin
-from fusedref.fused import KERNELS
-from fusedref.planning import folded_plan
+from fusedref.plans import folded_plan
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
@@ -152,8 +151,8 @@ def test_two_processes_at_once(tmp_path):
 @needs_nvcc
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_finished_kernel_compiles(cache, arch):
-    options = tuple(f"-D{name}={value}" for name, value in folded_plan(KERNELBENCH_73).macros)
-    assert cubin((KERNELS / "folded.cu").read_text(), options, arch)[:4] == b"\x7fELF"
+    (launch,) = folded_plan(KERNELBENCH_73).launches
+    assert cubin(launch.source.read_text(), launch.options, arch)[:4] == b"\x7fELF"
 
 
 @needs_nvcc

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fusedref import emulator
+from fusedref.cuda.compile import HEADERS as KERNELS
 from fusedref.emulator import driver
-from fusedref.fused import KERNELS
 
 # One warp a block: d = a b + c, the fragments given and taken lane by lane.
 MMA = r"""

@@ -14,8 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import forward_ad
 
-from fusedref import Problem, fused, fused_conv_bn_scale, plan, planning, validate
+from fusedref import Problem, fused_conv_bn_scale, plan, validate
 from fusedref.emulator import driver
+from fusedref.ops import inference
+from fusedref.ops.runner import run_plan
+from fusedref.plans import KernelVariant, Target, folded_plan
 from fusedref.reference import conv_bn_scale, oracle
 from fusedref.validation import compare, random_inputs
 from tests.strategies import compiling, fast, options, problems
@@ -50,10 +53,10 @@ def case_of(problem, device, seed=0, vectors=None, channels_last=False):
 def kernel(request, monkeypatch):
     """The kernel that the plan chooses, and the general one, which it chooses for a card without newer tensor cores."""
     if request.param == "general":
-        monkeypatch.setattr(fused, "_card", lambda device: ("sm_75", 40))
-    fused._call.cache_clear()
+        monkeypatch.setattr(inference, "target_of", lambda device: Target("sm_75", 40))
+    inference._case.cache_clear()
     yield
-    fused._call.cache_clear()
+    inference._case.cache_clear()
 
 
 @pytest.mark.usefixtures("kernel")
@@ -105,7 +108,7 @@ class TestKernel:
         whole = fused_conv_bn_scale(*inputs, **options(PROBLEM))
         single = fused_conv_bn_scale(*inputs._replace(x=inputs.x[1:]), **options(PROBLEM))
         assert torch.equal(whole[1:], single)
-        one, many = (planning.folded_plan(Problem(batch, 6, 8, 9, 11, 3)) for batch in (1, 100))
+        one, many = (folded_plan(Problem(batch, 6, 8, 9, 11, 3)).launches[0] for batch in (1, 100))
         assert one.macros == many.macros and many.grid[0] == 100 * one.grid[0]
 
     def test_non_contiguous_inputs(self, device):
@@ -193,8 +196,8 @@ class TestTorchOnTheCpu:
         assert y.is_contiguous(memory_format=torch.channels_last) == channels_last
 
     def test_no_compiler_and_no_device_are_asked_for(self, monkeypatch):
-        monkeypatch.setattr("fusedref.fused.source_module", None)
-        monkeypatch.setattr("fusedref.fused.launch", None)
+        monkeypatch.setattr("fusedref.ops.runner.source_module", None)
+        monkeypatch.setattr("fusedref.ops.runner.launch", None)
         assert case_of(PROBLEM, "cpu").ok
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0])
@@ -293,27 +296,25 @@ PLANTED = {
 
 @pytest.mark.parametrize("name", [None, *PLANTED])
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_planted_bugs_of_the_general_kernel_show(device, monkeypatch, tmp_path, name, dtype):
+def test_planted_bugs_of_the_general_kernel_show(device, tmp_path, name, dtype):
     if name is not None and device.type == "cuda":
         pytest.skip("what reads beyond its tensors would end the context")
     right, wrong = PLANTED.get(name, ("", ""))
-    text = (fused.KERNELS / "folded.cu").read_text()
-    text = text.replace('#include "elements.cuh"', (fused.KERNELS / "elements.cuh").read_text())
+    problem = dataclasses.replace(PROBLEM, dtype=dtype)
+    chosen = folded_plan(problem, KernelVariant(channels_last=True, vectors=torch.float32))
+    (launch,) = chosen.launches
+    text = launch.source.read_text()
+    text = text.replace('#include "elements.cuh"', (launch.source.parent / "elements.cuh").read_text())
     assert right in text
     (tmp_path / "folded.cu").write_text(text.replace(right, wrong))
-    monkeypatch.setattr(fused, "KERNELS", tmp_path)
-    fused._function.cache_clear()
-    problem = dataclasses.replace(PROBLEM, dtype=dtype)
+    chosen = dataclasses.replace(chosen, launches=(dataclasses.replace(launch, source=tmp_path / "folded.cu"),))
     inputs = random_inputs(problem, 0, device, torch.float32)
     inputs = inputs._replace(x=inputs.x.contiguous(memory_format=torch.channels_last))
-    how = planning.How(channels_last=True, vectors=torch.float32)
     try:
-        y = fused.run(planning.folded_plan(problem, how), problem, inputs[:7], inputs.scaling_factor, inputs.eps)
+        y = run_plan(chosen, problem, inputs)
         assert compare("", problem, inputs, y).ok == (name is None)
     except (driver.LogicError, driver.LaunchError):
         assert name is not None  # the emulator noticed by itself
-    finally:
-        fused._function.cache_clear()
 
 
 @pytest.mark.parametrize("emulated", [False, True], ids=["torch", "kernel"])
@@ -429,8 +430,9 @@ def test_what_equals_a_remembered_integer_is_refused_all_the_same(device, name, 
 
 def test_the_plan_says_how():
     chosen = plan(PROBLEM, "sm_75", 40)
-    assert (chosen.kernel, chosen.block, chosen.grid) == ("folded", (256, 1, 1), (2 * 8 * 1, 1, 1))
-    assert dict(chosen.macros)["PAD_TOP"] == 1 and dict(chosen.macros)["OUT_WIDTH"] == 6
+    (launch,) = chosen.launches
+    assert (chosen.kernel, launch.block, launch.grid) == ("folded", (256, 1, 1), (2 * 8 * 1, 1, 1))
+    assert dict(launch.macros)["PAD_TOP"] == 1 and dict(launch.macros)["OUT_WIDTH"] == 6
     with pytest.raises(ValueError, match=r"must be below 2\*\*31"):
         plan(Problem(1, 1, 1, 2**31, 1, 1))
 

@@ -10,11 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusedref import Problem, fused, plan, planning
+from fusedref import Problem, fused_conv_bn_scale, plan
 from fusedref.cuda.compile import HEADERS, allow_shared, source_module
 from fusedref.cuda.launch import Out, launch
 from fusedref.emulator import driver, watch
-from fusedref.planning import How, implicit_gemm_plan
+from fusedref.ops.runner import run_plan, target_of
+from fusedref.plans import KernelVariant, Target, gemm_tiles, implicit_gemm_plan
+from fusedref.problem import ELEMENTS
 from fusedref.reference import oracle
 from fusedref.validation import compare, random_inputs
 from tests.ranges import convolution, folded, spread
@@ -25,22 +27,22 @@ SOURCE = HEADERS / "implicit_gemm.cu"
 SMALL = Problem(1, 16, 24, 6, 10, 3, padding=1)  # two chunks of input channels, two blocks of output channels
 
 
-def gemm_plan(problem, how=How(), multiprocessors=2, architecture="sm_90a", **wanted):
+def gemm_plan(problem, variant=KernelVariant(), multiprocessors=2, architecture="sm_90a", **wanted):
     """The plan of the kernel, whatever else would serve, with the best tile that is as ``wanted``."""
-    tiles = planning.gemm_tiles(problem, architecture, multiprocessors, how)
+    tiles = gemm_tiles(problem, Target(architecture, multiprocessors), variant)
     tiles = [tile for tile in tiles if all(getattr(tile, name) == value for name, value in wanted.items())]
-    return implicit_gemm_plan(problem, min(tiles, key=lambda tile: tile.cycles), how)
+    return implicit_gemm_plan(problem, min(tiles, key=lambda tile: tile.cycles), variant)
 
 
-def gemm(problem, inputs, how=How(), **wanted):
-    chosen = gemm_plan(problem, how, **wanted)
-    return fused.run(chosen, problem, inputs[:7], inputs.scaling_factor, inputs.eps)
+def gemm(problem, inputs, variant=KernelVariant(), **wanted):
+    chosen = gemm_plan(problem, variant, **wanted)
+    return run_plan(chosen, problem, inputs)
 
 
-def assert_right(problem, device, how=How(), **wanted):
-    inputs = random_inputs(problem, 0, device, how.vectors)
-    y = gemm(problem, inputs, how, **wanted)
-    case = compare("", problem, inputs, y, precision=how.precision)
+def assert_right(problem, device, variant=KernelVariant(), **wanted):
+    inputs = random_inputs(problem, 0, device, variant.vectors)
+    y = gemm(problem, inputs, variant, **wanted)
+    case = compare("", problem, inputs, y, precision=variant.precision)
     assert case.ok, (problem, case.reasons)
     return case
 
@@ -50,7 +52,7 @@ class TestPlan:
     def test_every_card_since_sm_80(self, architecture):
         chosen = plan(Problem(32, 64, 64, 56, 56, 3, padding=1), architecture, 100)
         assert chosen.kernel == "implicit_gemm" and "pipeline" in chosen.reason
-        assert chosen.shared <= 1024 * (99 if architecture in ("sm_86", "sm_89", "sm_120") else 227)
+        assert chosen.launches[0].shared <= 1024 * (99 if architecture in ("sm_86", "sm_89", "sm_120") else 227)
 
     @pytest.mark.parametrize(
         ("problem", "architecture", "words"),
@@ -73,15 +75,15 @@ class TestPlan:
         assert plan(Problem(32, 2, 64, 56, 56, 3), "sm_80", precision="tf32").kernel == "implicit_gemm"
 
     def test_windows_of_one_pixel_see_planes_as_rows(self):
-        assert dict(plan(Problem(2, 64, 64, 7, 9, 1)).macros)["WIDTH"] == 63
-        assert dict(plan(Problem(2, 64, 64, 7, 9, 1, padding=1)).macros)["WIDTH"] == 9
+        assert dict(plan(Problem(2, 64, 64, 7, 9, 1)).launches[0].macros)["WIDTH"] == 63
+        assert dict(plan(Problem(2, 64, 64, 7, 9, 1, padding=1)).launches[0].macros)["WIDTH"] == 9
 
     def test_it_is_what_the_package_runs(self, device):
         inputs = random_inputs(SMALL, 3, device)
-        chosen = plan(SMALL, *fused._card(device))
+        chosen = plan(SMALL, *target_of(device))
         assert chosen.kernel == "implicit_gemm"
-        expected = fused.run(chosen, SMALL, inputs[:7], inputs.scaling_factor, inputs.eps)
-        assert fused.fused_conv_bn_scale(*inputs, **options(SMALL)).equal(expected)
+        expected = run_plan(chosen, SMALL, inputs)
+        assert fused_conv_bn_scale(*inputs, **options(SMALL)).equal(expected)
 
 
 SHAPES = {
@@ -95,10 +97,10 @@ SHAPES = {
     "strides beyond the window": (Problem(1, 9, 16, 13, 14, (2, 1), stride=(3, 4)), {}),
 }
 KINDS = {
-    "tf32": (How("tf32"), torch.float32),
-    "channels last": (How(channels_last=True), torch.float32),
-    "fp16": (How(vectors=torch.float32), torch.float16),
-    "bf16 channels last": (How(channels_last=True), torch.bfloat16),
+    "tf32": (KernelVariant("tf32"), torch.float32),
+    "channels last": (KernelVariant(channels_last=True), torch.float32),
+    "fp16": (KernelVariant(vectors=torch.float32), torch.float16),
+    "bf16 channels last": (KernelVariant(channels_last=True), torch.bfloat16),
 }
 
 
@@ -107,9 +109,9 @@ class TestShapes:
     def test_kinds_of_shape(self, device, problem, wanted):
         assert_right(problem, device, **wanted)
 
-    @pytest.mark.parametrize(("how", "dtype"), KINDS.values(), ids=KINDS)
-    def test_kinds_of_tensor(self, device, how, dtype):
-        assert_right(Problem(2, 12, 20, 7, 9, (2, 3), padding=1, stride=(1, 2), dtype=dtype), device, how)
+    @pytest.mark.parametrize(("variant", "dtype"), KINDS.values(), ids=KINDS)
+    def test_kinds_of_tensor(self, device, variant, dtype):
+        assert_right(Problem(2, 12, 20, 7, 9, (2, 3), padding=1, stride=(1, 2), dtype=dtype), device, variant)
 
     def test_an_empty_batch(self, device):
         problem = dataclasses.replace(SMALL, batch=0)
@@ -128,10 +130,10 @@ class TestShapes:
         problem = Problem(
             number(1, 3), groups * number(1, 20), groups * number(1, 40), height, width, kernel,
             stride=(number(1, 3), number(1, 3)), padding=(number(0, 2), number(0, 2)), dilation=dilation, groups=groups,
-            bias=data.draw(st.booleans()), dtype=data.draw(st.sampled_from(planning.ELEMENTS)),
+            bias=data.draw(st.booleans()), dtype=data.draw(st.sampled_from(ELEMENTS)),
         )  # fmt: skip
         precision = data.draw(st.sampled_from(["fp32", "tf32"])) if problem.dtype == torch.float32 else "fp32"
-        assert_right(problem, device, How(precision, channels_last=data.draw(st.booleans())))
+        assert_right(problem, device, KernelVariant(precision, channels_last=data.draw(st.booleans())))
 
     @pytest.mark.parametrize("missing", ["bias", "gamma", "beta"])
     def test_vectors_left_out(self, device, missing):
@@ -223,13 +225,12 @@ class TestRange:
 
 def run_source(text, problem, inputs, **wanted):
     """y by another text of the kernel."""
-    chosen = gemm_plan(problem, **wanted)
-    macros = tuple(f"-D{name}={value}" for name, value in chosen.macros)
-    function = source_module(text, macros, inputs.x.device).get_function("implicit_gemm")
-    allow_shared(function, chosen.shared, inputs.x.device)
+    (planned,) = gemm_plan(problem, **wanted).launches
+    function = source_module(text, planned.options, inputs.x.device).get_function("implicit_gemm")
+    allow_shared(function, planned.shared, inputs.x.device)
     y = torch.full(problem.output_shape, math.nan, device=inputs.x.device)
     numbers = np.float32(inputs.scaling_factor), np.float32(inputs.eps)
-    where = {"grid": chosen.grid, "block": chosen.block, "shared": chosen.shared}
+    where = {"grid": planned.grid, "block": planned.block, "shared": planned.shared}
     launch(function, *inputs[:7], *numbers, Out(y), np.int64(problem.batch), **where)
     return y
 
@@ -297,7 +298,7 @@ def test_no_bank_conflicts_where_products_read(stride):
 def test_compiles_without_spills(architecture, warp_channels, tmp_path):
     problem = Problem(32, 64, 64, 56, 56, 3, padding=1)
     chosen = gemm_plan(problem, architecture=f"sm_{architecture}", warp_channels=warp_channels)
-    macros = [f"-D{name}={value}" for name, value in chosen.macros]
+    macros = chosen.launches[0].options
     command = ["nvcc", "-cubin", f"-arch=sm_{architecture}", "-O3", "-std=c++17", "--Werror=all-warnings", "-Xptxas=-v"]
     command += [f"-I{HEADERS}", *macros, "-o", str(tmp_path / "kernel.cubin"), str(SOURCE)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -322,10 +323,10 @@ def test_the_family_at_full_size(device, problem, channels_last):
     inputs = random_inputs(problem, 0, device)
     if channels_last:
         inputs = inputs._replace(x=inputs.x.contiguous(memory_format=torch.channels_last))
-    y = fused.fused_conv_bn_scale(*inputs, **options(problem))
+    y = fused_conv_bn_scale(*inputs, **options(problem))
     case = compare("", problem, inputs, y)
     assert case.ok, case.reasons
-    assert all(fused.fused_conv_bn_scale(*inputs, **options(problem)).equal(y) for _ in range(5))
+    assert all(fused_conv_bn_scale(*inputs, **options(problem)).equal(y) for _ in range(5))
 
 
 @pytest.mark.gpu

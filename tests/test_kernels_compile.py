@@ -7,28 +7,28 @@ import subprocess
 import pytest
 import torch
 
-from fusedref import KERNELBENCH_73, Problem, fused, planning
-from fusedref.cuda.compile import NVCC_OPTIONS
+from fusedref import KERNELBENCH_73, Problem
+from fusedref.cuda.compile import HEADERS, NVCC_OPTIONS
+from fusedref.plans import KernelVariant, folded_plan, pipeline_plan
 from fusedref.problem import SMALL_73
 from kernels.ladder import KERNELS, LADDER, Tiled
 
 ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]
 TILED = {rung.candidate.file for rung in LADDER if isinstance(rung.candidate, Tiled)}
 OTHERS = TILED | {"implicit_gemm"}  # their own tests compile these
-FILES = sorted(path for path in [*KERNELS.glob("*.cu"), *fused.KERNELS.glob("*.cu")] if path.stem not in OTHERS)
+FILES = sorted(path for path in [*KERNELS.glob("*.cu"), *HEADERS.glob("*.cu")] if path.stem not in OTHERS)
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
 
 
-def compile_for_all(path, folder, macros=None):
+def compile_for_all(path, folder, options=None):
     wgmma = "pipeline" in path.name
     targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in (["90a"] if wgmma else ARCHITECTURES)]
-    plans = {"folded": planning.folded_plan, "pipeline": planning.pipeline_plan}
+    plans = {"folded": folded_plan, "pipeline": pipeline_plan}
     make_plan = next((plans[name] for name in plans if name in path.name), None)
-    if macros is None:
-        macros = make_plan(SMALL_73).macros if make_plan else ()
-    macros = [f"-D{name}={value}" for name, value in macros]
-    options = ["-fatbin", "-std=c++17", "--Werror=all-warnings", f"-I{fused.KERNELS}", *targets, *macros]
+    if options is None:
+        options = make_plan(SMALL_73).launches[0].options if make_plan else ()
+    options = ["-fatbin", "-std=c++17", "--Werror=all-warnings", f"-I{HEADERS}", *targets, *options]
     command = ["nvcc", *options, "-o", str(folder / "kernel.fatbin"), str(path)]
     return subprocess.run(command, capture_output=True, text=True)
 
@@ -40,16 +40,16 @@ def test_compiles(path, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "how"),
+    ("dtype", "variant"),
     [
-        (torch.float16, planning.How(channels_last=True)),
-        (torch.bfloat16, planning.How(vectors=torch.float32)),
+        (torch.float16, KernelVariant(channels_last=True)),
+        (torch.bfloat16, KernelVariant(vectors=torch.float32)),
     ],
     ids=["float16 channels_last", "bfloat16 beside float32"],
 )
-def test_the_general_kernel_compiles_for_halves(dtype, how, tmp_path):
-    macros = planning.folded_plan(dataclasses.replace(SMALL_73, dtype=dtype), how).macros
-    done = compile_for_all(fused.KERNELS / "folded.cu", tmp_path, macros)
+def test_the_general_kernel_compiles_for_halves(dtype, variant, tmp_path):
+    (launch,) = folded_plan(dataclasses.replace(SMALL_73, dtype=dtype), variant).launches
+    done = compile_for_all(launch.source, tmp_path, launch.options)
     assert done.returncode == 0, done.stderr
 
 
@@ -72,13 +72,13 @@ def test_a_kernel_for_newer_architectures_alone_is_refused(tmp_path):
     ids=str,
 )
 def test_the_pipeline_neither_spills_nor_waits_for_each_product(problem, tmp_path):
-    said = pipeline_report(problem, (fused.KERNELS / "pipeline.cu").read_text(), tmp_path)
+    said = pipeline_report(problem, (HEADERS / "pipeline.cu").read_text(), tmp_path)
     assert "0 bytes spill stores, 0 bytes spill loads" in said
     assert "serialized" not in said
 
 
 def test_a_pipeline_with_too_many_accumulators_would_wait(tmp_path):
-    text = (fused.KERNELS / "pipeline.cu").read_text()
+    text = (HEADERS / "pipeline.cu").read_text()
     text = text.replace("more_registers<168>", "more_registers<152>")
     assert "serialized" in pipeline_report(KERNELBENCH_73, text, tmp_path)
 
@@ -87,8 +87,8 @@ def pipeline_report(problem, text, folder):
     """What ptxas says of the kernel."""
     source = folder / "pipeline.cu"
     source.write_text(text)
-    macros = [f"-D{name}={value}" for name, value in planning.pipeline_plan(problem).macros]
-    options = ["-cubin", "-arch=sm_90a", *NVCC_OPTIONS, f"-I{fused.KERNELS}", "-Xptxas", "-v", *macros]
+    macros = pipeline_plan(problem).launches[0].options
+    options = ["-cubin", "-arch=sm_90a", *NVCC_OPTIONS, f"-I{HEADERS}", "-Xptxas", "-v", *macros]
     done = subprocess.run(
         ["nvcc", *options, "-o", str(folder / "kernel.cubin"), str(source)], capture_output=True, text=True
     )

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusedref import KERNELBENCH_73, Problem, fused, plan, planning
-from fusedref.cuda.compile import NVCC_OPTIONS
-from fusedref.planning import How, folded_plan, pipeline_plan, predict
+from fusedref import KERNELBENCH_73, Problem, plan
+from fusedref.cuda.compile import HEADERS, NVCC_OPTIONS
+from fusedref.plans import KernelVariant, folded_plan, pipeline_plan, predict
 from fusedref.problem import SMALL_73
 
 WIDE = Problem(32, 64, 64, 56, 56, 3, padding=1)
 HALF_73 = dataclasses.replace(KERNELBENCH_73, dtype=torch.float16)
+FP32, TF32 = KernelVariant(), KernelVariant("tf32")
 
 
 def rounded(predicted):
@@ -23,22 +24,22 @@ def rounded(predicted):
 
 
 @pytest.mark.parametrize(
-    ("problem", "how", "unit", "expected"),
+    ("problem", "variant", "unit", "expected"),
     [
         # 587,353,344 bytes at 4.8 TB/s; 2 * 72 * 130,056,192 flops, three times for two pieces, at 989 TFLOP/s
-        (KERNELBENCH_73, How(), "tensor cores", {"memory": 122.37, "tensor cores": 56.81, "launch": 2.3}),
-        (KERNELBENCH_73, How("tf32"), "tensor cores", {"memory": 122.37, "tensor cores": 18.94, "launch": 2.3}),
-        (HALF_73, How(), "tensor cores", {"memory": 61.18, "tensor cores": 18.94, "launch": 2.3}),
-        (KERNELBENCH_73, How(), "CUDA cores", {"memory": 122.37, "CUDA cores": 279.52, "launch": 2.3}),
+        (KERNELBENCH_73, FP32, "tensor cores", {"memory": 122.37, "tensor cores": 56.81, "launch": 2.3}),
+        (KERNELBENCH_73, TF32, "tensor cores", {"memory": 122.37, "tensor cores": 18.94, "launch": 2.3}),
+        (HALF_73, FP32, "tensor cores", {"memory": 61.18, "tensor cores": 18.94, "launch": 2.3}),
+        (KERNELBENCH_73, FP32, "CUDA cores", {"memory": 122.37, "CUDA cores": 279.52, "launch": 2.3}),
         # tensor cores take 3 input channels for 8
         (
-            Problem(128, 3, 64, 128, 128, 3), How(), "tensor cores",
+            Problem(128, 3, 64, 128, 128, 3), FP32, "tensor cores",
             {"memory": 113.62, "tensor cores": 56.81, "launch": 2.3},
         ),
     ],
 )  # fmt: skip
-def test_what_a_resource_needs(problem, how, unit, expected):
-    assert rounded(predict(problem, how, unit)) == expected
+def test_what_a_resource_needs(problem, variant, unit, expected):
+    assert rounded(predict(problem, variant, unit)) == expected
 
 
 @pytest.mark.parametrize(
@@ -93,32 +94,32 @@ def test_kernels_are_told_types_and_layout(architecture, dtype, vectors, channel
     chosen = plan(
         dataclasses.replace(KERNELBENCH_73, dtype=dtype), architecture, channels_last=channels_last, vectors=vectors
     )
-    macros = dict(chosen.macros)
+    macros = dict(chosen.launches[0].macros)
     element = [torch.float32, torch.float16, torch.bfloat16].index(dtype)
     assert (macros["ELEMENT"], macros["VECTOR"]) == (element, element if vectors is None else 0)
-    assert macros["CHANNELS_LAST"] == int(channels_last) and chosen.channels_last == channels_last
+    assert macros["CHANNELS_LAST"] == int(channels_last) and chosen.variant.channels_last == channels_last
 
 
 def test_a_general_plan_covers_every_output():
     for channels_last, grid in ((False, 2 * 5 * 2), (True, 2 * 8)):  # 17 * 23 = 391 outputs, 5 channels of them 1955
-        chosen = folded_plan(Problem(2, 4, 5, 19, 25, 3), How(channels_last=channels_last))
-        assert chosen.grid == (grid, 1, 1)
+        chosen = folded_plan(Problem(2, 4, 5, 19, 25, 3), KernelVariant(channels_last=channels_last))
+        assert chosen.launches[0].grid == (grid, 1, 1)
 
 
 def fits(chosen, folder, right="", wrong=""):
     """Whether the compiler needs no more registers than the plan says, and spills none."""
+    (launch,) = chosen.launches
     source = folder / "kernel.cu"
-    text = (fused.KERNELS / f"{chosen.kernel}.cu").read_text()
+    text = launch.source.read_text()
     assert right in text
     source.write_text(text.replace(right, wrong))
-    macros = [f"-D{name}={value}" for name, value in chosen.macros]
-    options = ["-cubin", "-arch=sm_90a", *NVCC_OPTIONS, f"-I{fused.KERNELS}", "-Xptxas", "-v", *macros]
+    options = ["-cubin", "-arch=sm_90a", *NVCC_OPTIONS, f"-I{HEADERS}", "-Xptxas", "-v", *launch.options]
     done = subprocess.run(
         ["nvcc", *options, "-o", str(folder / "kernel.cubin"), str(source)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     used = int(re.search(r"Used (\d+) registers", done.stderr)[1])
-    return used <= chosen.registers and "0 bytes spill stores, 0 bytes spill loads" in done.stderr
+    return used <= launch.registers and "0 bytes spill stores, 0 bytes spill loads" in done.stderr
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
@@ -127,13 +128,13 @@ def fits(chosen, folder, right="", wrong=""):
     [
         (pipeline_plan(KERNELBENCH_73), 128),
         (folded_plan(KERNELBENCH_73), 255),
-        (folded_plan(HALF_73, How(channels_last=True)), 255),
+        (folded_plan(HALF_73, KernelVariant(channels_last=True)), 255),
         (folded_plan(dataclasses.replace(HALF_73, dtype=torch.bfloat16)), 255),
     ],
     ids=["pipeline", "folded", "float16 channels_last", "bfloat16"],
 )
 def test_the_compiler_keeps_to_the_registers(chosen, most, tmp_path):
-    assert chosen.registers == most
+    assert chosen.launches[0].registers == most
     assert fits(chosen, tmp_path)
 
 
@@ -155,10 +156,11 @@ def test_the_compiler_keeps_to_the_registers_of_implicit_gemm(problem, channels_
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
 def test_too_many_registers_and_spills_show(tmp_path):
     chosen = folded_plan(KERNELBENCH_73)
-    assert not fits(dataclasses.replace(chosen, block=(1024, 4, 1)), tmp_path)  # that would leave 16
+    large = dataclasses.replace(chosen.launches[0], block=(1024, 4, 1))  # that would leave 16 registers
+    assert not fits(dataclasses.replace(chosen, launches=(large,)), tmp_path)
     assert not fits(chosen, tmp_path, "__launch_bounds__(THREADS)", "__maxnreg__(24)")
 
 
 def test_no_plan_for_what_no_kernel_counts():
     with pytest.raises(ValueError, match=r"must be below 2\*\*31"):
-        planning.plan(Problem(1, 1, 1, 2**31, 1, 1))
+        plan(Problem(1, 1, 1, 2**31, 1, 1))

@@ -10,7 +10,7 @@ What the host spends on a call is measured apart, on a tiny input, in rows whose
 
 from fusedref.bench.command import main
 from fusedref.bench.measure import compile_ours, host_rows, relative_l2, run
-from fusedref.bench.peers import DTYPES, OURS, PEERS, PEERS_OF_OTHERS, Peer, eager, folded, options_of, ours
+from fusedref.bench.peers import DTYPES, OURS, PEERS, PEERS_OF_OTHERS, Peer, eager, folded, ours
 from fusedref.bench.problems import OTHERS, describe, in_family
 from fusedref.bench.rows import FLOOR, Row, load, save, versions
 from fusedref.bench.tables import best, picture, table, table_of_others, times_as_fast
@@ -37,7 +37,6 @@ __all__ = [
     "load",
     "main",
     "microseconds",
-    "options_of",
     "ours",
     "picture",
     "relative_l2",

@@ -10,12 +10,12 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from fusedref import fused
-from fusedref.bench.peers import DTYPES, OURS, Peer, eager, folded, options_of, ours
+from fusedref.bench.peers import DTYPES, OURS, Peer, eager, folded, ours
 from fusedref.bench.problems import TINY, describe
 from fusedref.bench.rows import FLOOR, HOST, Row
 from fusedref.bench.timing import arithmetic, host_samples, samples, spread
 from fusedref.module import FusedConvBnScale
+from fusedref.ops.inference import compile_inference
 from fusedref.problem import Problem
 from fusedref.reference import ConvBnScale, oracle
 from fusedref.validation import random_inputs
@@ -38,7 +38,7 @@ def measure(peer: Peer, problem: Problem, inputs: tuple, floor_us: float) -> Row
     x, weight, *rest = [value.to(dtype) if isinstance(value, torch.Tensor) else value for value in inputs]
     given = (x.to(memory_format=memory_format), weight.to(memory_format=memory_format), *rest)
     with arithmetic(peer.precision), torch.no_grad():
-        call = peer.prepare(given, options_of(problem))
+        call = peer.prepare(given, problem.conv_options)
         error = relative_l2(call(), given, problem)
         times = samples(call)
     us = statistics.median(times)
@@ -50,7 +50,7 @@ def relative_l2(y: torch.Tensor, inputs: tuple, problem: Problem) -> float:
     difference = size = 0.0
     for first in range(0, problem.batch, 16):
         part = slice(first, first + 16)
-        expected = oracle(inputs[0][part], *inputs[1:], **options_of(problem))
+        expected = oracle(inputs[0][part], *inputs[1:], **problem.conv_options)
         difference += (y[part].double() - expected).square().sum().item()
         size += expected.square().sum().item()
     return (difference / size) ** 0.5
@@ -82,7 +82,7 @@ def compile_ours(problems: list[Problem]) -> None:
         """Compiles what ``peer`` runs for ``problem``."""
         precision = "tf32" if peer.precision == "tf32" else "fp32"
         typed = dataclasses.replace(problem, dtype=DTYPES[peer.precision])
-        fused.prepare(typed, device, precision, channels_last=peer.layout == "channels_last")
+        compile_inference(typed, device, precision, channels_last=peer.layout == "channels_last")
 
     with ThreadPoolExecutor() as pool:
         for done in [pool.submit(one, problem, peer) for problem in problems for peer in OURS]:

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from fusedref import folding
-from fusedref.fused import fused_conv_bn_scale
-from fusedref.problem import Problem
+from fusedref.ops.inference import fused_conv_bn_scale
 from fusedref.reference import conv_bn_scale
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -29,11 +28,6 @@ class Peer:
     precision: str
     layout: str
     prepare: Callable[[tuple, dict], Callable[[], torch.Tensor]]
-
-
-def options_of(problem: Problem) -> dict:
-    """stride, padding, dilation and groups of a problem."""
-    return {name: getattr(problem, name) for name in ("stride", "padding", "dilation", "groups")}
 
 
 def eager(inputs: tuple, options: dict) -> Callable[[], torch.Tensor]:

@@ -48,10 +48,7 @@ TF32_NORM_LIMIT = 2.5
 
 
 def expected_y(problem: Problem, inputs: Inputs) -> Tensor:
-    return oracle(
-        *inputs,
-        stride=problem.stride, padding=problem.padding, dilation=problem.dilation, groups=problem.groups,
-    )  # fmt: skip
+    return oracle(*inputs, **problem.conv_options)
 
 
 def magnitude_of(problem: Problem, inputs: Inputs) -> Tensor:

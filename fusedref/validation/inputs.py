@@ -4,26 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fusedref.parameters import Parameters as Inputs
 from fusedref.problem import Problem
-
-
-class Inputs(NamedTuple):
-    """The arguments of a candidate, in order."""
-
-    x: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    running_mean: Tensor
-    running_var: Tensor
-    gamma: Tensor
-    beta: Tensor
-    scaling_factor: float
-    eps: float
 
 
 def random_inputs(

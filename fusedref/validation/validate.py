@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from fusedref.fused import forced_to_emulator
-from fusedref.planning import check_precision
+from fusedref.arguments import check_precision
+from fusedref.cuda.backend import forced_to_emulator
 from fusedref.problem import KERNELBENCH_73, SMALL_73, Problem
 from fusedref.validation.call import Candidate, call, device_is_lost, in_place, same_bits
 from fusedref.validation.cases import Case

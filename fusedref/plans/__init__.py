@@ -1,0 +1,64 @@
+"""Which kernel computes a problem, with which constants, launched how, and why."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+from fusedref.arguments import check_precision
+from fusedref.plans.base import Argument, Launch, Plan
+from fusedref.plans.device import EMULATED, Target, predict
+from fusedref.plans.folded import folded_plan
+from fusedref.plans.implicit_gemm import best_gemm_tile, gemm_tiles, implicit_gemm_plan, unserved_by_implicit_gemm
+from fusedref.plans.pipeline import pipeline_plan, unserved_by_pipeline
+from fusedref.plans.variant import KernelVariant
+from fusedref.problem import Problem
+
+__all__ = [
+    "EMULATED",
+    "Argument",
+    "KernelVariant",
+    "Launch",
+    "Plan",
+    "Target",
+    "folded_plan",
+    "gemm_tiles",
+    "implicit_gemm_plan",
+    "pipeline_plan",
+    "plan",
+    "predict",
+]
+
+
+@lru_cache(maxsize=1024)
+def plan(
+    problem: Problem,
+    architecture: str = EMULATED.architecture,
+    multiprocessors: int = EMULATED.multiprocessors,
+    precision: str = "fp32",
+    channels_last: bool = False,
+    vectors: torch.dtype | None = None,
+) -> Plan:
+    """Return the plan for ``problem``: by the first kernel of pipeline, implicit_gemm and folded that serves it.
+
+    ``reason`` of the plan says what speaks for its kernel, or against those before it.
+
+    ``architecture`` is nvcc's name of the GPU's, such as ``"sm_90a"`` or ``"sm_80"``. ``precision="tf32"`` (for float32
+    alone) allows to round the factors of the products. ``channels_last`` is how x and y lie in memory; ``vectors`` is
+    the dtype of bias, running_mean, running_var, gamma and beta: the problem's (None), or float32.
+
+    Raise ValueError where one of these is something else.
+    """
+    check_precision(precision, problem.dtype)
+    if vectors not in (None, problem.dtype, torch.float32):
+        raise ValueError(f"vectors must be torch.float32 or the problem's {problem.dtype}, got {vectors}")
+    target = Target(architecture, multiprocessors)
+    variant = KernelVariant(precision, channels_last, vectors)
+    not_pipeline = unserved_by_pipeline(problem, target, variant)
+    if not_pipeline is None:
+        return pipeline_plan(problem, target, variant)
+    not_gemm = unserved_by_implicit_gemm(problem, target, variant)
+    if not_gemm is None:
+        return implicit_gemm_plan(problem, best_gemm_tile(problem, target, variant), variant, not_pipeline)
+    return folded_plan(problem, variant, f"{not_pipeline}; {not_gemm}")

@@ -1,0 +1,233 @@
+"""Plans for implicit_gemm.cu: tensor cores of every card since sm_80, for any stride, dilation, layout and groups."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from fusedref.plans.base import INFERENCE_SIGNATURE, KERNELS, Launch, Plan
+from fusedref.plans.device import EMULATED, Target, predict
+from fusedref.plans.variant import KernelVariant, common_macros, stride_and_group_macros
+from fusedref.problem import Problem
+
+
+class GemmTile(NamedTuple):
+    """A way for implicit_gemm.cu to divide its work, in the terms of its macros, and what it should cost."""
+
+    rows: int
+    columns: int
+    chunk: int
+    slots: int
+    warp_channels: int
+    down: int
+    across: int
+    blocks: int = 1
+    shared: int = 0
+    grid: tuple[int, int, int] = (1, 1, 1)
+    cycles: float = math.inf  # about how many the launch takes
+
+    @property
+    def channels(self) -> int:
+        """Return the output channels of a block."""
+        return self.warp_channels * self.down
+
+
+def unserved_by_implicit_gemm(problem: Problem, target: Target, variant: KernelVariant = KernelVariant()) -> str | None:
+    """Return why implicit_gemm is not the kernel for ``problem``, None where it is."""
+    if target.compute_capability < 80:
+        return f"implicit_gemm multiplies 16 x 16 by 16 x 8 numbers at a time, which {target.architecture} cannot"
+    if problem.out_channels // problem.groups < 8:
+        return "under 8 output channels would leave most of a product's 16 empty"
+    if problem.taps < 36 and variant.pieces(problem.dtype) == 2:
+        return "a float32 sum of fewer than 36 products has smaller errors than fp16 pieces"
+    if max(problem.in_channels * problem.height * problem.width, math.prod(problem.output_shape[1:])) >= 2**31 - 2**16:
+        return "implicit_gemm counts the elements of an image in 32 bits"
+    if problem.batch * problem.out_height * problem.out_width >= 2**30:
+        return "implicit_gemm counts tiles in 32 bits"
+    if next(gemm_tiles(problem, target._replace(multiprocessors=1), variant), None) is None:
+        return "not even a small tile, with what its windows reach, fits into shared memory"
+    return None
+
+
+def implicit_gemm_plan(
+    problem: Problem,
+    tile: GemmTile,
+    variant: KernelVariant = KernelVariant(),
+    reason: str = "it serves every shape on tensor cores",
+) -> Plan:
+    """Return the plan to run ``problem`` by implicit_gemm.cu with one of its ``gemm_tiles``."""
+    problem = _in_one_row(problem)
+    sizes = {
+        "TILE_ROWS": tile.rows,
+        "TILE_COLUMNS": tile.columns,
+        "CHUNK": tile.chunk,
+        "SLOTS": tile.slots,
+        "WARP_CHANNELS": tile.warp_channels,
+        "WARPS_DOWN": tile.down,
+        "WARPS_ACROSS": tile.across,
+        "BLOCKS": tile.blocks,
+        "SHARED_BYTES": tile.shared,
+        "PIECES": variant.pieces(problem.dtype),
+    }
+    macros = common_macros(problem, variant) | stride_and_group_macros(problem) | sizes
+    return Plan(
+        kernel="implicit_gemm",
+        reason=reason,
+        variant=variant,
+        tile=(tile.channels, tile.rows, tile.columns),
+        predicted=predict(problem, variant, "tensor cores"),
+        launches=(
+            Launch(
+                source=KERNELS / "implicit_gemm.cu",
+                symbol="implicit_gemm",
+                signature=INFERENCE_SIGNATURE,
+                macros=tuple(macros.items()),
+                grid=tile.grid,
+                block=(32 * tile.down * tile.across, 1, 1),
+                shared=tile.shared,
+            ),
+        ),
+    )
+
+
+def best_gemm_tile(problem: Problem, target: Target, variant: KernelVariant) -> GemmTile:
+    """Return the cheapest of the ``gemm_tiles``."""
+    return min(gemm_tiles(problem, target, variant), key=lambda tile: tile.cycles)
+
+
+def gemm_tiles(
+    problem: Problem, target: Target = EMULATED, variant: KernelVariant = KernelVariant()
+) -> Iterator[GemmTile]:
+    """Yield the tiles worth considering for implicit_gemm.cu that fit into shared memory."""
+    problem = _in_one_row(problem)
+    in_channels, out_channels = problem.in_channels // problem.groups, problem.out_channels // problem.groups
+    limit = target.shared_limit
+    chunks = [8, 16, 32, 64] if in_channels >= 8 else [in_channels]
+    for warp_channels, down, across in itertools.product((16, 32), (1, 2, 4), (1, 2, 4, 8)):
+        channels, warps = warp_channels * down, down * across
+        if warps not in (4, 8, 16) or (channels >= 2 * out_channels and channels > 16):
+            continue
+        channel_blocks = problem.groups * math.ceil(out_channels / channels)
+        fewest = math.ceil(problem.out_width / (32 * across))
+        for columns in sorted({math.ceil(problem.out_width / n) for n in range(fewest, fewest + 12)}):
+            rows = min(problem.out_height, 32 * across // columns)
+            rows = math.ceil(problem.out_height / math.ceil(problem.out_height / rows))
+            tiles = problem.batch * math.ceil(problem.out_height / rows) * math.ceil(problem.out_width / columns)
+            for chunk, resident in itertools.product(chunks, (False, True)):
+                count = math.ceil(in_channels / chunk)
+                if chunk >= 2 * in_channels > 8 or (resident and count == 1):
+                    continue
+                slots = count if resident else 1
+                tile = GemmTile(rows, columns, chunk, slots, warp_channels, down, across)
+                shared = _shared_bytes(problem, variant, tile)
+                registers = 80 if warp_channels == 16 else 128 if target.compute_capability < 120 else 160
+                blocks = min((limit + 1024) // (shared + 1024), 65536 // (registers * 32 * warps), 48 // warps)
+                if blocks == 0:
+                    continue
+                tile = tile._replace(blocks=blocks, shared=shared)
+                yield _with_grid_and_cost(problem, variant, tile, tiles, channel_blocks, target.multiprocessors)
+
+
+def _in_one_row(problem: Problem) -> Problem:
+    """Return the same problem with each plane as one row if windows are single pixels: tiles divide it evenly."""
+    if problem.kernel != (1, 1) or problem.strides != (1, 1) or problem.pads != ((0, 0), (0, 0)):
+        return problem
+    return dataclasses.replace(problem, height=1, width=problem.height * problem.width, padding=0)
+
+
+def _entries(problem: Problem, chunk: int) -> int:
+    """Return the steps of 8 products for an output and a chunk of input channels: ENTRIES of implicit_gemm.cu."""
+    fold = min(8 // min(chunk, 8), problem.kernel[1])
+    while problem.dtype != torch.float32 and problem.kernel[1] % fold:
+        fold -= 1
+    return math.ceil(chunk / 8) * problem.kernel[0] * math.ceil(problem.kernel[1] / fold)
+
+
+def _input_size(problem: Problem, tile: GemmTile) -> tuple[int, int]:
+    """Return the rows and columns of x that the outputs of a tile see."""
+    rows, columns = (
+        (outputs - 1) * stride + span
+        for outputs, stride, span in zip((tile.rows, tile.columns), problem.strides, problem.span)
+    )
+    return rows, columns
+
+
+def _copy_units(problem: Problem, variant: KernelVariant, tile: GemmTile) -> tuple[int, int]:
+    """Return the elements of weights, and of x, that are copied at once: up to 16 bytes of what they divide."""
+    in_channels, size = problem.in_channels // problem.groups, problem.dtype.itemsize
+    taps = math.prod(problem.kernel)
+    x_lengths: tuple[int, ...]
+    if variant.channels_last:
+        x_lengths = problem.in_channels, in_channels, tile.chunk
+    else:
+        x_lengths = problem.width, tile.columns * problem.strides[1] if problem.out_width > tile.columns else 0
+    return math.gcd(16 // size, in_channels * taps, tile.chunk * taps), math.gcd(16 // size, *x_lengths)
+
+
+def _shared_bytes(problem: Problem, variant: KernelVariant, tile: GemmTile) -> int:
+    """Return the size of implicit_gemm.cu's struct Shared, which a static_assert checks."""
+    (rows, columns), size = _input_size(problem, tile), problem.dtype.itemsize
+    entries, count = _entries(problem, tile.chunk), variant.pieces(problem.dtype)
+    taps = math.prod(problem.kernel)
+    weight_unit, x_unit = _copy_units(problem, variant, tile)
+
+    def odd_units(elements: int, unit: int) -> int:
+        """Return ``elements``, rounded up to an odd number of units, so that rows begin in different banks."""
+        least = max(unit, 4 // size)
+        return (math.ceil(elements / least) | 1) * least
+
+    raw_weights = tile.channels * odd_units(tile.chunk * taps, weight_unit)
+    if variant.channels_last:
+        raw_x = rows * columns * odd_units(tile.chunk, x_unit)
+    else:
+        raw_x = tile.chunk * rows * _round_up(-problem.pads[1][0] % x_unit + columns, x_unit)
+    stride = problem.strides[1]
+    least = stride * math.ceil(columns / stride)
+    pitch = next((p for p in range(least, least + 8) if (problem.strides[0] * p - tile.columns) % 8 == 0), least)
+    filters = 16 * tile.slots * entries * count * tile.channels
+    staged = 16 * count * math.ceil(tile.chunk / 8) * rows * pitch
+    warps = tile.down * tile.across
+    runs = 4 * warps * 8 * (tile.warp_channels + 4 if variant.channels_last else 40)
+    rest = 12 * tile.channels + 4 * (tile.slots * tile.channels + 1) + 8 * (tile.channels + warps) + 4 * entries
+    return sum(_round_up(part, 16) for part in (filters + staged + runs + rest, size * raw_weights, size * raw_x))
+
+
+def _with_grid_and_cost(
+    problem: Problem, variant: KernelVariant, tile: GemmTile, tiles: int, channel_blocks: int, multiprocessors: int
+) -> GemmTile:
+    """Return the tile with its grid, and about how many cycles the launch takes."""
+    in_channels = problem.in_channels // problem.groups
+    count, warps = math.ceil(in_channels / tile.chunk), tile.down * tile.across
+    steps, numbers = _entries(problem, tile.chunk) / 2, variant.pieces(problem.dtype)
+    rows, columns = _input_size(problem, tile)
+    tensor = warps * (tile.warp_channels / 4) * steps * (3 if numbers == 2 else 1) * 1.5
+    shared = warps * steps * (tile.warp_channels * 32 + 1024) * numbers / 128
+    weight_unit, x_unit = _copy_units(problem, variant, tile)
+    # Instructions of 32 lanes, 4 a cycle; and copies, of which a short one takes as long as a long one.
+    x = tile.chunk * rows * columns * (16 / 128 + 0.65 / x_unit)
+    weights = tile.channels * tile.chunk * math.prod(problem.kernel) * (16 / 128 + 0.65 / weight_unit)
+    seats = multiprocessors * tile.blocks
+    if tile.slots == count:  # blocks that stay, and keep their weights
+        down = max(1, min(tiles, seats // channel_blocks))
+    else:
+        down = max(1, min(tiles, 65535))
+    resident = min(tile.blocks, math.ceil(down * channel_blocks / multiprocessors))
+    # The other blocks of the multiprocessor hide a part of what a block waits for.
+    step = 1.5 * max(tensor, shared) + x + 3000 / resident
+    store = tile.channels * tile.rows * tile.columns * (0.06 + 1 / min(tile.columns, 32))
+    if tile.slots == count:
+        each = math.ceil(tiles / down) * (count * step + store) + count * weights
+    else:
+        each = count * (step + weights) + store
+    waves = down * channel_blocks / seats
+    waves = math.ceil(waves) if waves < 4 else waves + 0.5  # many even out
+    return tile._replace(grid=(channel_blocks, down, 1), cycles=waves * resident * each + 3000)
+
+
+def _round_up(number: int, unit: int) -> int:
+    return math.ceil(number / unit) * unit

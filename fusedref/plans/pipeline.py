@@ -1,0 +1,163 @@
+"""Plans for pipeline.cu: wgmma behind an asynchronous pipeline, for small kernels and few input channels on sm_90a."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from fusedref.plans.base import INFERENCE_SIGNATURE, KERNELS, Launch, Plan
+from fusedref.plans.device import EMULATED, Target, predict
+from fusedref.plans.variant import KernelVariant, common_macros
+from fusedref.problem import Problem
+
+STEADY = 3.96e12  # bytes a second that the turns allow for: the best of those tried on an H200
+
+
+def unserved_by_pipeline(problem: Problem, target: Target, variant: KernelVariant = KernelVariant()) -> str | None:
+    """Return why the pipeline is not the kernel for ``problem``, None where it is."""
+    if target.architecture != "sm_90a":
+        return f"the pipeline multiplies with wgmma, which sm_90a has and {target.architecture} has not"
+    if variant.channels_last:
+        return "the pipeline serves tensors in NCHW order"
+    if problem.strides != (1, 1) or problem.groups != 1:
+        return "the pipeline serves stride 1 and one group"
+    if problem.in_channels > 8 or math.prod(problem.kernel) > 9:
+        return "the pipeline's weights fit into registers up to 8 input channels and 9 taps"
+    if problem.taps < 48 and variant.pieces(problem.dtype) == 2:
+        return "a float32 sum of fewer than 48 products has smaller errors than fp16 pieces"
+    if problem.out_channels < 16 or problem.out_height * problem.out_width < 64:
+        return "under 16 output channels, or 64 pixels of an image, would leave most of a tile empty"
+    if _tile(problem, target, variant) is None:
+        return "not even a row of pixels, with what its windows reach, fits into shared memory"
+    if problem.batch * problem.out_height * problem.out_width >= 2**30:
+        return "the pipeline counts tiles in 32 bits"
+    return None
+
+
+def pipeline_plan(problem: Problem, target: Target = EMULATED, variant: KernelVariant = KernelVariant()) -> Plan:
+    """Return the plan to run ``problem`` by pipeline.cu: persistent blocks, at most one per multiprocessor.
+
+    Raise ValueError where not even a row of pixels fits into shared memory.
+    """
+    tile = _tile(problem, target, variant)
+    if tile is None:
+        raise ValueError(f"the pipeline has no tile that fits into shared memory for {problem}")
+    rows, columns = tile
+    shared = _shared_bytes(problem, variant, rows, columns)
+    tiles = problem.batch * math.ceil(problem.out_height / rows) * math.ceil(problem.out_width / columns)
+    channel_blocks = math.ceil(problem.out_channels / 64)
+    macros = common_macros(problem, variant) | {
+        "PIECES": variant.pieces(problem.dtype),
+        "TILE_ROWS": rows,
+        "TILE_COLUMNS": columns,
+        "TURN": _turn(problem, target.multiprocessors, rows, columns),
+        "SHARED_BYTES": shared,
+    }
+    return Plan(
+        kernel="pipeline",
+        reason="the tensor cores compute it in float32 precision at the speed of memory",
+        variant=variant,
+        tile=(64, rows, columns),
+        predicted=predict(problem, variant, "tensor cores"),
+        launches=(
+            Launch(
+                source=KERNELS / "pipeline.cu",
+                symbol="pipeline",
+                signature=INFERENCE_SIGNATURE,
+                macros=tuple(macros.items()),
+                grid=(max(1, min(tiles, target.multiprocessors // channel_blocks)), channel_blocks, 1),
+                block=(512, 1, 1),
+                shared=shared,
+            ),
+        ),
+    )
+
+
+def _tile(problem: Problem, target: Target, variant: KernelVariant) -> tuple[int, int] | None:
+    """Return the rows and columns of the tiles that move the fewest bytes, None where nothing fits."""
+    size = problem.dtype.itemsize
+    aim = 1024 // size  # outputs of a channel; whole rows if they are no longer
+    across = math.ceil(problem.out_width / aim)
+    columns = problem.out_width if across == 1 else 4 * math.ceil(problem.out_width / across / 4)
+    most = min(problem.out_height, aim // columns) if across == 1 else 1
+
+    def pixels(rows: int) -> int:
+        """Return the pixels of x that a tile of so many rows fetches."""
+        return (rows + problem.span[0] - 1) * (columns + problem.span[1] - 1)
+
+    def cost(rows: int) -> tuple[int, int]:
+        """Return the elements that the tiles of a plane move; among equals the lower tile, with more blocks, wins.
+
+        A copy costs about 64 bytes beside its own.
+        """
+        stored = 64 * (rows * columns + 64 // size)
+        return math.ceil(problem.out_height / rows) * (stored + pixels(rows) * problem.in_channels), rows
+
+    choices = [
+        rows
+        for rows in range(1, most + 1)
+        if pixels(rows) <= 3 * aim and _shared_bytes(problem, variant, rows, columns) <= target.shared_limit
+    ]
+    return (min(choices, key=cost), columns) if choices else None
+
+
+def _turn(problem: Problem, multiprocessors: int, rows: int, columns: int) -> int:
+    """Return the nanoseconds from one burst of reads to the next, 0 for no bursts.
+
+    In a turn every multiprocessor stores as many tiles as it loads in one burst.
+    """
+    burst = _tiles_in_flight(problem, rows, columns)
+    if burst == 1:
+        return 0
+    image = problem.in_channels * problem.height * problem.width + math.prod(problem.output_shape[1:])
+    tiles = math.ceil(problem.out_height / rows) * math.ceil(problem.out_width / columns)
+    tile = image * problem.dtype.itemsize / tiles / math.ceil(problem.out_channels / 64)
+    return round(1e9 * burst * tile * multiprocessors / STEADY)
+
+
+def _tiles_in_flight(problem: Problem, rows: int, columns: int) -> int:
+    """Return how many tiles a loading thread holds in registers."""
+    extra = _extra(problem, rows, columns)
+    down, right = (span - 1 for span in problem.span)
+    pixels = (rows + down) * (columns + right) + (extra + right if extra else 0)
+    return 2 if problem.dtype == torch.float32 and pixels <= 3 * 192 else 1
+
+
+def _grain(problem: Problem, rows: int, columns: int) -> int:
+    """Return the largest power of two, up to a sector, that divides where every run starts: GRAIN of pipeline.cu."""
+    plane = problem.out_height * problem.out_width
+    down = 0 if rows * columns == plane else rows * problem.out_width
+    across = columns if columns < problem.out_width else 0
+    return math.gcd(32 // problem.dtype.itemsize, plane, down, across)
+
+
+def _extra(problem: Problem, rows: int, columns: int) -> int:
+    """Return how many outputs of the next tile a tile computes too: EXTRA of pipeline.cu."""
+    sector = 32 // problem.dtype.itemsize
+    if rows >= problem.out_height or columns < problem.out_width or problem.out_width < sector:
+        return 0
+    return sector - _grain(problem, rows, columns)
+
+
+def _shared_bytes(problem: Problem, variant: KernelVariant, rows: int, columns: int) -> int:
+    """Return the size of pipeline.cu's struct Shared, which a static_assert checks; names are its constants'."""
+    stages = 4 if variant.precision == "tf32" else 3
+    buffers, unit, size = 2, 32, problem.dtype.itemsize
+    sector, run = 32 // size, rows * columns
+    grain, extra = _grain(problem, rows, columns), _extra(problem, rows, columns)
+    run_pitch = _round_up(max(run + extra + sector - math.gcd(grain, 4) - 4, 48), 2 * sector) + 4
+    down, right = (span - 1 for span in problem.span)
+    pitch = columns + right
+    body = _round_up(rows * pitch, 2 * unit)
+    tail = 0 if body >= rows * pitch + extra else 8 if extra <= 8 else 16
+    pixels = body + tail + down * pitch + right
+    ranges = 8 * 2 * _tiles_in_flight(problem, rows, columns) * 6
+    rest = 8 * (2 * stages + 2 * buffers) + 4 * stages + ranges + 4 * 2
+    return _round_up(stages * variant.pieces(problem.dtype) * 16 * pixels, 128) + _round_up(
+        _round_up(size * buffers * 64 * run_pitch, 8) + rest, 128
+    )
+
+
+def _round_up(number: int, unit: int) -> int:
+    return math.ceil(number / unit) * unit
