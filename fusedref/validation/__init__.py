@@ -5,14 +5,13 @@
 
 from fusedref.validation.call import Candidate
 from fusedref.validation.compare import compare
-from fusedref.validation.inputs import Inputs, random_inputs, shapes_around
+from fusedref.validation.inputs import random_inputs, shapes_around
 from fusedref.validation.kernel import candidate_from_kernel
 from fusedref.validation.report import Report
 from fusedref.validation.validate import validate
 
 __all__ = [
     "Candidate",
-    "Inputs",
     "Report",
     "candidate_from_kernel",
     "compare",

@@ -1,62 +1,80 @@
-"""One call of a candidate: what it got, what it returned and what it must not do."""
+"""Call a candidate once: fresh inputs in the same memory, poisoned allocations, and checks of what it returns."""
 
 from __future__ import annotations
 
+import inspect
+import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
 
+from fusedref.parameters import Parameters
 from fusedref.problem import Problem
-from fusedref.validation.inputs import Inputs
 
 Candidate = Callable[..., Tensor]
 
+COMPARABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # dtypes of y whose errors mean something
 
-def in_place(inputs: Inputs, before: Inputs | None) -> Inputs:
-    """Copies of ``inputs`` for the candidate, in the memory of those before where the shape is the same.
 
-    So what a candidate keeps by an address is stale, and seen.
+def copied_in_place(inputs: Parameters, before: Parameters | None) -> Parameters:
+    """Copy ``inputs`` for the candidate, into the memory of the copies ``before`` where the shape is the same.
+
+    So a candidate that keeps something by the address of an input uses a stale value, which shows.
     """
 
     def copied(new: Tensor | float | None, old: Tensor | float | None) -> Tensor | float | None:
-        """One of them; what is no tensor stays as it is."""
+        """Copy one of them; return a value that is not a tensor as it is."""
         if not isinstance(new, Tensor):
             return new
-        with torch.no_grad():
-            return old.copy_(new) if isinstance(old, Tensor) and old.shape == new.shape else new.clone()
+        if isinstance(old, Tensor) and _kind(old) == _kind(new) and old.is_contiguous() and _has_memory(old):
+            with torch.no_grad():
+                return old.copy_(new)
+        return new.clone()
 
-    return Inputs(*map(copied, inputs, before or [None] * len(inputs)))
+    return Parameters(*map(copied, inputs, before or [None] * len(inputs)))
 
 
-def call(candidate: Candidate, given: Inputs, inputs: Inputs, problem: Problem, reasons: list[str]) -> Tensor | None:
-    """What the candidate returns for ``given``, copies of ``inputs``, if it can be compared at all.
+def call(
+    candidate: Candidate, given: Parameters, inputs: Parameters, problem: Problem, reasons: list[str]
+) -> Tensor | None:
+    """Call ``candidate`` with ``given``, copies of ``inputs``; return y, or None where it cannot be compared.
 
-    What is wrong with the call goes to ``reasons``.
+    Appends to ``reasons`` what is wrong with the call. KeyboardInterrupt passes: it is the user's, not the candidate's.
     """
     try:
-        with _poisoned(), torch.no_grad():
+        with poisoned_memory, torch.no_grad():
             y = candidate(*given)
         if given.x.is_cuda:
-            torch.cuda.synchronize(given.x.device)  # a kernel's error appears only here
+            torch.cuda.synchronize(given.x.device)  # the error of a kernel appears only here
     except (Exception, SystemExit) as error:
-        reasons.append(f"raised {type(error).__name__}: {error}")
+        reasons.append(f"raised {type(error).__name__}: {_message(error)}")
         return None
 
     tensors = {name: value for name, value in given._asdict().items() if isinstance(value, Tensor)}
-    for name, tensor in tensors.items():
-        if not torch.equal(tensor, getattr(inputs, name)):
-            reasons.append(f"changes its input {name}")
+    reasons += [f"changes its input {name}" for name in tensors if not _same(tensors[name], getattr(inputs, name))]
+    try:
+        with torch._C.DisableTorchFunctionSubclass():  # a subclass may redefine everything that is used here
+            return _checked(y, problem, given.x.device, tensors, reasons)
+    except Exception as error:  # from inside torch, about a kind of tensor that is not known here
+        reasons.append(f"returned a tensor that cannot be read: {type(error).__name__}: {_message(error)}")
+        return None
+
+
+def _checked(
+    y: object, problem: Problem, device: torch.device, tensors: dict[str, Tensor], reasons: list[str]
+) -> Tensor | None:
+    """Return y as a plain tensor, or None where it cannot be compared; append what is wrong to ``reasons``."""
     if not isinstance(y, Tensor):
+        if inspect.iscoroutine(y):
+            y.close()  # or Python warns that nothing awaits it
         reasons.append(f"returned {type(y).__name__}, a torch.Tensor is needed")
         return None
-    if y.layout != torch.strided:
-        reasons.append(f"returned a {y.layout} tensor, a dense one is needed")
-        return None
-    if y.device != given.x.device:
-        reasons.append(f"returned a tensor on {y.device}, one on {given.x.device} is needed")
+    unreadable = _unreadable(y, problem, device)
+    if unreadable is not None:
+        reasons.append(unreadable)
         return None
     if y.dtype != problem.dtype:
         reasons.append(f"returned {y.dtype}, {problem.dtype} is needed")
@@ -68,30 +86,37 @@ def call(candidate: Candidate, given: Inputs, inputs: Inputs, problem: Problem, 
     for name, tensor in tensors.items():
         if y.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
             reasons.append(f"returned the memory of its input {name}: y must be new memory")
-    return y
+    return y.detach().as_subclass(Tensor)
 
 
-@contextmanager
-def _poisoned() -> Iterator[None]:
-    """Memory that torch allocates inside is filled with NaN (torch does so in its deterministic mode)."""
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-        torch.utils.deterministic.fill_uninitialized_memory,
-    )
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*deterministic")  # the candidate did not ask for this mode
-            yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = before[2]
+def _unreadable(y: Tensor, problem: Problem, device: torch.device) -> str | None:
+    """Return why the numbers of ``y`` cannot be compared, whatever its shape; None if they can."""
+    kind = type(y)
+    if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:  # it computes, or holds its numbers, by other means
+        return f"returned a {kind.__name__}, a plain torch.Tensor is needed"
+    if y.is_nested:
+        return "returned a nested tensor, a dense one is needed"
+    if y.layout != torch.strided:
+        return f"returned a {y.layout} tensor, a dense one is needed"
+    if y.device != device:
+        return f"returned a tensor on {y.device}, one on {device} is needed"
+    if y.dtype not in COMPARABLE:
+        return f"returned {y.dtype}, {problem.dtype} is needed"
+    if not _has_memory(y):
+        return "returned a tensor whose memory has been freed"
+    return None
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors of the same shape and dtype are equal bit by bit; False if one has lost its memory."""
+    if not (_has_memory(a) and _has_memory(b)):
+        return False
+    one, other = (tensor.resolve_neg().contiguous().view(torch.uint8) for tensor in (a, b))
+    return torch.equal(one, other)
 
 
 def device_is_lost(device: torch.device) -> bool:
-    """Whether the device refuses all further work, as CUDA does after an access to memory that is not there."""
+    """Return whether the device refuses all further work, as CUDA does after an access outside all memory."""
     if device.type == "cuda":
         try:
             torch.cuda.synchronize(device)
@@ -100,5 +125,71 @@ def device_is_lost(device: torch.device) -> bool:
     return False
 
 
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+    return tensor.shape, tensor.dtype, tensor.device
+
+
+def _same(tensor: Tensor, original: Tensor) -> bool:
+    """Return whether an input is as it was; a candidate may change even its shape, dtype or memory in place."""
+    return _kind(tensor) == _kind(original) and _has_memory(tensor) and torch.equal(tensor, original)
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Return whether the storage of a strided tensor reaches to its last element; it does not after ``resize_(0)``."""
+    if tensor.numel() == 0:
+        return True
+    last = tensor.storage_offset() + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    return (last + 1) * tensor.itemsize <= tensor.untyped_storage().nbytes()
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "(its message cannot be printed)"
+
+
+class _PoisonedMemory:
+    """Fill memory that torch allocates inside with NaN; several threads may be inside at a time.
+
+    torch fills it in its deterministic mode, of which the process has one: the first thread to enter turns it on, and
+    the last one to leave restores what was before.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._mode = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._mode.enter_context(_deterministic_mode())
+            self._inside += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._mode.close()
+
+
+@contextmanager
+def _deterministic_mode() -> Iterator[None]:
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*deterministic")  # the candidate did not choose this mode
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            torch.utils.deterministic.fill_uninitialized_memory = before[2]
+
+
+poisoned_memory = _PoisonedMemory()

@@ -1,4 +1,4 @@
-"""What one call showed: its worst element, and where y is wrong, in counts and in words."""
+"""The outcome of one call: the worst element, and where y is wrong, in counts and in words."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AXES = ("image", "channel", "row", "column")
 
 @dataclasses.dataclass(frozen=True)
 class Worst:
-    """The element farthest off: its place in y, what it is, what it must be, and its error in units of the bound."""
+    """The element with the largest error: its index in y, its value, the right value, and the error / the bound."""
 
     index: tuple[int, int, int, int]
     got: float
@@ -28,26 +28,31 @@ class Worst:
 
 
 class Errors:
-    """Where y is wrong, counted by place: ``plane`` [out_height, out_width] and ``channels`` [batch, out_channels]."""
+    """Count wrong elements by place.
+
+    ``plane`` [out_height, out_width] has the number at each row and column, ``channels`` [batch, out_channels] the
+    number in each image and channel. ``wrong`` is the total, ``nan`` the number of NaNs in parts with wrong elements;
+    ``first`` and ``last`` are the first and last wrong element in memory order.
+    """
 
     def __init__(self, problem: Problem) -> None:
         batch, channels, height, width = problem.output_shape
         self.problem = problem
-        self.plane = torch.zeros(height, width, dtype=torch.int64)
-        self.channels = torch.zeros(batch, channels, dtype=torch.int64)
+        self.plane = torch.zeros(height, width, dtype=torch.int64, device="cpu")
+        self.channels = torch.zeros(batch, channels, dtype=torch.int64, device="cpu")
         self.wrong = 0
         self.nan = 0
-        self.first, self.last = math.prod(problem.output_shape), -1  # of the wrong elements, in memory order
+        self.first, self.last = math.prod(problem.output_shape), -1
 
     def add(self, start: int, wrong: Tensor, got: Tensor) -> None:
-        """Count a part of y: the images from ``start`` on, ``wrong`` and ``got`` [images, channels, height, width]."""
+        """Add the images from ``start`` on: ``wrong`` (bool) and ``got``, both [images, channels, height, width]."""
         if not wrong.any():
             return
         self.plane += wrong.sum((0, 1)).cpu()
         self.channels[start : start + len(wrong)] = wrong.sum((2, 3)).cpu()
         self.wrong += int(wrong.sum())
         self.nan += int(got.isnan().sum())
-        # A wrong element's index is found from its plane: nonzero() of all would need eight times y's memory.
+        # Look for indices plane by plane: nonzero() of everything would take eight times the memory of y.
         flat = wrong.reshape(-1, wrong.shape[2] * wrong.shape[3])
         planes = flat.any(1).nonzero().view(-1)
         offset = start * wrong.shape[1]
@@ -56,12 +61,12 @@ class Errors:
             self.first, self.last = min(self.first, int(elements[0])), max(self.last, int(elements[-1]))
 
     def by(self, axis: str) -> Tensor:
-        """The number of wrong elements in each image, channel, row or column."""
+        """Return the number of wrong elements in each image, channel, row or column."""
         counts = self.channels if axis in ("image", "channel") else self.plane
         return counts.sum(1 if axis in ("image", "row") else 0)
 
     def in_words(self) -> list[str]:
-        """Which elements are wrong, in the simplest words that fit."""
+        """Say which elements are wrong, in the simplest words that fit."""
         total = math.prod(self.problem.output_shape)
         words = ["every element is wrong"]
         if self.wrong < total:
@@ -71,12 +76,13 @@ class Errors:
         return words
 
     def _where(self, total: int) -> str:
+        """Name the wrong elements: an element, one axis, a run in memory, the border, or where several axes meet."""
         sizes = dict(zip(AXES, self.problem.output_shape))
         wrong = {axis: self.by(axis).nonzero().view(-1).tolist() for axis in AXES}
         limited = {axis: indices for axis, indices in wrong.items() if len(indices) < sizes[axis]}
         if self.wrong == 1:
             return f"one element is wrong: y[{', '.join(str(indices[0]) for indices in wrong.values())}]"
-        whole = self.wrong == math.prod(map(len, wrong.values()))  # all of the places where the limited axes meet
+        whole = self.wrong == math.prod(map(len, wrong.values()))  # wrong wherever the limited axes meet
         if whole and len(limited) == 1:
             ((axis, indices),) = limited.items()
             return _named(axis, indices, sizes[axis])
@@ -98,12 +104,12 @@ class Errors:
         return ("where these meet: " if len(names) > 1 else "") + ("" if whole else "in part, ") + "; ".join(names)
 
     def _border(self) -> Tensor:
-        """[out_height, out_width]: whether an output's window reaches into the padding."""
+        """Return [out_height, out_width]: whether the window of an output reaches into the padding."""
         problem = self.problem
 
         def reaches(axis: int, outputs: int, size: int) -> Tensor:
-            """[outputs]: whether a window reaches beyond the input's ``size`` along an axis."""
-            start = torch.arange(outputs) * problem.strides[axis] - problem.pads[axis][0]
+            """Return [outputs]: whether a window reaches beyond the ``size`` of the input along an axis."""
+            start = torch.arange(outputs, device="cpu") * problem.strides[axis] - problem.pads[axis][0]
             return (start < 0) | (start + problem.span[axis] > size)
 
         rows = reaches(0, problem.out_height, problem.height)
@@ -112,7 +118,7 @@ class Errors:
 
 
 def _named(axis: str, indices: list[int], size: int) -> str:
-    """'the last column (125) is wrong', 'every second row from 1 on is wrong', ..."""
+    """Return 'the last column (125) is wrong', 'every second row from 1 on is wrong' and the like."""
     first, last, count = indices[0], indices[-1], len(indices)
     if count == 1:
         if first == size - 1:
@@ -134,7 +140,11 @@ def _named(axis: str, indices: list[int], size: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One call of the candidate, or why there is nothing to compare (then ``worst`` and ``errors`` are None)."""
+    """The outcome of one call of the candidate; right if there are no ``reasons``.
+
+    ``relative_l2`` is |y - float64| / |float64| in the L2 norm. Where there is nothing to compare it is NaN, and
+    ``worst`` and ``errors`` are None.
+    """
 
     name: str
     problem: Problem
@@ -145,5 +155,10 @@ class Case:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing speaks against the candidate in this case."""
+        """Whether the candidate is right in this case."""
         return not self.reasons
+
+
+def rounding_of(precision: str, dtype: torch.dtype) -> str:
+    """Name the format whose rounding is allowed: tf32 at that precision, else the dtype of y."""
+    return "tf32" if precision == "tf32" else str(dtype).removeprefix("torch.")

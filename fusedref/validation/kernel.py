@@ -1,4 +1,4 @@
-"""The kernel of a .cu file as a candidate."""
+"""Make a candidate of the kernel in a .cu file."""
 
 from __future__ import annotations
 
@@ -7,45 +7,70 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fusedref.cuda.compile import source_module
-from fusedref.cuda.launch import Out, launch
+from fusedref.cuda.launch import InOut, Out, launch
 from fusedref.validation.call import Candidate
+
+THREADS = 256  # in a block
+GUARD = 1024  # elements of NaN on both sides of y, which the kernel must leave alone
 
 
 def candidate_from_kernel(path: str | Path, name: str) -> Candidate:
-    """The kernel ``name`` of a .cu file as a candidate. It has the signature of ``fused`` in kernels/04_fused.cu.
+    """Return the kernel ``name`` of a .cu file as a candidate.
 
-    It is launched with blocks of 256 threads, ceil(outputs / 256) of them, for stride 1, no padding, a square kernel
-    and one group. A null pointer never reaches it: where bias, gamma or beta is None it gets zeros, ones and zeros.
+    The kernel has the signature of ``fused`` in kernels/04_fused.cu. It is launched with ceil(outputs / 256) blocks of
+    256 threads, for stride 1, no padding, a square kernel and one group. It never gets a null pointer: where bias,
+    gamma or beta is None it gets zeros, ones and zeros.
 
-    Raises FileNotFoundError where there is no such file. The candidate raises TypeError where x is not float32.
+    Raises FileNotFoundError where there is no such file. The candidate raises TypeError where x is not float32 and
+    IndexError where the kernel writes beside y.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
 
-    def candidate(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps):
-        """y by the learner's kernel, between guards that it must leave alone."""
+    def candidate(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        running_mean: Tensor,
+        running_var: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        scaling_factor: float,
+        eps: float,
+    ) -> Tensor:
+        """Compute y by the kernel."""
         if x.dtype != torch.float32:
             raise TypeError(f"the kernel takes float32 tensors, got {x.dtype}")
         batch, in_channels, height, width = x.shape
         out_channels, _, kernel_size, _ = weight.shape
         shape = batch, out_channels, height - kernel_size + 1, width - kernel_size + 1
         outputs = math.prod(shape)
-        guard = 1024  # elements of NaN on both sides of y, which must stay so
-        memory = torch.full((guard + outputs + guard,), torch.nan, device=x.device)
-        y = memory[guard:-guard]
-        zeros, ones = torch.zeros_like(running_mean), torch.ones_like(running_mean)
+        memory = torch.full((GUARD + outputs + GUARD,), torch.nan, device=x.device)
+        y = memory[GUARD:-GUARD]
+        inputs = (
+            x,
+            weight,
+            torch.zeros_like(running_mean) if bias is None else bias,
+            running_mean,
+            running_var,
+            torch.ones_like(running_mean) if gamma is None else gamma,
+            torch.zeros_like(running_mean) if beta is None else beta,
+        )
         launch(
             source_module(path, device=x.device).get_function(name),
-            x, weight, zeros if bias is None else bias, running_mean, running_var,
-            ones if gamma is None else gamma, zeros if beta is None else beta,
-            np.float32(scaling_factor), np.float32(eps), Out(y),
-            *[np.int32(size) for size in (batch, in_channels, height, width, out_channels, kernel_size)],
-            grid=(math.ceil(outputs / 256), 1, 1), block=(256, 1, 1),
-        )  # fmt: skip
-        if not (memory[:guard].isnan().all() and memory[-guard:].isnan().all()):
+            *map(InOut, inputs),  # so that a kernel that writes to its inputs changes them on the emulator too
+            np.float32(scaling_factor),
+            np.float32(eps),
+            Out(y),
+            *(np.int32(size) for size in (batch, in_channels, height, width, out_channels, kernel_size)),
+            grid=(math.ceil(outputs / THREADS), 1, 1),
+            block=(THREADS, 1, 1),
+        )
+        if not (memory[:GUARD].isnan().all() and memory[-GUARD:].isnan().all()):
             raise IndexError(f"{name} writes outside y, which has {outputs} elements: is its guard missing?")
         return y.view(shape)
 

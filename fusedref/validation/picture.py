@@ -1,4 +1,4 @@
-"""A picture of where the errors sit."""
+"""Draw where y is wrong."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import io
 
 import torch
 
-from fusedref.validation.cases import Case
+from fusedref.validation.cases import Errors
 
 
-def picture_of(case: Case) -> str:
-    """A PNG, in base64: the share of wrong elements at each (row, column) and in each (image, channel)."""
+def picture_of(title: str, errors: Errors) -> str:
+    """Return a PNG in base64: the share of wrong elements at each (row, column) and in each (image, channel)."""
     from matplotlib.figure import Figure
 
-    batch, channels, height, width = case.problem.output_shape
+    batch, channels, height, width = errors.problem.output_shape
     figure = Figure(figsize=(8, 3), layout="constrained")
     plane, planes = figure.subplots(1, 2)
-    for axes, counts, each, title, labels in (
-        (plane, case.errors.plane, batch * channels, "rows and columns", ("column", "row")),
-        (planes, case.errors.channels, height * width, "images and channels", ("channel", "image")),
+    for axes, counts, each, what, labels in (
+        (plane, errors.plane, batch * channels, "rows and columns", ("column", "row")),
+        (planes, errors.channels, height * width, "images and channels", ("channel", "image")),
     ):
-        # A little wrong must not look like right: whatever is wrong starts at a third of the scale.
+        # The colour of a wrong place starts at a third of the scale, so that it never looks right.
         share = torch.where(counts > 0, 1 / 3 + 2 / 3 * counts / each, 0.0)
         axes.imshow(share.numpy(), cmap="Reds", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-        axes.set(title=f"wrong by {title}", xlabel=labels[0], ylabel=labels[1])
+        axes.set(title=f"wrong by {what}", xlabel=labels[0], ylabel=labels[1])
         for axis in (axes.xaxis, axes.yaxis):
             axis.get_major_locator().set_params(integer=True)
-    figure.suptitle(case.name)
+    figure.suptitle(title)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=80)
     return base64.b64encode(buffer.getvalue()).decode()

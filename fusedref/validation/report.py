@@ -1,4 +1,4 @@
-"""What the validator found: figures, and reasons in plain words."""
+"""The report of ``validate``: the verdict, figures for each call, and reasons in plain words."""
 
 from __future__ import annotations
 
@@ -6,21 +6,14 @@ import dataclasses
 import html
 import math
 
-import torch
-
 from fusedref.problem import Problem
-from fusedref.validation.cases import AXES, Case, Errors, Worst
+from fusedref.validation.cases import AXES, Case, Errors, Worst, rounding_of
 from fusedref.validation.picture import picture_of
-
-
-def rounding_of(precision: str, dtype: torch.dtype) -> str:
-    """Which format the errors are those of: of the products where they may be rounded, of y otherwise."""
-    return "tf32" if precision == "tf32" else str(dtype).removeprefix("torch.")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Report:
-    """What ``validate`` found. True where the candidate is right."""
+    """The result of ``validate``; true if the candidate is right. Prints as text, in a notebook with a picture."""
 
     problem: Problem
     precision: str
@@ -38,18 +31,18 @@ class Report:
 
     @property
     def relative_l2(self) -> float:
-        """|y - float64| / |float64| in the L2 norm, of the problem itself."""
+        """|y - float64| / |float64| in the L2 norm at the problem itself; NaN where there is nothing to compare."""
         return self.cases[0].relative_l2
 
     @property
     def worst(self) -> Worst | None:
-        """The element farthest off in all cases; None where nothing could be compared."""
+        """The element with the largest error of all cases; None where there is nothing to compare."""
         found = [case.worst for case in self.cases if case.worst is not None]
         return max(found, key=lambda worst: worst.bounds, default=None)
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why the candidate is refused, in plain words, each with the cases that show it; empty where it is right."""
+        """Why the candidate is refused: each reason with the cases that show it; empty if it is right."""
         names: dict[str, list[str]] = {}
         for case in self.cases:
             for reason in case.reasons:
@@ -65,41 +58,28 @@ class Report:
             found = "nothing to compare"
             if case.worst is not None:
                 found = f"relative L2 {case.relative_l2:.1e}, worst {case.worst.bounds:.2g} of the bound"
-            shapes = f"{_times(case.problem.input_shape)} -> {_times(case.problem.output_shape)}"
+            shapes = f"{_by(case.problem.input_shape)} -> {_by(case.problem.output_shape)}"
             lines.append(f"  {'ok ' if case.ok else 'BAD'} {case.name:20} {shapes}: {found}")
         lines += [f"  - {reason}" for reason in self.reasons]
         if not self.ok and self.worst is not None:
             lines.append(f"  {self.worst}")
         shown = self._shown()
-        if shown is not None:
+        if shown is not None and shown.errors is not None:
             lines.append(f"  where ({shown.name}): . right, + some wrong, # all wrong")
             lines += [f"    {axis:8}{_strip(shown.errors, axis)}" for axis in AXES]
         return "\n".join(lines)
 
-    __repr__ = __str__  # what a notebook keeps beside the HTML
+    __repr__ = __str__  # a notebook keeps it beside the HTML
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            "<tr>"
-            + "".join(
-                f"<td style='text-align:left'>{html.escape(cell)}</td>"
-                for cell in (
-                    "✓" if case.ok else "✗",
-                    case.name,
-                    " → ".join(_times(shape) for shape in (case.problem.input_shape, case.problem.output_shape)),
-                    f"{case.relative_l2:.1e}" if case.worst else "",
-                    f"{case.worst.bounds:.2g}" if case.worst else "",
-                )
-            )
-            + "</tr>"
-            for case in self.cases
-        )
+        rows = "".join(f"<tr>{_html_cells(case)}</tr>" for case in self.cases)
         head = "".join(f"<th>{title}</th>" for title in ("", "case", "x → y", "relative L2", "worst / bound"))
         reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in self.reasons)
         shown = self._shown()
-        picture = (
-            "" if shown is None else f"<img alt='where y is wrong' src='data:image/png;base64,{picture_of(shown)}'>"
-        )
+        picture = ""
+        if shown is not None and shown.errors is not None:
+            png = picture_of(shown.name, shown.errors)
+            picture = f"<img alt='where y is wrong' src='data:image/png;base64,{png}'>"
         return (
             f"<b>{html.escape(self._verdict())}</b> ({self.precision}, {html.escape(self.device)}, seed {self.seed})"
             f"<table><tr>{head}</tr>{rows}</table><ul>{reasons}</ul>{picture}"
@@ -109,16 +89,23 @@ class Report:
         return f"right to {rounding_of(self.precision, self.problem.dtype)} rounding" if self.ok else "REFUSED"
 
     def _shown(self) -> Case | None:
-        """The case to draw: the first with wrong elements."""
+        """Return the first case with wrong elements: the one to draw."""
         return next((case for case in self.cases if case.errors is not None and case.errors.wrong), None)
 
 
-def _times(shape: tuple[int, ...]) -> str:
+def _by(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
+def _html_cells(case: Case) -> str:
+    shapes = " → ".join(_by(shape) for shape in (case.problem.input_shape, case.problem.output_shape))
+    figures = (f"{case.relative_l2:.1e}", f"{case.worst.bounds:.2g}") if case.worst else ("", "")
+    cells = ("✓" if case.ok else "✗", case.name, shapes, *figures)
+    return "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in cells)
+
+
 def _strip(errors: Errors, axis: str) -> str:
-    """One character for each image, channel, row or column, or for several where there are more than 64."""
+    """Draw one character for each image, channel, row or column, or for several if there are more than 64."""
     counts = errors.by(axis)
     each = math.prod(errors.problem.output_shape) // len(counts)
     group = math.ceil(len(counts) / 64)

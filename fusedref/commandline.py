@@ -1,0 +1,91 @@
+"""What the command lines share: how they end, the files they write, and a progress bar."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+from rich.progress import Progress
+
+DONE, REFUSED, NOT_RUN, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
+STATUSES = "Exit status: 0 done, 1 refused, 2 not run (a wrong command, no such file), 130 interrupted."
+
+
+def run(program: str, main: Callable[[], int]) -> NoReturn:
+    """End the process with the status that ``main`` returns; Ctrl-C and a closed pipe end it without a traceback."""
+    try:
+        status = main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        status = INTERRUPTED
+    except BrokenPipeError:  # the program that read our output has ended, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        status = BROKEN_PIPE
+    sys.exit(status)
+
+
+def not_run(program: str, reason: str) -> int:
+    """Print why ``program`` does not run to stderr; return the exit status."""
+    print(f"{program}: {reason}", file=sys.stderr)
+    return NOT_RUN
+
+
+def output_file(text: str) -> Path:
+    """Return the path of a file that can be written, for argparse; create its folder.
+
+    Raises argparse.ArgumentTypeError where the file cannot be written, so that a command fails before its work.
+    """
+    path = Path(text)
+    try:
+        if path.exists() and not path.is_file():
+            raise argparse.ArgumentTypeError(f"{text!r} is not a file: name a file to write")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise argparse.ArgumentTypeError(f"{text!r} is write-protected: name another file")
+        folder = path.resolve().parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links, before Python 3.13
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written: {reason}") from None
+    return path
+
+
+def picture_file(text: str) -> Path:
+    """Return the path of a picture that can be written, for argparse, as ``output_file`` does.
+
+    Raises argparse.ArgumentTypeError also for a suffix that matplotlib does not know.
+    """
+    from matplotlib.figure import Figure
+
+    suffixes = Figure().canvas.get_supported_filetypes()
+    if Path(text).suffix.lstrip(".").lower() not in suffixes:
+        raise argparse.ArgumentTypeError(f"{text!r} must end in one of .{', .'.join(sorted(suffixes))}")
+    return output_file(text)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a path to write to; move that file to ``path`` when the block ends without an error.
+
+    So a file that stood there is replaced as a whole or stays.
+    """
+    path = path.resolve()  # a symbolic link stays one
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fusedref-") as folder:
+        aside = Path(folder, path.name)
+        yield aside
+        os.replace(aside, path)
+
+
+def progress_bar() -> Progress:
+    """Return a progress bar on stderr that shows only on a terminal and disappears at its end."""
+    return Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
