@@ -1,1 +1,1 @@
-"""The lessons: one notebook a rung, and the small modules that they share."""
+"""Lessons: a notebook for each rung, and the modules that the notebooks share."""

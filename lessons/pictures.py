@@ -1,7 +1,6 @@
-"""The lessons' pictures. Every function returns one finished picture with its alternative text, for a cell to show.
+"""Draw the lessons' pictures. Every function returns a finished picture with alternative text, for a cell to show.
 
-Colours are Okabe and Ito's, which people with every kind of colour vision can tell apart, and no picture says
-anything by colour alone.
+The colours are Okabe and Ito's, chosen to be distinguishable with any colour vision. No picture relies on colour alone.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
     "#6b6b6b",
 )
 PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
-PALE = ("#cfe3f1", "#fbe6bd", "#c4e8dc", "#f7d3bd", "#f0d9e6", "#d9effa")  # the palette, under black figures
+PALE = ("#cfe3f1", "#fbe6bd", "#c4e8dc", "#f7d3bd", "#f0d9e6", "#d9effa")  # PALETTE behind black digits
 
 STYLE = {
     "font.size": 12,
@@ -40,9 +39,9 @@ STYLE = {
 
 
 def draw(size: tuple[float, float], paint: Callable[[Figure], None], alt: str, kind: str = "png") -> Image:
-    """Let `paint` fill a figure of `size` inches and return it as a picture with the alternative text `alt`.
+    """Return a picture of `size` inches that `paint` draws, with the alternative text `alt`.
 
-    kind: "png", or "jpeg" for photographs, which it keeps small.
+    kind: "png", or "jpeg", which is smaller for photographs.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
@@ -53,12 +52,12 @@ def draw(size: tuple[float, float], paint: Callable[[Figure], None], alt: str, k
 
 
 def listing(source: str) -> Markdown:
-    """The source of a kernel, for reading."""
+    """Return the source of a kernel as Markdown."""
     return Markdown(f"```c++\n{source.strip()}\n```")
 
 
 def photo(height: int) -> np.ndarray:
-    """Matplotlib's sample photograph (Grace Hopper, who wrote the first compiler): [3, height, width], 0 to 1."""
+    """Return Matplotlib's sample photograph of Grace Hopper, float32 [3, height, width], values 0 to 1."""
     from PIL import Image as Photograph
 
     with Photograph.open(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)) as picture:
@@ -68,9 +67,9 @@ def photo(height: int) -> np.ndarray:
 
 
 def images(planes: Mapping[str, np.ndarray], alt: str) -> Image:
-    """Images side by side under their titles: [3, height, width], or [height, width] in grey.
+    """Draw images side by side under their titles: [3, height, width] in colour, [height, width] in grey.
 
-    Where a grey one has negative numbers, zero is the middle grey.
+    In a grey image with negative values, zero is middle grey.
     """
 
     def paint(figure: Figure) -> None:
@@ -98,7 +97,7 @@ def index_map(
     rows: str = "row",
     columns: str = "column",
 ) -> Image:
-    """A grid of cells: the figure in each is `numbers`, its colour and the legend say which of the `owners` has it."""
+    """Draw a grid of cells that show `numbers`, coloured by their `owners`, with a legend."""
     height, width = numbers.shape
 
     def paint(figure: Figure) -> None:
@@ -135,7 +134,7 @@ def index_map(
 
 
 def counts(array: np.ndarray, alt: str, *, title: str = "", label: str = "") -> Image:
-    """A small matrix of whole numbers, each written in its cell, darker where it is larger."""
+    """Draw a small matrix of whole numbers, with darker cells for larger numbers."""
     height, width = array.shape
 
     def paint(figure: Figure) -> None:
@@ -154,7 +153,7 @@ def counts(array: np.ndarray, alt: str, *, title: str = "", label: str = "") -> 
 
 
 def window(height: int, width: int, kernel_size: int, row: int, column: int, alt: str) -> Image:
-    """What one output reads: its window in the input on the left, the one cell that it becomes on the right."""
+    """Draw the input with the window of one output on the left, and that output on the right."""
 
     def paint(figure: Figure) -> None:
         sides = figure.subplots(1, 2, width_ratios=(width, width - kernel_size + 1))
@@ -193,7 +192,7 @@ def window(height: int, width: int, kernel_size: int, row: int, column: int, alt
 
 
 def ledger(rows: Mapping[str, tuple[float, float]], alt: str, *, title: str = "") -> Image:
-    """The bytes that each kernel reads and writes, one bar a kernel. rows: name -> (bytes read, bytes written)."""
+    """Draw the bytes that each kernel reads and writes as bars. rows: name -> (bytes read, bytes written)."""
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -212,6 +211,7 @@ def ledger(rows: Mapping[str, tuple[float, float]], alt: str, *, title: str = ""
 
 
 def megabytes(value: float) -> str:
+    """Format a number of megabytes."""
     return f"{value:,.0f} MB" if value >= 10 else f"{value:.2g} MB"
 
 
@@ -224,7 +224,10 @@ def bars(
     mark: tuple[str, float] | None = None,
     highlight: Sequence[str] = (),
 ) -> Image:
-    """One horizontal bar a value; a dashed line for `mark`; the names in `highlight` stand out. NaN: not measured."""
+    """Draw a horizontal bar for each value and a dashed line at `mark`. NaN means not measured.
+
+    highlight: the names of the bars to draw in another colour.
+    """
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -233,8 +236,8 @@ def bars(
         colours = [RED if name in highlight else BLUE for name in names]
         axes.barh(names, np.nan_to_num(lengths), color=colours, edgecolor="white")
         for place, value in enumerate(lengths):
-            said = f"  {value:,.3g}" if value < 100 else f"  {value:,.0f}"
-            axes.text(np.nan_to_num(value), place, said if np.isfinite(value) else "  not measured", va="center")
+            label = f"  {value:,.3g}" if value < 100 else f"  {value:,.0f}"
+            axes.text(np.nan_to_num(value), place, label if np.isfinite(value) else "  not measured", va="center")
         if mark:
             axes.axvline(mark[1], color="black", linestyle="--", linewidth=1.5)
             axes.text(mark[1], -0.62, f" {mark[0]}", va="bottom")
@@ -259,7 +262,7 @@ def curve(
     from_zero: bool = True,
     colours: Sequence[str] = PALETTE,
 ) -> Image:
-    """Lines through points. logarithmic: "", "x", "y" or "xy"; a dashed upright line for `mark`."""
+    """Draw lines through points and a dashed vertical line at `mark`. logarithmic: "", "x", "y" or "xy"."""
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -285,8 +288,11 @@ def curve(
 def roofline(
     points: Mapping[str, tuple[float, float | None]], roofs: Mapping[str, float], bandwidth: float, alt: str
 ) -> Image:
-    """The roofline. points: name -> (FLOP per byte, FLOP/s reached or None for a mark under the roof);
-    roofs: name -> FLOP/s; bandwidth: bytes/s."""
+    """Draw a roofline.
+
+    points: name -> (FLOP per byte, FLOP/s reached, or None to draw the point on the roof). roofs: name -> FLOP/s.
+    bandwidth: bytes/s.
+    """
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -330,7 +336,7 @@ def roofline(
 
 
 def sectors(addresses: Sequence[int], alt: str, *, title: str = "") -> Image:
-    """Memory as a strip of 32-byte sectors: the words that the lanes of one warp ask for. addresses: in bytes."""
+    """Draw memory as 32-byte sectors and mark the words that the lanes of a warp read. addresses: in bytes."""
     addresses = np.asarray(addresses)
     first = addresses.min() // 32
     touched = np.unique(addresses // 32)
@@ -366,22 +372,22 @@ def sectors(addresses: Sequence[int], alt: str, *, title: str = "") -> Image:
 
 
 def banks(pitches: Sequence[int], column: int, alt: str, *, rows: int = 8, columns: int = 12) -> Image:
-    """The corner of a tile of floats in shared memory, once for each length of its rows: the bank of every number.
+    """Draw the corner of a tile of floats in shared memory with the bank of every number, once for each pitch.
 
-    pitches: the floats in a row. column: the column that a warp reads, marked.
+    pitches: the floats in a row. column: the column that a warp reads, which is marked.
     """
 
     def paint(figure: Figure) -> None:
         for axes, pitch in zip(figure.subplots(1, len(pitches), squeeze=False)[0], pitches, strict=True):
             for row, place in np.ndindex(rows, columns):
-                asked = place == column
+                marked = place == column
                 axes.add_patch(
                     matplotlib.patches.Rectangle(
-                        (place - 0.5, row - 0.5), 1, 1, facecolor=BLUE if asked else "#efefef", edgecolor="white"
+                        (place - 0.5, row - 0.5), 1, 1, facecolor=BLUE if marked else "#efefef", edgecolor="white"
                     )
                 )
                 bank = (row * pitch + place) % 32
-                colour, weight = ("white", "bold") if asked else (GREY, "normal")
+                colour, weight = ("white", "bold") if marked else (GREY, "normal")
                 axes.text(place, row, f"{bank}", ha="center", va="center", fontsize=9, color=colour, weight=weight)
             axes.set(
                 xlim=(-0.5, columns - 0.5),
@@ -401,7 +407,7 @@ def banks(pitches: Sequence[int], column: int, alt: str, *, rows: int = 8, colum
 
 
 def products(channels: int, pixels: int, alt: str) -> Image:
-    """What a thread with channels x pixels sums fetches, and what it multiplies: weights at the left, pixels on top."""
+    """Draw the numbers that a thread with channels x pixels sums loads (weights left, pixels on top) and multiplies."""
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -423,7 +429,7 @@ def products(channels: int, pixels: int, alt: str) -> Image:
 
 
 def bits(rows: Mapping[str, Sequence[tuple[str, str]]], alt: str) -> Image:
-    """Numbers as the bits that hold them. rows: name -> fields of (what, its bits), such as ("fraction", "0110")."""
+    """Draw the bits of numbers. rows: name -> fields of (kind, bits), such as ("fraction", "0110")."""
     kinds = list(dict.fromkeys(kind for fields in rows.values() for kind, _ in fields))
     longest = max(sum(len(text) for _, text in fields) for fields in rows.values())
 

@@ -1,6 +1,7 @@
-"""What the lessons stand on: the problem they run at, its inputs, and times that are either measured here or committed.
+"""Provide what every lesson needs: its problem, random inputs, and times.
 
-This is the one place where a lesson's size depends on the device: problem 73 on a GPU, a small one on the emulator.
+Only this module makes a lesson depend on the device. A lesson runs problem 73 on a GPU and measures its times there; on
+the emulator it runs a small problem and shows committed times.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,26 +28,27 @@ COMMITTED = Path(__file__).parent / "measured" / "lessons.json"  # {"card": name
 
 
 def lesson_problem() -> Problem:
-    """Problem 73 on a GPU; on the emulator the same layer on two small images."""
+    """Return problem 73 on a GPU, and the same layer on two small images on the emulator."""
     return KERNELBENCH_73 if on_gpu() else SMALL_73
 
 
 def on_gpu() -> bool:
+    """Return whether kernels run on a GPU."""
     return cuda.device() == "gpu"
 
 
 def device_name() -> str:
-    """The card's name, or "emulator"."""
+    """Return the card's name, or "emulator"."""
     return torch.cuda.get_device_name() if on_gpu() else "emulator"
 
 
 def torch_device() -> str:
-    """Where torch's own operators run beside the kernels."""
+    """Return the device on which torch's operators run: "cuda" or "cpu"."""
     return "cuda" if on_gpu() else "cpu"
 
 
 def about() -> str:
-    """Where this lesson runs and where its times come from."""
+    """Say where this lesson runs and where its times come from."""
     if on_gpu():
         return f"The kernels run on: {device_name()}. Times are measured as the cells run."
     times = (
@@ -57,26 +60,26 @@ def about() -> str:
 
 
 def draw(problem: Problem, seed: int = 0) -> tuple[np.ndarray, ...]:
-    """(x, weight, bias, running_mean, running_var, gamma, beta) as the validator draws them, as NumPy arrays."""
+    """Return the validator's random x, weight, bias, running_mean, running_var, gamma and beta as NumPy arrays."""
     return tuple(tensor.numpy() for tensor in random_inputs(problem, seed)[:7])
 
 
 def tensors(arrays: tuple[np.ndarray, ...]) -> list[torch.Tensor]:
-    """The arrays as torch tensors, where torch's operators run."""
+    """Return the arrays as torch tensors on the device of torch's operators."""
     return [torch.from_numpy(array).to(torch_device()) for array in arrays]
 
 
 def relative_l2(y: np.ndarray, expected: torch.Tensor) -> float:
-    """|y - expected| / |expected|, in float64."""
+    """Return ||y - expected|| / ||expected||, computed in float64."""
     expected = expected.double()
     difference = torch.from_numpy(y).to(expected.device).double() - expected
     return float(difference.norm() / expected.norm())
 
 
 def variant(tiled: ladder.Tiled, *changes: tuple[str, str]) -> ladder.Tiled:
-    """The rung with changes (old, new) made to its source; the file of the rung stays as it is.
+    """Return the rung with changes (old, new) in a copy of its source.
 
-    Raises ValueError where an old text is not there.
+    Raise ValueError if the source does not contain an old text.
     """
     source = (ladder.KERNELS / f"{tiled.file}.cu").read_text()
     for old, new in changes:
@@ -89,14 +92,14 @@ def variant(tiled: ladder.Tiled, *changes: tuple[str, str]) -> ladder.Tiled:
 
 
 @cache
-def _variants() -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory()  # goes when Python ends
+def _variants() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()  # removed when Python exits
 
 
 def us(what: str, call: Callable[[], object]) -> float:
-    """Microseconds of `call`: measured now on a GPU, else the committed figure of the same name, else NaN.
+    """Return the time of `call` in microseconds: measured on a GPU, else the recorded time of that name, or NaN.
 
-    On a GPU with FUSEDREF_RECORD set (lessons.execute sets it) the figure is also committed to measured/lessons.json.
+    On a GPU with FUSEDREF_RECORD set, as lessons.execute sets it, also record the time in measured/lessons.json.
     """
     if not on_gpu():
         return _committed()["us"].get(what, math.nan) if COMMITTED.exists() else math.nan
@@ -112,5 +115,5 @@ def us(what: str, call: Callable[[], object]) -> float:
     return value
 
 
-def _committed() -> dict:
+def _committed() -> dict[str, Any]:
     return json.loads(COMMITTED.read_text())

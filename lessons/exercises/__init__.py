@@ -1,4 +1,4 @@
-"""Exercises: a question asked in a lesson, whose answer can be checked, hinted at and shown."""
+"""Define exercises: questions in a lesson with a check, hints and a solution."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ BLANK = "____"
 
 
 class Wrong(Exception):
-    """Raised by a check. Its text tells the learner what was seen, never what to write."""
+    """An answer is wrong. The text tells the learner what the check saw, never what to write."""
 
 
 @dataclass(frozen=True)
 class Note:
-    """Something said to the learner: text in a terminal, Markdown in a notebook."""
+    """A message to the learner: text in a terminal, Markdown in a notebook."""
 
     text: str
 
@@ -31,26 +31,26 @@ class Note:
 
 @dataclass(frozen=True, repr=False)
 class Verdict(Note):
-    """What a check found. ok: whether the answer was accepted."""
+    """The result of a check. ok: whether the answer is right."""
 
     ok: bool
 
 
 class Exercise:
-    """One exercise.
+    """An exercise.
 
-    judge: takes the answer; returns a sentence to say when it is right, raises Wrong when it is not.
-    hints: told one at a time. answer: a right answer: the source of a kernel, or a Python function or number.
+    judge: takes an answer; returns a sentence to show if it is right, raises Wrong if it is not.
+    hints: shown one at a time. answer: a right answer, which is a kernel's source, a Python function or a number.
     """
 
     def __init__(self, judge: Callable[[Any], str], hints: Sequence[str], answer: Any) -> None:
         self._judge = judge
         self._hints = tuple(hints)
-        self._told = 0
+        self._shown = 0
         self.answer = answer
 
     def check(self, answer: Any) -> Verdict:
-        """Judge an answer. Whatever the answer does, it is a verdict that comes back, not an error."""
+        """Judge an answer. Return a verdict even if the answer raises an exception."""
         if (
             (isinstance(answer, str) and BLANK in answer)
             or answer is ...
@@ -68,12 +68,12 @@ class Exercise:
             return Verdict(f"❌ **Not yet.** It stops with `{type(error).__name__}`: {error}", False)
 
     def hint(self) -> Note:
-        """The next hint; after the last, the last again."""
-        self._told = min(self._told + 1, len(self._hints))
-        return Note(f"💡 Hint {self._told} of {len(self._hints)}: {self._hints[self._told - 1]}")
+        """Return the next hint. After the last hint, return the last one again."""
+        self._shown = min(self._shown + 1, len(self._hints))
+        return Note(f"💡 Hint {self._shown} of {len(self._hints)}: {self._hints[self._shown - 1]}")
 
     def solution(self) -> Note:
-        """One right answer. There are others."""
+        """Return a right answer. There are others."""
         if isinstance(self.answer, str):
             return Note(f"```c++\n{self.answer.strip()}\n```")
         if callable(self.answer):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 from lessons.exercises import Exercise, Wrong
 
@@ -13,7 +15,7 @@ def tensor_bytes_answer(batch, in_channels, out_channels, height, width, kernel_
     return x, y
 
 
-def _judge_tensor_bytes(answer) -> str:
+def _judge_tensor_bytes(answer: Callable[..., Any]) -> str:
     for sizes in ((128, 8, 64, 128, 128, 3), (2, 3, 5, 17, 11, 3), (1, 1, 1, 9, 30, 5), (4, 6, 2, 8, 5, 1)):
         given, right = answer(*sizes), tensor_bytes_answer(*sizes)
         if not isinstance(given, tuple) or len(given) != 2:
@@ -35,7 +37,7 @@ def _judge_tensor_bytes(answer) -> str:
 tensor_bytes = Exercise(
     _judge_tensor_bytes,
     [
-        "How many numbers has x? Multiply its four sizes. A float32 is four bytes.",
+        "How many numbers does x have? Multiply its four sizes. A float32 has four bytes.",
         "A window of kernel_size fits into a row of width numbers in width - kernel_size + 1 places.",
     ],
     tensor_bytes_answer,
@@ -49,7 +51,7 @@ def moved_answer(x_bytes, y_bytes):
     return convolution + batch_norm + scale, x_bytes + y_bytes
 
 
-def _judge_moved(answer) -> str:
+def _judge_moved(answer: Callable[..., Any]) -> str:
     for sizes in ((1, 0), (0, 1), (100, 7), (67_108_864, 520_224_768)):
         given, right = answer(*sizes), moved_answer(*sizes)
         if not isinstance(given, tuple) or len(given) != 2:
@@ -76,7 +78,7 @@ def limit_answer(flops, bytes_moved, peak_flops, bandwidth):
     return max(flops / peak_flops, bytes_moved / bandwidth)
 
 
-def _judge_limit(answer) -> str:
+def _judge_limit(answer: Callable[..., Any]) -> str:
     cases = {
         "much arithmetic and few bytes": (1e12, 1e6, 1e13, 1e12),
         "little arithmetic and many bytes": (1e6, 1e12, 1e13, 1e12),

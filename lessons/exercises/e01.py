@@ -26,7 +26,7 @@ __global__ void digits(int* y, int batch, int out_channels, int out_height, int 
 """
 
 
-def _judge_digits(source) -> str:
+def _judge_digits(source: str) -> str:
     kernel = compiled(source, "digits")
     for shape in ((2, 3, 5, 7), (3, 2, 11, 4), (1, 1, 1, 300)):
         y = run(kernel, [], shape, list(shape), dtype=np.int32)
@@ -46,7 +46,7 @@ def _judge_digits(source) -> str:
                     f"{np.ravel_multi_index(place, shape)} gets its {name} wrong: "
                     f"it should be {place[AXES.index(name)]}."
                 )
-    return "Division and remainder read a number in a system whose digits count to 64, 126 and 126 instead of to ten."
+    return "Division and remainder read the digits of a number whose digits count to 64, 126 and 126 instead of to ten."
 
 
 digits = Exercise(
@@ -89,14 +89,14 @@ _PLAIN = {
     "row": "row + i",
     "column": "column + j",
 }
-UNGUARDED = _CONV2D.format(guard="", **_PLAIN)  # where the exercise starts
+UNGUARDED = _CONV2D.format(guard="", **_PLAIN)  # the start of the exercise
 
 
 def _draw(shape: tuple[int, ...], seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
-def _judge_convolution(source, strides: tuple[int, ...], pass_stride: bool) -> None:
+def _judge_convolution(source: str, strides: tuple[int, ...], pass_stride: bool) -> None:
     kernel = compiled(source, "conv2d")
     for number, (batch, in_channels, height, width, out_channels, kernel_size) in enumerate(
         ((2, 3, 9, 13, 5, 3), (1, 2, 17, 6, 3, 2), (3, 1, 5, 8, 2, 1), (1, 2, 8, 21, 4, 5))
@@ -113,16 +113,16 @@ def _judge_convolution(source, strides: tuple[int, ...], pass_stride: bool) -> N
                 y = run(kernel, [x, weight, bias], expected.shape, sizes + [stride] * pass_stride)
                 compare(y, expected, AXES)
             except Wrong as wrong:
-                said = f", stride {stride}" if pass_stride else ""
+                suffix = f", stride {stride}" if pass_stride else ""
                 raise Wrong(
                     f"With x [{batch}, {in_channels}, {height}, {width}], {out_channels} filters "
-                    f"{kernel_size} x {kernel_size}{said}: {wrong}"
+                    f"{kernel_size} x {kernel_size}{suffix}: {wrong}"
                 ) from None
 
 
-def _judge_guard(source) -> str:
+def _judge_guard(source: str) -> str:
     _judge_convolution(source, (1,), False)
-    return "The threads that have no output leave before they can do harm. Every kernel of the ladder has this line."
+    return "Threads without an output return before they can do harm. Every kernel of the ladder has this line."
 
 
 guard = Exercise(
@@ -136,7 +136,7 @@ guard = Exercise(
 )
 
 
-def _judge_stride(source) -> str:
+def _judge_stride(source: str) -> str:
     _judge_convolution(source, (1, 2, 3), True)
     return "And what would a stride do to the byte ledger? It shrinks what is written, not what is read."
 

@@ -1,9 +1,11 @@
-"""Exercises of lesson 02: a kernel that is all traffic."""
+"""Exercises of lesson 02: a kernel limited by memory."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +17,7 @@ def seconds_answer(batch, channels, height, width, bandwidth):
     return 2 * 4 * batch * channels * height * width / bandwidth
 
 
-def _judge_seconds(answer) -> str:
+def _judge_seconds(answer: Callable[..., Any]) -> str:
     for case in ((128, 64, 126, 126, 3e12), (2, 3, 5, 7, 1e9), (1, 1, 1, 1, 1.0)):
         value, right = answer(*case), seconds_answer(*case)
         if not isinstance(value, (int, float)) or not math.isclose(value, right, rel_tol=1e-9):
@@ -35,7 +37,7 @@ seconds = Exercise(
 
 
 def _vectors(channels: int, seed: int) -> list[np.ndarray]:
-    """running_mean, running_var, gamma, beta, far from a fresh BatchNorm's; some variances as small as eps."""
+    """Return random running_mean, running_var, gamma and beta. Every second variance is as small as eps."""
     random = np.random.default_rng(seed)
     var = random.uniform(0.5, 2, channels).astype(np.float32)
     var[::2] = 1e-5
@@ -48,7 +50,7 @@ def _vectors(channels: int, seed: int) -> list[np.ndarray]:
 
 
 def batch_norm64(x: np.ndarray, vectors: list[np.ndarray], eps: float, axis: int) -> np.ndarray:
-    """BatchNorm of x in float64 with the channels along `axis`."""
+    """Compute BatchNorm of x in float64, with the channels along `axis`."""
     shape = [-1 if place == axis else 1 for place in range(x.ndim)]
     mean, var, gamma, beta = (vector.astype(np.float64).reshape(shape) for vector in vectors)
     return (x.astype(np.float64) - mean) / np.sqrt(var + eps) * gamma + beta
@@ -68,7 +70,7 @@ __global__ void batch_norm(const float* x, const float* running_mean, const floa
 _ORDINARY = "(x[index] - running_mean[channel]) / sqrtf(running_var[channel] + eps) * gamma[channel] + beta[channel]"
 
 
-def _judge_batch_norm(source, channels_last: bool, by_grid: bool = False) -> None:
+def _judge_batch_norm(source: str, channels_last: bool, by_grid: bool = False) -> None:
     kernel = compiled(source, "batch_norm")
     for seed, (batch, channels, plane) in enumerate(((3, 5, 7), (2, 7, 270), (1, 3, 11), (5, 1, 13))):
         shape = (batch, plane, channels) if channels_last else (batch, channels, plane)
@@ -81,7 +83,7 @@ def _judge_batch_norm(source, channels_last: bool, by_grid: bool = False) -> Non
         compare(y, batch_norm64(x, vectors, float(eps), axes.index("channel")), axes)
 
 
-def _judge_channels_last(source) -> str:
+def _judge_channels_last(source: str) -> str:
     _judge_batch_norm(source, True)
     return "The bytes are the same, but now the 32 lanes of a warp are in 32 channels, not in one."
 
@@ -96,13 +98,13 @@ channels_last = Exercise(
 )
 
 
-def _judge_rsqrt(source) -> str:
+def _judge_rsqrt(source: str) -> str:
     if re.search(r"(?<!r)sqrtf?\s*\(", code(source)):
-        raise Wrong("There is still a square root in it besides the reciprocal one.")
+        raise Wrong("It still contains a square root besides rsqrtf.")
     if not re.search(r"\brsqrtf\s*\(", code(source)):
-        raise Wrong("There is no call of `rsqrtf` in it.")
+        raise Wrong("It contains no call of `rsqrtf`.")
     _judge_batch_norm(source, False)
-    return "One instruction in the place of two sequences. What it saves, the clock will say."
+    return "One instruction replaces two sequences. The clock shows what that saves."
 
 
 rsqrt = Exercise(
@@ -118,11 +120,11 @@ rsqrt = Exercise(
 )
 
 
-def _judge_by_grid(source) -> str:
+def _judge_by_grid(source: str) -> str:
     if re.search(r"%|/\s*(plane|channels)\b", code(source)):
-        raise Wrong("There is still an integer division or a remainder in it.")
+        raise Wrong("It still contains an integer division or a remainder.")
     _judge_batch_norm(source, False, by_grid=True)
-    return "A block knows its place without reckoning. What the grid can say, no thread need compute."
+    return "A block knows its place. No thread needs to compute what the grid already provides."
 
 
 by_grid = Exercise(

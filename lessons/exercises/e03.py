@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from lessons.exercises import Exercise, Wrong
@@ -22,7 +25,7 @@ __global__ void bn_scale(const float* x, const float* running_mean, const float*
 """
 
 
-def _judge_bn_scale(source) -> str:
+def _judge_bn_scale(source: str) -> str:
     kernel = compiled(source, "bn_scale")
     for seed, (batch, channels, plane) in enumerate(((3, 5, 7), (2, 7, 70), (1, 3, 11))):
         x = np.random.default_rng(seed).standard_normal((batch, channels, plane), dtype=np.float32)
@@ -30,14 +33,14 @@ def _judge_bn_scale(source) -> str:
         scaling_factor, eps = np.float32(-2.5 + seed), np.float32(1e-5)
         y = run(kernel, [x, *vectors, scaling_factor, eps], x.shape, [batch, channels, plane])
         compare(y, batch_norm64(x, vectors, float(eps), 1) * float(scaling_factor), ("image", "channel", "pixel"))
-    return "One trip to memory instead of two, and the multiplication rides along for nothing."
+    return "One trip to memory instead of two, and the multiplication is free."
 
 
 bn_scale = Exercise(
     _judge_bn_scale,
     [
         "Start from batch_norm. What must happen to the number before it is written?",
-        "Everything that BatchNorm makes is scaled, beta too.",
+        "The scale applies to all of BatchNorm's result, beta included.",
     ],
     _BN_SCALE,
 )
@@ -51,7 +54,7 @@ def bytes_moved_answer(numbers, groups):
     return total
 
 
-def _judge_bytes_moved(answer) -> str:
+def _judge_bytes_moved(answer: Callable[..., Any]) -> str:
     for groups in (
         [["batch_norm"], ["scale"]],
         [["batch_norm", "scale"]],
@@ -64,14 +67,14 @@ def _judge_bytes_moved(answer) -> str:
             value, right = answer(numbers, groups), bytes_moved_answer(numbers, groups)
             if value != right:
                 raise Wrong(f"{groups} over {numbers} numbers should move {right} bytes; you say {value!r}.")
-    return "The number of operators is nowhere in it, only the number of kernels and of tensors that each must read."
+    return "The number of operators does not matter, only the number of kernels and of tensors that each reads."
 
 
 bytes_moved = Exercise(
     _judge_bytes_moved,
     [
-        "How many kernels are launched? What does each read and write, whatever it does in between?",
-        "`add` adds a second tensor of the same size, and that must be read too, by the kernel that the `add` is in.",
+        "How many kernels are launched? What does each of them read and write?",
+        "`add` adds a second tensor of the same size. The kernel that contains the `add` must read it too.",
     ],
     bytes_moved_answer,
 )

@@ -1,6 +1,9 @@
-"""Exercises of lesson 04: everything in one kernel, and a grid for it."""
+"""Exercises of lesson 04: one kernel for all three operators, and its grid."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +45,7 @@ __global__ void fused({_PARAMETERS})
 """
 
 
-def _judge_fused(source) -> str:
+def _judge_fused(source: str) -> str:
     compiled(source, "fused")
     report = fusedref.validate(candidate(source, "fused"), problem=fusedref.Problem(2, 3, 5, 9, 13, 3))
     if not report.ok:
@@ -54,14 +57,14 @@ fused = Exercise(
     _judge_fused,
     [
         "The sum begins with the bias of its channel.",
-        "y is what bn_scale of lesson 03 writes, with the sum in the place of x[index].",
+        "y is what bn_scale of lesson 03 writes, with the sum in place of x[index].",
         "eps is under the root; the scale multiplies beta too.",
     ],
     _FUSED,
 )
 
 
-def _judge_limits(answer) -> str:
+def _judge_limits(answer: tuple[int, int]) -> str:
     threads, side = answer
     if threads != 126 * 126:
         raise Wrong(f"One thread for each output of a plane of 126 x 126 is not {threads}.")
@@ -70,7 +73,7 @@ def _judge_limits(answer) -> str:
             f"A plane {side} wide has {side * side} pixels; a block may have 1024 threads. "
             "Is that the widest that fits?"
         )
-    return "Problem 73 asks for more than fifteen times what a block may hold."
+    return "Problem 73 needs more than fifteen times the threads that a block may have."
 
 
 limits = Exercise(_judge_limits, ["Multiply the sides. What is the square root of 1024?"], (126 * 126, 32))
@@ -106,7 +109,7 @@ def grid_answer(batch, out_channels, out_height, out_width):
     return -(-out_width // 32), -(-out_height // 8), min(batch * out_channels, 65535)
 
 
-def _judge_grid(answer) -> str:
+def _judge_grid(answer: Callable[..., Any]) -> str:
     for batch, out_channels, out_height, out_width in (
         (128, 64, 126, 126),
         (2, 3, 8, 32),
@@ -130,7 +133,7 @@ def _judge_grid(answer) -> str:
             if (count - 1) * tile >= size:
                 raise Wrong(f"{said}: the last tile along {name} has no pixel at all.")
         if given[2] < min(batch * out_channels, 65535):
-            raise Wrong(f"{said}; there are {batch * out_channels} planes, and they could be worked on side by side.")
+            raise Wrong(f"{said}; there are {batch * out_channels} planes, and they can run in parallel.")
         if given[2] > batch * out_channels:
             raise Wrong(f"{said}; that is more blocks along z than there are planes.")
     problem = fusedref.Problem(2, 3, 5, 13, 40, 3)
@@ -147,9 +150,7 @@ def _judge_grid(answer) -> str:
     )
     expected = reference.oracle(*map(torch.from_numpy, inputs), 2.0, 1e-5)
     compare(y.get(), expected.numpy(), ("image", "channel", "row", "column"))
-    return (
-        "It launches, and every output is right. A loop that steps by the size of the grid serves any number of planes."
-    )
+    return "It launches, and every output is right. A loop with the grid as its step handles any number of planes."
 
 
 grid = Exercise(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +18,7 @@ def fold_answer(bias, running_mean, running_var, gamma, beta, scaling_factor, ep
     return a, b
 
 
-def _judge_fold(answer) -> str:
+def _judge_fold(answer: Callable[..., Any]) -> str:
     draw = torch.Generator().manual_seed(5)
     for title, change in (
         ("ordinary channels", {}),
@@ -53,13 +55,13 @@ def _judge_fold(answer) -> str:
                     f"With {title}, {name} is {[f'{v:.4g}' for v in value[:3].tolist()]} for the first channels "
                     f"and should be {[f'{v:.4g}' for v in right[:3].tolist()]}."
                 )
-    return "Six numbers a channel have become two, and the two are all that the GPU needs to know."
+    return "Six numbers a channel have become two, and the GPU needs only these two."
 
 
 fold = Exercise(
     _judge_fold,
     [
-        "Write the whole formula down with z for the convolution without its bias, and multiply it out.",
+        "Write the whole formula with z for the convolution without its bias, and multiply it out.",
         "What stands before z is a. What is left when z is zero is b.",
         "The bias goes through BatchNorm like everything else: it is multiplied by a too.",
     ],
@@ -77,7 +79,7 @@ def fold_into_convolution_answer(conv, bn, scaling_factor):
     return folded
 
 
-def _judge_fold_into_convolution(answer) -> str:
+def _judge_fold_into_convolution(answer: Callable[..., Any]) -> str:
     for seed, (title, arguments) in enumerate(
         (
             ("5 -> 7 channels", {"in_channels": 5, "out_channels": 7, "kernel_size": 3}),
@@ -104,7 +106,7 @@ def _judge_fold_into_convolution(answer) -> str:
             if not isinstance(folded, nn.Conv2d):
                 raise Wrong(f"It should return a Conv2d; it returned {type(folded).__name__}.")
             if not torch.allclose(bn(conv(x)) * -1.75, expected):
-                raise Wrong(f"With {title}: the modules that were given have changed. Work on a copy.")
+                raise Wrong(f"With {title}: it changed the modules it was given. Work on a copy.")
             y = folded(x)
         if y.shape != expected.shape:
             raise Wrong(
@@ -115,7 +117,7 @@ def _judge_fold_into_convolution(answer) -> str:
                 f"With {title}: the largest error is {(y - expected).abs().max():.3g}, "
                 f"in outputs of about {expected.abs().mean():.3g}."
             )
-    return "One library convolution, no BatchNorm, no scale: nothing is left of them but other weights."
+    return "One library convolution, no BatchNorm, no scale: only different weights remain."
 
 
 fold_into_convolution = Exercise(
@@ -133,7 +135,7 @@ def commutes_answer(scaling_factor):
     return scaling_factor >= 0
 
 
-def _judge_commutes(answer) -> str:
+def _judge_commutes(answer: Callable[..., Any]) -> str:
     z = torch.tensor([-3.0, -0.5, 0.0, 0.5, 3.0])
     for scaling_factor in (2.0, 0.25, -1.0, -0.001, 0.0):
         right = torch.equal(torch.relu(z) * scaling_factor, torch.relu(z * scaling_factor))
@@ -142,7 +144,7 @@ def _judge_commutes(answer) -> str:
                 f"With scaling_factor {scaling_factor}: relu(z) * s is {(torch.relu(z) * scaling_factor).tolist()}, "
                 f"relu(z * s) is {torch.relu(z * scaling_factor).tolist()}, for z {z.tolist()}."
             )
-    return "Folding rests on the operators being linear. A ReLU is linear on either side of zero only."
+    return "Folding needs linear operators. A ReLU is linear only on each side of zero."
 
 
 commutes = Exercise(

@@ -32,7 +32,7 @@ __global__ void box(const float* x, float* y, int height, int width)
 """
 
 
-def _judge_box(source) -> str:
+def _judge_box(source: str) -> str:
     kernel = function(source, "box")
     for height, width in ((10, 34), (19, 71)):
         x = np.random.default_rng(6).standard_normal((height, width), dtype=np.float32)
@@ -46,7 +46,7 @@ def _judge_box(source) -> str:
         if requests > most:
             raise Wrong(
                 f"All numbers are right, but {across * down} blocks make {requests} requests to global memory; "
-                f"to fetch each tile once takes {most}."
+                f"loading each tile once takes {most}."
             )
     return f"Nine numbers an output, and {requests} requests to global memory for {across * down} blocks."
 
@@ -54,9 +54,9 @@ def _judge_box(source) -> str:
 box = Exercise(
     _judge_box,
     [
-        "How many numbers has the tile? The threads are fewer, so each takes every 256th of them.",
-        "A thread reads what other threads have copied. What must have happened before?",
-        "Row and column of the tile begin at 0 in every block: it is threadIdx that says where a thread's window is.",
+        "How many numbers does the tile have? There are fewer threads, so each loads every 256th number.",
+        "A thread reads numbers that other threads copied. What must happen first?",
+        "Row and column of the tile begin at 0 in every block: threadIdx gives the place of a thread's window.",
     ],
     _BOX,
 )

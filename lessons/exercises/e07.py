@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from lessons.exercises import Exercise, Wrong
 
 
@@ -15,7 +18,7 @@ def best_tile_answer(registers):
     return min(fitting, key=lambda tile: (tile[0] + tile[1]) / (tile[0] * tile[1]))
 
 
-def _judge_best_tile(answer) -> str:
+def _judge_best_tile(answer: Callable[..., Any]) -> str:
     for registers in (3, 15, 44, 63, 120, 200):
         given = answer(registers)
         whole = isinstance(given, tuple) and len(given) == 2 and all(type(n) is int and n > 0 for n in given)
@@ -27,25 +30,25 @@ def _judge_best_tile(answer) -> str:
         needed = channels * pixels + channels + pixels
         if needed > registers:
             raise Wrong(
-                f"With {registers} registers, {channels} x {pixels} does not fit: the sums and what is fetched for "
+                f"With {registers} registers, {channels} x {pixels} does not fit: the sums and the numbers loaded for "
                 f"them need {needed}."
             )
         right = best_tile_answer(registers)
-        fetched, least = (sum(tile) / (tile[0] * tile[1]) for tile in (given, right))
-        if fetched > least * (1 + 1e-9):
+        loaded, least = (sum(tile) / (tile[0] * tile[1]) for tile in (given, right))
+        if loaded > least * (1 + 1e-9):
             raise Wrong(
-                f"With {registers} registers, {channels} x {pixels} fits and fetches {fetched:.3f} numbers for a "
-                f"multiply-add. There is a tile that fetches {least:.3f}."
+                f"With {registers} registers, {channels} x {pixels} fits and loads {loaded:.3f} numbers for a "
+                f"multiply-add. There is a tile that loads {least:.3f}."
             )
-    return "The nearer to a square, the less is fetched; the more registers, the larger the square."
+    return "The nearer to a square, the fewer numbers are loaded; the more registers, the larger the square."
 
 
 best_tile = Exercise(
     _judge_best_tile,
     [
-        "channels x pixels sums stay in registers, and channels + pixels fetched numbers beside them.",
-        "What is to be least: the numbers fetched, divided by the multiply-adds that they serve.",
-        "Nobody asks for a formula. A loop over both numbers finds it.",
+        "channels x pixels sums stay in registers, and channels + pixels loaded numbers beside them.",
+        "Minimise the numbers loaded, divided by the multiply-adds that use them.",
+        "You need no formula. A loop over both numbers finds it.",
     ],
     best_tile_answer,
 )

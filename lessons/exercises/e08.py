@@ -1,6 +1,9 @@
-"""Exercise of lesson 08: which lane holds what of a tensor core's result."""
+"""Exercise of lesson 08: which lane holds which element of a tensor core's result."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +28,10 @@ extern "C" __global__ void one_mma(const float* a, const float* b, float* d)  //
 
 
 def one_mma(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """One tensor-core instruction on the emulator: a [16, 8] times b [8, 8], as the lanes hold it: [32, 4]."""
+    """Run one tensor-core instruction on the emulator.
+
+    Return a [16, 8] times b [8, 8] as the lanes hold it: [32, 4].
+    """
     kernel = SourceModule(ONE_MMA, no_extern_c=True, include_dirs=[str(HEADERS)]).get_function("one_mma")
     d = np.empty((32, 4), dtype=np.float32)
     operands = (driver.In(np.ascontiguousarray(matrix, dtype=np.float32)) for matrix in (a, b))
@@ -37,7 +43,7 @@ def holder_answer(row, column):
     return row % 8 * 4 + column // 2, row // 8 * 2 + column % 2
 
 
-def _judge_holder(answer) -> str:
+def _judge_holder(answer: Callable[..., Any]) -> str:
     a, b = np.zeros((16, 8)), np.zeros((8, 8))
     a[:, 0], a[:, 1] = 8 * np.arange(16), 1
     b[0, :], b[1, :] = 1, np.arange(8)  # d[row, column] = 8 row + column
@@ -50,7 +56,7 @@ def _judge_holder(answer) -> str:
         for what, value, right in zip(("lane", "register"), given, (lane, register), strict=True):
             if value != right:
                 raise Wrong(f"Row {row}, column {column} is in {what} {right}; you say {value}.")
-    return "All 128 numbers are where you say: the emulator multiplied, and was asked."
+    return "All 128 numbers are where you say: the emulator ran the instruction to check it."
 
 
 holder = Exercise(

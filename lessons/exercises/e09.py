@@ -1,6 +1,9 @@
-"""Exercise of lesson 09: a number as two of fp16."""
+"""Exercise of lesson 09: a number split into two fp16 numbers."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +16,7 @@ def split_answer(v):
     return hi, lo
 
 
-def _judge_split(answer) -> str:
+def _judge_split(answer: Callable[..., Any]) -> str:
     draw = np.random.default_rng(9)
     worst = 0.0
     for exponent in (14, 10, 0, -3, -8, -12):
@@ -40,8 +43,8 @@ split = Exercise(
     _judge_split,
     [
         "np.float16(v) rounds to the nearest number of fp16.",
-        "What is left is v - hi. Compute it in np.float32: there it is exact.",
-        "v is hi + lo / 4096. So what is left is lo / 4096, and lo is ...",
+        "The remainder is v - hi. Compute it in np.float32, where it is exact.",
+        "v is hi + lo / 4096. So the remainder is lo / 4096, and lo is ...",
     ],
     split_answer,
 )

@@ -1,4 +1,4 @@
-"""Runs a learner's kernel where it cannot do harm, and says what was wrong with what it wrote."""
+"""Run a learner's kernel where it can do no harm, and explain what is wrong with its output."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,22 +15,22 @@ from fusedref.validation import Candidate, candidate_from_kernel
 from lessons.exercises import Wrong
 
 THREADS = 256
-MARGIN = 8192  # numbers beyond the end of every array: a stray thread is seen, and does no harm
+MARGIN = 8192  # extra numbers after the end of every array, where a stray thread is seen and does no harm
 
-STRANGE = 1e15  # what stands there in the inputs; not NaN, which could not be told from the unwritten
+STRANGE = 1e15  # the inputs' margin; NaN already marks unwritten outputs
 
 
 def code(source: str) -> str:
-    """The source without its comments, for checks that look for a word in it."""
+    """Return the source without its comments, for checks that search it."""
     return re.sub(r"//[^\n]*|/\*.*?\*/", "", source, flags=re.DOTALL)
 
 
 def compiled(source: str, name: str, module: type = SourceModule):
-    """The kernel `name` of the source. module: compiles it; the door's SourceModule, or the emulator's."""
+    """Compile the source and return its kernel `name`. module: the SourceModule class to compile with."""
     if not isinstance(source, str):
         raise Wrong(f"The answer is the source text of a kernel; this is a {type(source).__name__}.")
     if not re.search(rf"__global__\s+void\s+(__launch_bounds__\(\w+\)\s*)?{name}\s*\(", code(source)):
-        raise Wrong(f"There is no `__global__ void {name}(...)` in it.")
+        raise Wrong(f"It contains no `__global__ void {name}(...)`.")
     try:
         return module(source).get_function(name)
     except Exception as error:
@@ -38,26 +39,27 @@ def compiled(source: str, name: str, module: type = SourceModule):
 
 
 def candidate(source: str, name: str) -> Candidate:
-    """The kernel `name`, with the signature of rung 04, as a function that `fusedref.validate` takes."""
+    """Return the kernel `name`, with the signature of rung 04, as a candidate for `fusedref.validate`."""
     exported = re.sub(rf'(extern\s+"C"\s+)?(__global__\s+void\s+{name}\b)', r'extern "C" \2', source)
     folder = tempfile.TemporaryDirectory()
     path = Path(folder.name) / "kernel.cu"
     path.write_text(exported)
     call = candidate_from_kernel(path, name)
-    call.folder = folder  # lives as long as the candidate
+    call.folder = folder  # keep the folder as long as the candidate
     return call
 
 
 def run(
     kernel, before: list, shape: tuple[int, ...], after: list, dtype: type = np.float32, grid: tuple | None = None
 ) -> np.ndarray:
-    """Launch kernel(*before, y, *after) in blocks of THREADS, and return y.
+    """Launch kernel(*before, y, *after) in blocks of THREADS and return y.
 
-    before, after: the arguments on either side of y: arrays, NumPy scalars, and ints, which become the C type int.
-    grid: as few blocks as give every number of y a thread, if not given.
+    before, after: the arguments before and after y: arrays, NumPy scalars, and ints, which become C ints.
+    grid: the grid; default: as many blocks as give every number of y a thread.
+    Raise Wrong if the kernel writes past the end of y or leaves part of it unwritten.
     """
 
-    def argument(value):
+    def argument(value: Any) -> Any:
         if isinstance(value, np.ndarray):
             edge = np.full(MARGIN, STRANGE, dtype=value.dtype)
             return gpuarray.to_gpu(np.concatenate([value.ravel(), edge]))
@@ -73,22 +75,23 @@ def run(
     if len(strayed):
         raise Wrong(
             f"The output has {size} numbers, the grid has {math.prod(grid) * THREADS} threads, and "
-            f"{len(strayed)} of the threads too many wrote past its end: into somebody else's memory."
+            f"{len(strayed)} of the surplus threads wrote past its end, into memory of others."
         )
     missing = np.flatnonzero(same(result[:size], unwritten))
     if len(missing) == size:
-        raise Wrong("Nothing was written to the output.")
+        raise Wrong("The kernel wrote nothing to the output.")
     if len(missing) and np.dtype(dtype).kind != "f":
         raise Wrong(f"{len(missing)} of {size} outputs were never written; the first is number {missing[0]}.")
     return result[:size].reshape(shape)
 
 
-def same(values: np.ndarray, value) -> np.ndarray:
+def same(values: np.ndarray, value: Any) -> np.ndarray:
+    """Return where `values` equals `value`, counting NaN as equal to NaN."""
     return np.isnan(values) if value != value else values == value
 
 
 def compare(y: np.ndarray, expected: np.ndarray, axes: tuple[str, ...], tolerance: float = 1e-5) -> None:
-    """Refuse y where it is not `expected` (float64), saying where the errors sit. axes: the names of y's dimensions."""
+    """Raise Wrong, saying where the errors are, unless y is `expected` (float64). axes: the names of y's dimensions."""
     allowed = tolerance * (np.abs(expected) + np.sqrt(np.mean(expected**2)))
     wrong = ~(np.abs(y - expected) <= allowed)  # NaN is wrong
     if not wrong.any():
@@ -102,5 +105,5 @@ def compare(y: np.ndarray, expected: np.ndarray, axes: tuple[str, ...], toleranc
         bad = np.flatnonzero(wrong.any(axis=others))
         if 0 < len(bad) < wrong.shape[axis] and wrong.shape[axis] > 1:
             listed = ", ".join(map(str, bad[:6])) + (" ..." if len(bad) > 6 else "")
-            text += f" Only {name} {listed} (of {wrong.shape[axis]}) has any."
+            text += f" Only {name} {listed} (of {wrong.shape[axis]}) has errors."
     raise Wrong(text)

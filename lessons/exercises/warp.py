@@ -1,9 +1,10 @@
-"""Exercises of "Seeing what a warp does": answers are watched by the emulator, and judged by what it saw."""
+"""Exercises of "Seeing what a warp does": the emulator watches the answers, and its counters judge them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -14,14 +15,14 @@ from lessons.exercises.kernels import THREADS, compare, compiled
 
 
 def function(source: str, name: str):
-    """The kernel `name` of the source on the emulator, whose findings call the source name.cu."""
+    """Compile the source on the emulator and return its kernel `name`. Findings call the source name.cu."""
     if isinstance(source, str):
         source = f'#line 1 "{name}.cu"\n{source.strip()}\n'
     return compiled(source, name, SourceModule)
 
 
 def watched(launch: Callable[[], None], seed: int = 0) -> Seen:
-    """What a watch sees of the launch. Refuses a launch in which anything is found."""
+    """Watch the launch and return what was seen. Raise Wrong if there is a finding."""
     with watch(seed) as seen:
         launch()
     if seen.findings:
@@ -42,7 +43,7 @@ def sectors_answer(first, stride):
     return len({(first + stride * lane) * 4 // 32 for lane in range(32)})
 
 
-def _judge_sectors(answer) -> str:
+def _judge_sectors(answer: Callable[..., Any]) -> str:
     load = function(_LOAD, "load")
     x, y = np.zeros(2048, dtype=np.float32), np.empty(32, dtype=np.float32)
     for first, stride in ((0, 1), (0, 0), (1, 1), (8, 1), (0, 2), (5, 2), (3, 3), (0, 8), (4, 8), (2, 33), (31, -1)):
@@ -57,8 +58,8 @@ def _judge_sectors(answer) -> str:
 sectors = Exercise(
     _judge_sectors,
     [
-        "At which byte does lane l's number begin? In which sector is that byte?",
-        "Lanes in the same sector count once. Which of Python's collections forgets what comes twice?",
+        "At which byte does the number of lane l begin? Which sector contains that byte?",
+        "Lanes in the same sector count once. Which Python collection drops duplicates?",
     ],
     sectors_answer,
 )
@@ -76,7 +77,7 @@ __global__ void scale(const float* x, float scaling_factor, float* y, int size)
 """
 
 
-def _judge_four_each(source) -> str:
+def _judge_four_each(source: str) -> str:
     kernel = function(source, "scale")
     for size in (3001, 4096):
         x, y = np.random.default_rng(0).standard_normal(size, dtype=np.float32), np.empty(size, dtype=np.float32)
@@ -91,14 +92,14 @@ def _judge_four_each(source) -> str:
             f"{counters.global_load_sectors / counters.global_load_requests:g} sectors: "
             f"{counters.bytes_moved} bytes move for {counters.bytes_used} used."
         )
-    return f"{counters.bytes_moved} bytes moved, {counters.bytes_used} used: nothing travels in vain."
+    return f"{counters.bytes_moved} bytes moved, {counters.bytes_used} used: no byte is wasted."
 
 
 four_each = Exercise(
     _judge_four_each,
     [
         "In one turn of the loop, which numbers do lane 0 and lane 1 take? They should be neighbours.",
-        "A block has 4 * blockDim.x numbers. Where do those of its first turn end, and its second begin?",
+        "A block has 4 * blockDim.x numbers. Where do the numbers of its first turn end and those of its second begin?",
     ],
     _FOUR_EACH,
 )
@@ -119,7 +120,7 @@ __global__ void transpose(const float* x, float* y, int height, int width)
 """
 
 
-def _judge_transpose(source) -> str:
+def _judge_transpose(source: str) -> str:
     kernel = function(source, "transpose")
     for height, width in ((45, 70), (64, 96)):
         x = np.random.default_rng(0).standard_normal((height, width), dtype=np.float32)
@@ -134,14 +135,14 @@ def _judge_transpose(source) -> str:
     if counters.bank_conflicts:
         requests = counters.shared_load_requests + counters.shared_store_requests
         raise Wrong(f"{counters.bank_conflicts} bank conflicts in {requests} requests to shared memory.")
-    return "Every byte that moves is used, and no lane waits for another at a bank."
+    return "Every byte that moves is used, and there is no bank conflict."
 
 
 transpose = Exercise(
     _judge_transpose,
     [
-        "The 32 lanes read one number from each row. From row to row, by how many banks should the number move on?",
-        "A row may be longer than what is stored in it.",
+        "The 32 lanes read one number from each row. By how many banks should that number move from row to row?",
+        "A row may be longer than the data in it.",
     ],
     _TRANSPOSE,
 )
@@ -179,7 +180,7 @@ __global__ void blur(const float* x, float* y, int size)
 """
 
 
-def _judge_blur(source) -> str:
+def _judge_blur(source: str) -> str:
     kernel = function(source, "blur")
     for size in (600, 512, 256, 257, 1):
         x, y = np.random.default_rng(0).standard_normal(size, dtype=np.float32), np.empty(size, dtype=np.float32)
@@ -191,14 +192,14 @@ def _judge_blur(source) -> str:
                 raise Wrong(f"With {size} numbers, {wrong}") from None
             expected = np.convolve(x.astype(np.float64), np.ones(3) / 3)[1:-1]
             compare(y, expected, ("number",))
-    return "Right for every size, in every order of the threads, and nothing is found."
+    return "Right for every size and thread order, with no findings."
 
 
 blur = Exercise(
     _judge_blur,
     [
-        "Who writes what a thread reads from its neighbours? What must lie between the two?",
-        "A barrier is for all threads of a block. May any of them have left?",
+        "Who writes the numbers that a thread reads from its neighbours? What must come between the two?",
+        "A barrier needs all threads of a block. May any of them return early?",
         "Try a size that is a multiple of 256. And with another size, who writes the last number's right neighbour?",
     ],
     _BLUR,
