@@ -1,7 +1,9 @@
-"""Where the tests run: on the GPU where the door leads to one, on the emulator otherwise."""
+"""Set up the tests: the device they run on, and the same surroundings whatever starts them."""
 
 import os
 import shutil
+import signal
+import threading
 
 import pytest
 import torch
@@ -9,13 +11,28 @@ import torch
 from fusedref import cuda
 from kernels import ladder
 
+# Settings of the caller's that change what programs print, how they compile or what a lesson records.
+for name in list(os.environ):
+    if name.startswith(("CLICOLOR", "LC_", "MAKE", "NVCC_", "PYTHON", "TTY_")) or name in (
+        "COLUMNS", "CPATH", "CPLUS_INCLUDE_PATH", "FORCE_COLOR", "FUSEDREF_RECORD", "LANGUAGE", "LINES", "MFLAGS",
+        "MPLBACKEND", "NO_COLOR", "PYTEST_ADDOPTS",
+    ):  # fmt: skip
+        if name not in ("PYTHONHOME", "PYTHONNOUSERSITE", "PYTHONPATH"):
+            del os.environ[name]
+os.environ |= {"LC_ALL": "C.UTF-8", "TERM": "dumb"}
+os.umask(0o022)
+# In the background and under nohup a process starts with SIGINT ignored, and so does every process that it starts.
+# (A signal that has a handler is at its default again in a new process.)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 DEVICE = cuda.device()
 if DEVICE == "emulator":
-    # Tensors of the CPU go through the kernels then, not through torch's folded convolution.
+    # Tensors on the CPU then go through the kernels, not through torch's folded convolution.
     os.environ["FUSEDREF_DEVICE"] = "emulator"
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # The workers share the cores; each with threads of its own for every core would only be in the others' way.
+    # The workers share the cores.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
 
 
@@ -29,13 +46,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def device():
-    """The torch device whose tensors the kernels take: the GPU, or the CPU for the emulator."""
+    """Return the torch device of the tests' tensors: the GPU, or the CPU for the emulator."""
     return torch.device("cuda" if DEVICE == "gpu" else "cpu")
 
 
 @pytest.fixture
 def plant(tmp_path, monkeypatch):
-    """plant(file, right, wrong): the ladder runs from a copy of the kernels in which one text is replaced."""
+    """Return ``plant(file, right, wrong)``, which makes the ladder run a copy of its kernels with one text replaced."""
 
     def plant(file, right, wrong):
         for path in ladder.KERNELS.glob("*.cu"):

@@ -3,11 +3,11 @@
 import pytest
 import torch.nn.functional as F
 from hypothesis import given, settings
-from whole_numbers import SIZES, inputs, whole
 
 from fusedref import validate
 from fusedref.problem import SMALL_73
 from kernels import ladder
+from tests.whole_numbers import SIZES, inputs, whole
 
 
 @given(SIZES)

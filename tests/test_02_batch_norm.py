@@ -3,11 +3,11 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from whole_numbers import EPS, variances, whole
 
 from fusedref import validate
 from fusedref.problem import SMALL_73
 from kernels import ladder
+from tests.whole_numbers import EPS, variances, whole
 
 
 def expected(x, mean, var, gamma, beta):

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_02_batch_norm import expected
-from whole_numbers import EPS, variances, whole
 
 from fusedref import validate
 from fusedref.problem import SMALL_73
 from kernels import ladder
+from tests.whole_numbers import EPS, variances, whole
 
 SHAPES = st.tuples(*[st.integers(1, 4)] * 2, *[st.integers(1, 20)] * 2)
 THREE_KERNELS, BN_SCALE = ladder.LADDER[2], ladder.LADDER[3]

@@ -2,13 +2,13 @@
 
 import pytest
 from hypothesis import given, settings
-from whole_numbers import SIZES, inputs
 
 from fusedref import validate
 from fusedref.cuda import drv
 from fusedref.problem import SMALL_73
 from fusedref.reference import oracle
 from kernels import ladder
+from tests.whole_numbers import SIZES, inputs
 
 FUSED, FUSED_BLOCK = ladder.LADDER[4], ladder.LADDER[5]
 BOTH = pytest.mark.parametrize("rung", [FUSED, FUSED_BLOCK], ids=lambda rung: rung.name)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from whole_numbers import SIZES, inputs
 
 from fusedref import KERNELBENCH_73, validate
 from fusedref.cuda.compile import source_module
@@ -14,6 +13,7 @@ from fusedref.problem import SMALL_73
 from fusedref.reference import oracle
 from fusedref.validation import random_inputs
 from kernels import ladder
+from tests.whole_numbers import SIZES, inputs
 
 FOLDED, FOLDED_WEIGHTS = ladder.LADDER[6], ladder.LADDER[7]
 BOTH = pytest.mark.parametrize("rung", [FOLDED, FOLDED_WEIGHTS], ids=lambda rung: rung.name)

@@ -1,24 +1,14 @@
 """Rung 06: a tile of inputs in shared memory serves all the outputs of a block."""
 
 import pytest
-from tiles import (
-    ARCHITECTURES,
-    assert_no_spills,
-    at,
-    compiled,
-    findings,
-    needs_emulator,
-    needs_nvcc,
-    refused,
-    shared_bytes,
-    watched,
-)
-from whole_numbers import inputs
 
 from fusedref import KERNELBENCH_73, Problem, validate
 from fusedref.problem import SMALL_73
 from fusedref.reference import oracle
 from kernels import ladder
+from tests.nvcc import ARCHITECTURES, assert_no_spills, needs_nvcc, shared_bytes
+from tests.tiles import at, compiled, findings, needs_emulator, refused, watched
+from tests.whole_numbers import inputs
 
 RUNG = next(rung for rung in ladder.LADDER if rung.number == 6)
 TILE = 1, 8, 64, 10, 34, 3  # exactly one tile of 8 x 32 outputs

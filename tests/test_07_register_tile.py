@@ -1,13 +1,14 @@
 """Rung 07: 8 channels x 4 pixels in the registers of a thread."""
 
 import pytest
-from tiles import ARCHITECTURES, assert_no_spills, at, compiled, findings, needs_emulator, needs_nvcc, refused, watched
-from whole_numbers import inputs
 
 from fusedref import KERNELBENCH_73, Problem, validate
 from fusedref.problem import SMALL_73
 from fusedref.reference import oracle
 from kernels import ladder
+from tests.nvcc import ARCHITECTURES, assert_no_spills, needs_nvcc
+from tests.tiles import at, compiled, findings, needs_emulator, refused, watched
+from tests.whole_numbers import inputs
 
 RUNG = next(rung for rung in ladder.LADDER if rung.number == 7)
 TILE = 1, 8, 64, 6, 130, 3  # exactly one tile of 4 x 128 outputs and 64 channels

@@ -1,7 +1,6 @@
 """The command line: what it prints and how it ends."""
 
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from fusedref.__main__ import main
 from kernels.__main__ import main as ladder
 from kernels.ladder import KERNELS
+from tests import processes
 
 SMALL = ["--problem", "1,2,3,8,9,3"]
 
@@ -103,11 +103,11 @@ def test_bench_without_a_gpu_says_what_to_run_instead(monkeypatch, capsys, tmp_p
 
 @pytest.mark.parametrize("module", ["fusedref", "kernels"])
 def test_both_commands_start_as_modules(module):
-    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, cwd=KERNELS.parent)
+    done = processes.run([sys.executable, "-m", module, "--help"])
     assert done.returncode == 0 and f"usage: python -m {module}" in done.stdout, done.stderr
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_alone_lists_the_targets():
-    done = subprocess.run(["make"], capture_output=True, text=True, cwd=KERNELS.parent)
+    done = processes.run(["make"], cwd=KERNELS.parent)
     assert done.returncode == 0 and "make ladder" in done.stdout and "make test" in done.stdout

@@ -10,16 +10,15 @@ That holds for every rung. Of implicit_gemm, which is none, DIFFERS has what the
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
 from fusedref import bench
-from fusedref.cuda.compile import HEADERS, NVCC_OPTIONS
 from fusedref.emulator import SourceModule, build, gpuarray, watch
 from kernels import ladder, profile
+from tests import nvcc, processes
 
 MEASURED = Path(profile.ROOT, "lessons", "measured", "ncu_h200.json")
 KERNELS = sorted(profile.kernel_names())
@@ -227,9 +226,7 @@ def test_lines_of_instructions_are_read_as_the_emulator_names_them():
 @pytest.mark.skipif(not (shutil.which("nvcc") and shutil.which("nvdisasm")), reason="nvcc or nvdisasm is not on PATH")
 def test_the_lines_of_a_compiled_kernel_are_read(tmp_path):
     options = ladder.tensor_cores.options(profile.PROBLEM)
-    source, cubin = ladder.KERNELS / "08_tensor_cores.cu", tmp_path / "kernel.cubin"
-    command = ["nvcc", "-cubin", "-arch=sm_90a", *NVCC_OPTIONS, *options, f"-I{HEADERS}", "-o", str(cubin), str(source)]
-    subprocess.run(command, check=True, capture_output=True)
-    done = subprocess.run(["nvdisasm", "-gi", "-c", str(cubin)], check=True, capture_output=True, text=True)
+    cubin = nvcc.cubin(ladder.KERNELS / "08_tensor_cores.cu", tmp_path, "90a", options)
+    done = processes.run(["nvdisasm", "-gi", "-c", cubin], check=True)
     places = profile.read_places(done.stdout)["tensor_cores"]
     assert len(places) > 500 and {file for file, _ in places} == {"08_tensor_cores.cu"}

@@ -1,14 +1,12 @@
 """The door: whose names it hands out, and that asking costs nothing."""
 
-import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from fusedref import cuda
+from tests import processes
 
 ROOT = str(Path(__file__).parents[1])
 
@@ -66,8 +64,7 @@ def test_other_names_do_not_exist():
 
 
 def test_importing_the_door_loads_neither_pycuda_nor_the_emulator():
-    code = "import sys, fusedref.cuda; assert not {'pycuda', 'fusedref.emulator'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": ROOT})
+    processes.python("import sys, fusedref.cuda; assert not {'pycuda', 'fusedref.emulator'} & set(sys.modules)")
 
 
 @pytest.mark.gpu

@@ -2,10 +2,9 @@
 
 import os
 import struct
-import subprocess
 import sys
-import textwrap
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import pytest
 from fusedref.emulator import SourceModule, build, gpuarray
 from fusedref.emulator import driver as drv
 from fusedref.emulator.frontend import Frontend
+from tests.processes import python
 
 KERNELS = Path(__file__).parents[1] / "kernels"
 int32, float32 = np.int32, np.float32
@@ -21,19 +21,6 @@ int32, float32 = np.int32, np.float32
 
 def run(source, name, *arguments, block=(1, 1, 1), grid=(1, 1), shared=0, **options):
     SourceModule(source, **options).get_function(name)(*arguments, block=block, grid=grid, shared=shared)
-
-
-def python(code, **environment):
-    """What a fresh process prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(KERNELS.parent), **environment},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def result(source, size, dtype=np.int32, *arguments, name="k", **options):
@@ -1007,14 +994,9 @@ def test_an_unwritable_home_and_two_processes_at_once(tmp_path):
     print(a.get()[0])
     """
     for cache in (blocked / "below", tmp_path / "shared"):
-        environment = {**os.environ, "PYTHONPATH": str(KERNELS.parent), "XDG_CACHE_HOME": str(cache)}
-        both = [
-            subprocess.Popen(
-                [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True, env=environment
-            )
-            for _ in range(2)
-        ]
-        assert [process.communicate()[0] for process in both] == ["6\n", "6\n"]
+        with ThreadPoolExecutor(2) as pool:
+            both = list(pool.map(lambda _: python(code, XDG_CACHE_HOME=cache), range(2)))
+        assert both == ["6\n", "6\n"]
 
 
 def test_no_compiler_is_a_clear_error(monkeypatch):

@@ -1,8 +1,6 @@
 """Watched kernels: the corpus of planted bugs, each found and named, and counts of what memory accesses cost."""
 
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import pytest
 from fusedref.emulator import SourceModule, gpuarray, watch
 from fusedref.emulator import driver as drv
 from fusedref.emulator.findings import KINDS
-from tests import corpus
+from tests import corpus, processes
 
 ROOT = Path(__file__).parents[1]
 int32, float32 = np.int32, np.float32
@@ -500,8 +498,7 @@ def test_right(watched):
     SourceModule("__global__ void k() {{}}").get_function("k")(block=(64, 1, 1))
 """)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "fusedref.emulator.pytest_plugin", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    done = processes.run(command, cwd=tmp_path)
     assert "2 passed, 1 error" in done.stdout and "there is no __syncthreads() between them" in done.stdout
 
 
@@ -574,14 +571,7 @@ with watch() as seen:
     SourceModule({source!r}).get_function("k")(block=(64, 1, 1))
 print(seen.findings[0].source, seen.findings[0].line)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=ROOT / "tests",
-        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
-    )
-    assert done.stdout == "kernel.cu 2\n", done.stderr
+    assert processes.python(code, cwd=ROOT / "tests", PYTHONPATH=None) == "kernel.cu 2\n"
 
 
 def test_two_checkouts_may_share_a_cache(tmp_path):
@@ -595,10 +585,8 @@ print(seen.findings[0].source, seen.findings[0].line)
 """
     shutil.copytree(ROOT / "fusedref", tmp_path / "other" / "fusedref", ignore=shutil.ignore_patterns("__pycache__"))
     for checkout in (ROOT, tmp_path / "other"):
-        environment = {**os.environ, "PYTHONPATH": str(checkout), "XDG_CACHE_HOME": str(tmp_path)}
-        command = [sys.executable, "-c", code]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-        assert done.stdout == "kernel.cu 2\n", done.stderr
+        changes = {"PYTHONPATH": checkout, "XDG_CACHE_HOME": tmp_path}
+        assert processes.python(code, cwd=tmp_path, **changes) == "kernel.cu 2\n"
 
 
 def test_a_race_names_both_threads_and_both_lines():

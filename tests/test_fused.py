@@ -2,9 +2,7 @@
 
 import dataclasses
 import math
-import os
 import re
-import subprocess
 import sys
 import threading
 
@@ -21,6 +19,7 @@ from fusedref.ops.runner import run_plan
 from fusedref.plans import KernelVariant, Target, folded_plan
 from fusedref.reference import conv_bn_scale, oracle
 from fusedref.validation import compare, random_inputs
+from tests import processes
 from tests.strategies import compiling, fast, options, problems
 
 PROBLEM = Problem(2, 6, 8, 9, 11, 3, stride=2, padding=1, groups=2)
@@ -218,8 +217,7 @@ class TestTorchOnTheCpu:
             "assert y.shape == (1, 2, 1, 1)\n"
             "assert not {'pycuda', 'pycuda.driver', 'fusedref.emulator'} & set(sys.modules)\n"
         )
-        environment = {name: value for name, value in os.environ.items() if name != "FUSEDREF_DEVICE"} | {"PATH": ""}
-        subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+        processes.python(script, FUSEDREF_DEVICE=None, PATH="")
 
 
 class TestGradient:
@@ -544,7 +542,7 @@ class TestGpu:
             "thread = threading.Thread(target=lambda: fusedref.fused_conv_bn_scale(*inputs))\n"
             "thread.start(); thread.join(); torch.cuda.synchronize(); print('end')\n"
         )
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        done = processes.run([sys.executable, "-c", script])
         assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
 
     def test_the_second_card(self):

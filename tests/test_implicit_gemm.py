@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import subprocess
 
 import numpy as np
 import pytest
@@ -19,9 +18,11 @@ from fusedref.plans import KernelVariant, Target, gemm_tiles, implicit_gemm_plan
 from fusedref.problem import ELEMENTS
 from fusedref.reference import oracle
 from fusedref.validation import compare, random_inputs
+from tests import nvcc
+from tests.nvcc import ARCHITECTURES, assert_no_spills, needs_nvcc
 from tests.ranges import convolution, folded, spread
 from tests.strategies import compiling, options
-from tests.tiles import assert_no_spills, needs_emulator, needs_nvcc
+from tests.tiles import needs_emulator
 
 SOURCE = HEADERS / "implicit_gemm.cu"
 SMALL = Problem(1, 16, 24, 6, 10, 3, padding=1)  # two chunks of input channels, two blocks of output channels
@@ -293,17 +294,12 @@ def test_no_bank_conflicts_where_products_read(stride):
 
 
 @needs_nvcc
-@pytest.mark.parametrize("architecture", [80, 86, 89, 90, 100, 120])
+@pytest.mark.parametrize("architecture", ARCHITECTURES[1:])
 @pytest.mark.parametrize("warp_channels", [16, 32])
 def test_compiles_without_spills(architecture, warp_channels, tmp_path):
     problem = Problem(32, 64, 64, 56, 56, 3, padding=1)
     chosen = gemm_plan(problem, architecture=f"sm_{architecture}", warp_channels=warp_channels)
-    macros = chosen.launches[0].options
-    command = ["nvcc", "-cubin", f"-arch=sm_{architecture}", "-O3", "-std=c++17", "--Werror=all-warnings", "-Xptxas=-v"]
-    command += [f"-I{HEADERS}", *macros, "-o", str(tmp_path / "kernel.cubin"), str(SOURCE)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert_no_spills(done.stderr)
+    assert_no_spills(nvcc.report(SOURCE, tmp_path, architecture, chosen.launches[0].options))
 
 
 FAMILY = [

@@ -1,36 +1,31 @@
 """Every kernel compiles, without a warning, for every architecture that it is for. Needs nvcc, not a GPU."""
 
 import dataclasses
-import shutil
-import subprocess
 
 import pytest
 import torch
 
 from fusedref import KERNELBENCH_73, Problem
-from fusedref.cuda.compile import HEADERS, NVCC_OPTIONS
+from fusedref.cuda.compile import HEADERS
 from fusedref.plans import KernelVariant, folded_plan, pipeline_plan
 from fusedref.problem import SMALL_73
 from kernels.ladder import KERNELS, LADDER, Tiled
+from tests import nvcc
 
-ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]
 TILED = {rung.candidate.file for rung in LADDER if isinstance(rung.candidate, Tiled)}
 OTHERS = TILED | {"implicit_gemm"}  # their own tests compile these
 FILES = sorted(path for path in [*KERNELS.glob("*.cu"), *HEADERS.glob("*.cu")] if path.stem not in OTHERS)
 
-pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+pytestmark = nvcc.needs_nvcc
 
 
 def compile_for_all(path, folder, options=None):
-    wgmma = "pipeline" in path.name
-    targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in (["90a"] if wgmma else ARCHITECTURES)]
+    """Compile the kernel for every architecture that it is for, with the sizes of SMALL_73 where it needs any."""
     plans = {"folded": folded_plan, "pipeline": pipeline_plan}
     make_plan = next((plans[name] for name in plans if name in path.name), None)
     if options is None:
         options = make_plan(SMALL_73).launches[0].options if make_plan else ()
-    options = ["-fatbin", "-std=c++17", "--Werror=all-warnings", f"-I{HEADERS}", *targets, *options]
-    command = ["nvcc", *options, "-o", str(folder / "kernel.fatbin"), str(path)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return nvcc.run(path, folder, ["90a"] if "pipeline" in path.name else nvcc.ARCHITECTURES, options)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -72,9 +67,9 @@ def test_a_kernel_for_newer_architectures_alone_is_refused(tmp_path):
     ids=str,
 )
 def test_the_pipeline_neither_spills_nor_waits_for_each_product(problem, tmp_path):
-    said = pipeline_report(problem, (HEADERS / "pipeline.cu").read_text(), tmp_path)
-    assert "0 bytes spill stores, 0 bytes spill loads" in said
-    assert "serialized" not in said
+    report = pipeline_report(problem, (HEADERS / "pipeline.cu").read_text(), tmp_path)
+    nvcc.assert_no_spills(report)
+    assert "serialized" not in report
 
 
 def test_a_pipeline_with_too_many_accumulators_would_wait(tmp_path):
@@ -84,13 +79,7 @@ def test_a_pipeline_with_too_many_accumulators_would_wait(tmp_path):
 
 
 def pipeline_report(problem, text, folder):
-    """What ptxas says of the kernel."""
+    """Return what ptxas reports of this text of the kernel."""
     source = folder / "pipeline.cu"
     source.write_text(text)
-    macros = pipeline_plan(problem).launches[0].options
-    options = ["-cubin", "-arch=sm_90a", *NVCC_OPTIONS, f"-I{HEADERS}", "-Xptxas", "-v", *macros]
-    done = subprocess.run(
-        ["nvcc", *options, "-o", str(folder / "kernel.cubin"), str(source)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    return nvcc.report(source, folder, "90a", pipeline_plan(problem).launches[0].options)

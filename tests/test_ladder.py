@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import subprocess
 import sys
 
 import pytest
@@ -14,6 +12,7 @@ from fusedref import KERNELBENCH_73, bench, plan
 from fusedref.problem import SMALL_73
 from kernels import __main__ as command
 from kernels import ladder
+from tests import processes
 
 CONV2D, FUSED, FUSED_BLOCK, FOLDED = (ladder.LADDER[index] for index in (0, 4, 5, 6))
 X, Y = 4 * 128 * 8 * 128 * 128, 4 * 128 * 64 * 126 * 126
@@ -169,10 +168,8 @@ def test_the_rungs_and_the_peers_are_timed_in_one_run():
     assert all(row.relative_l2 <= {"fp32": 2e-7, "tf32": 4e-4}[row.precision] for row in rows[1:])
 
 
-def test_the_table_is_whole_where_nothing_says_how_wide_the_window_is(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
+def test_the_table_is_whole_where_nothing_says_how_wide_the_window_is():
     command = [sys.executable, "-m", "kernels"]
-    environment = {**os.environ, "FUSEDREF_DEVICE": "emulator"}
-    done = subprocess.run(command, cwd=ladder.KERNELS.parent, env=environment, capture_output=True, text=True)
+    done = processes.run(command, env=processes.environment(FUSEDREF_DEVICE="emulator", COLUMNS="80"))
     assert done.returncode == 0, done.stderr
     assert "…" not in done.stdout and done.stdout.count("yes") == len(ladder.LADDER)

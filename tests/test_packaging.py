@@ -4,13 +4,14 @@ import importlib.util
 import os
 import re
 import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+
+from tests import processes
 
 ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("setup_environment", ROOT / "tools" / "setup_environment.py")
@@ -58,7 +59,7 @@ def wheel(tmp_path_factory):
         (copy / name).mkdir()
         (copy / name / "__init__.py").touch()
     build = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
-    done = subprocess.run([sys.executable, "-c", build, str(copy)], capture_output=True, text=True, cwd=copy)
+    done = processes.run([sys.executable, "-c", build, copy], cwd=copy)
     assert done.returncode == 0, done.stderr
     return copy / done.stdout.splitlines()[-1]
 
@@ -78,10 +79,8 @@ def test_the_package_works_without_the_checkout(wheel, tmp_path):
         "problem = fusedref.Problem(1, 2, 3, 6, 7, 3)\n"
         "print(fusedref.validate(fusedref.fused_conv_bn_scale, problem, device='cpu').ok)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "FUSEDREF_DEVICE": "emulator"}
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert done.stdout.split() == [str(tmp_path / "fusedref" / "__init__.py"), "True"], done.stderr
+    printed = processes.python(program, cwd=tmp_path, PYTHONPATH=tmp_path, FUSEDREF_DEVICE="emulator")
+    assert printed.split() == [str(tmp_path / "fusedref" / "__init__.py"), "True"]
 
 
 def test_a_broken_nvidia_smi_makes_no_gpu(tmp_path):
@@ -107,11 +106,9 @@ def gpu_seen(folder, environment, driver):
         library.write_text("no library")
     else:
         (folder / "driver.cpp").write_text(driver)
-        subprocess.run(["g++", "-shared", "-fPIC", "-o", library, folder / "driver.cpp"], check=True)
+        processes.run(["g++", "-shared", "-fPIC", "-o", library, folder / "driver.cpp"], check=True)
     program = "import setup_environment; print(setup_environment.driver())"
-    environment = {**os.environ, **environment, "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(ROOT / "tools")}
-    command = [sys.executable, "-c", program]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout.strip()
+    return processes.python(program, **environment, LD_LIBRARY_PATH=folder, PYTHONPATH=ROOT / "tools").strip()
 
 
 def test_a_toolkit_counts_only_with_all_that_pycuda_needs(tmp_path, monkeypatch):
@@ -129,7 +126,7 @@ def test_virtualenv_stands_in_for_venv(tmp_path, monkeypatch):
     python.chmod(0o755)
     monkeypatch.setattr(setup_environment.sys, "executable", str(python))
     made = setup_environment.create_environment(tmp_path / "environment")
-    assert subprocess.run([made, "-c", ""]).returncode == 0
+    assert processes.run([made, "-c", ""]).returncode == 0
 
 
 def test_a_python_that_can_make_no_environment_is_told_what_to_install(tmp_path, monkeypatch):
@@ -145,7 +142,7 @@ def test_a_python_that_can_make_no_environment_is_told_what_to_install(tmp_path,
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_tells_of_a_python_too_old(tmp_path):
     command = ["make", "test", "PYTHON=false", f"VENV={tmp_path / 'environment'}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = processes.run(command, cwd=ROOT)
     assert done.returncode != 0 and "Python 3.10 or newer is needed" in done.stdout
 
 

@@ -1,18 +1,15 @@
 """plan: which kernel, launched how, what it should be limited by; that a compiler agrees about registers."""
 
 import dataclasses
-import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
 from fusedref import KERNELBENCH_73, Problem, plan
-from fusedref.cuda.compile import HEADERS, NVCC_OPTIONS
 from fusedref.plans import KernelVariant, folded_plan, pipeline_plan, predict
 from fusedref.problem import SMALL_73
+from tests import nvcc
 
 WIDE = Problem(32, 64, 64, 56, 56, 3, padding=1)
 HALF_73 = dataclasses.replace(KERNELBENCH_73, dtype=torch.float16)
@@ -113,16 +110,11 @@ def fits(chosen, folder, right="", wrong=""):
     text = launch.source.read_text()
     assert right in text
     source.write_text(text.replace(right, wrong))
-    options = ["-cubin", "-arch=sm_90a", *NVCC_OPTIONS, f"-I{HEADERS}", "-Xptxas", "-v", *launch.options]
-    done = subprocess.run(
-        ["nvcc", *options, "-o", str(folder / "kernel.cubin"), str(source)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    used = int(re.search(r"Used (\d+) registers", done.stderr)[1])
-    return used <= launch.registers and "0 bytes spill stores, 0 bytes spill loads" in done.stderr
+    report = nvcc.report(source, folder, "90a", launch.options)
+    return nvcc.registers(report) <= launch.registers and "0 bytes spill stores, 0 bytes spill loads" in report
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+@nvcc.needs_nvcc
 @pytest.mark.parametrize(
     ("chosen", "most"),
     [
@@ -138,7 +130,7 @@ def test_the_compiler_keeps_to_the_registers(chosen, most, tmp_path):
     assert fits(chosen, tmp_path)
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+@nvcc.needs_nvcc
 @pytest.mark.parametrize(
     ("problem", "channels_last"),
     [
@@ -153,7 +145,7 @@ def test_the_compiler_keeps_to_the_registers_of_implicit_gemm(problem, channels_
     assert chosen.kernel == "implicit_gemm" and fits(chosen, tmp_path)
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+@nvcc.needs_nvcc
 def test_too_many_registers_and_spills_show(tmp_path):
     chosen = folded_plan(KERNELBENCH_73)
     large = dataclasses.replace(chosen.launches[0], block=(1024, 4, 1))  # that would leave 16 registers

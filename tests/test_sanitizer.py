@@ -1,12 +1,13 @@
 """compute-sanitizer finds nothing on any rung, and finds what is planted for it."""
 
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import processes
 
 SANITIZER = shutil.which("compute-sanitizer")
 SCRIPT = Path(__file__).with_name("sanitized.py")
@@ -19,11 +20,10 @@ pytestmark = [
 
 
 def sanitize(tool: str, what: str) -> subprocess.CompletedProcess:
-    """Runs SCRIPT under the tool; exit status 9 where it reports an error."""
-    command = [SANITIZER, "--tool", tool, "--error-exitcode", "9", sys.executable, str(SCRIPT), what]
+    """Run SCRIPT under the tool. Its exit status is 9 where the tool reports an error."""
+    command = [SANITIZER, "--tool", tool, "--error-exitcode", "9", sys.executable, SCRIPT, what]
     # Without the allocator's cache, so that a tensor ends where its memory ends.
-    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    return processes.run(command, env=processes.environment(PYTORCH_NO_CUDA_MEMORY_CACHING="1"), limit=230)
 
 
 @pytest.mark.parametrize("tool", TOOLS)

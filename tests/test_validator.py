@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import re
+import sys
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from fusedref.problem import SMALL_73
 from fusedref.reference import conv_bn_scale, oracle
 from fusedref.validation import candidate_from_kernel, compare, random_inputs, shapes_around
 from fusedref.validation.bounds import spread_of
+from tests import processes
 from tests.strategies import fast, options, problems
 
 SMALL = Problem(2, 3, 4, 8, 7, 3)
@@ -372,9 +374,6 @@ def test_problem_73_is_the_default_on_a_gpu_and_a_small_one_elsewhere():
 @pytest.mark.gpu
 def test_on_a_card_an_address_outside_all_memory_is_a_reason():
     """In a process of its own, which the fault leaves without its context, but alive."""
-    import subprocess
-    import sys
-
     script = (
         "import pathlib, sys, fusedref, tempfile\n"
         "from fusedref.validation import candidate_from_kernel\n"
@@ -385,7 +384,7 @@ def test_on_a_card_an_address_outside_all_memory_is_a_reason():
         "report = fusedref.validate(candidate_from_kernel(path, 'f'), fusedref.Problem(1, 1, 1, 5, 5, 3))\n"
         "print(report); sys.exit(7 if not report.ok and len(report.cases) == 1 else 1)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = processes.run([sys.executable, "-c", script])
     assert done.returncode == 7, done.stdout + done.stderr
     assert "the GPU is lost to this process: restart it" in done.stdout
 

@@ -1,42 +1,22 @@
 """What the tests of the rungs with compiled-in sizes (06 on) share."""
 
 import math
-import re
-import shutil
-import subprocess
 
 import pytest
 import torch
 
 from fusedref import Problem, cuda
 from fusedref.cuda import drv
-from fusedref.cuda.compile import HEADERS
 from fusedref.validation import compare, random_inputs
 from kernels import ladder
+from tests import nvcc
 
-ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]
-needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
 needs_emulator = pytest.mark.skipif(cuda.device() == "gpu", reason="counts are the emulator's")
 
 
-def compiled(tiled: ladder.Tiled, problem: Problem, architecture: int, folder) -> str:
-    """What ptxas reports of the kernel; fails where nvcc warns or refuses."""
-    options = [f"-arch=sm_{architecture}", "-std=c++17", "--Werror=all-warnings", "-Xptxas=-v", f"-I{HEADERS}"]
-    source = ladder.KERNELS / f"{tiled.file}.cu"
-    command = ["nvcc", "-cubin", *options, *tiled.options(problem), "-o", str(folder / "kernel.cubin"), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
-
-
-def shared_bytes(report: str) -> int:
-    """The bytes of shared memory that the kernel declares, from ptxas' report."""
-    found = re.search(r"(\d+) bytes smem", report)
-    return int(found[1]) if found else 0
-
-
-def assert_no_spills(report: str) -> None:
-    assert "0 bytes spill stores, 0 bytes spill loads" in report, report
+def compiled(tiled: ladder.Tiled, problem: Problem, architecture: str, folder) -> str:
+    """Return what ptxas reports of the kernel. Fails where nvcc warns or refuses."""
+    return nvcc.report(ladder.KERNELS / f"{tiled.file}.cu", folder, architecture, tiled.options(problem))
 
 
 def refused(rung: ladder.Rung, device) -> bool:

@@ -1,0 +1,60 @@
+"""Compile kernels with nvcc, as the tests of registers, spills and warnings need it. No GPU is needed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from fusedref.cuda.compile import HEADERS, NVCC_OPTIONS
+from tests import processes
+
+ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+
+
+def run(
+    source: Path, folder: Path, architectures: Iterable[str], options: Iterable[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Compile ``source`` to folder/kernel.fatbin for the ``architectures`` ("90a"), where a warning is an error."""
+    targets = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures]
+    always = [*NVCC_OPTIONS, "--Werror=all-warnings", "-Xptxas=-v", f"-I{HEADERS}"]
+    command = ["nvcc", "-fatbin", *always, *targets, *options, "-o", folder / "kernel.fatbin", source]
+    return processes.run(command, cwd=folder)
+
+
+def report(source: Path, folder: Path, architecture: str, options: Iterable[str] = ()) -> str:
+    """Return what ptxas reports of ``source`` for one architecture. Fails where nvcc warns or refuses."""
+    done = run(source, folder, [architecture], options)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def cubin(source: Path, folder: Path, architecture: str, options: Iterable[str] = ()) -> Path:
+    """Compile ``source`` to the machine code of one architecture, and return its file."""
+    done = processes.run(
+        ["nvcc", "-cubin", f"-arch=sm_{architecture}", *NVCC_OPTIONS, f"-I{HEADERS}", *options, source], cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / f"{source.stem}.cubin"
+
+
+def registers(report: str) -> int:
+    """Return the number of registers of a thread, from ptxas' report."""
+    return int(re.search(r"Used (\d+) registers", report)[1])
+
+
+def shared_bytes(report: str) -> int:
+    """Return the bytes of static shared memory, from ptxas' report."""
+    found = re.search(r"(\d+) bytes smem", report)
+    return int(found[1]) if found else 0
+
+
+def assert_no_spills(report: str) -> None:
+    """Check that no register of any function is spilled to memory."""
+    counts = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    assert counts and set(counts) == {("0", "0")}, report
