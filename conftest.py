@@ -12,13 +12,13 @@ from fusedref import cuda
 from kernels import ladder
 
 # Settings of the caller's that change what programs print, how they compile or what a lesson records.
-for name in list(os.environ):
-    if name.startswith(("CLICOLOR", "LC_", "MAKE", "NVCC_", "PYTHON", "TTY_")) or name in (
-        "COLUMNS", "CPATH", "CPLUS_INCLUDE_PATH", "FORCE_COLOR", "FUSEDREF_RECORD", "LANGUAGE", "LINES", "MFLAGS",
-        "MPLBACKEND", "NO_COLOR", "PYTEST_ADDOPTS",
-    ):  # fmt: skip
-        if name not in ("PYTHONHOME", "PYTHONNOUSERSITE", "PYTHONPATH"):
-            del os.environ[name]
+KEPT = {"PYTHONHOME", "PYTHONNOUSERSITE", "PYTHONPATH"}
+DROPPED = ("CLICOLOR", "LC_", "MAKE", "NVCC_", "PYTHON", "TTY_", "COLUMNS", "CPATH", "CPLUS_INCLUDE_PATH",
+           "FORCE_COLOR", "FUSEDREF_RECORD", "LANGUAGE", "LINES", "MFLAGS", "MPLBACKEND", "NO_COLOR",
+           "PYTEST_ADDOPTS")  # fmt: skip
+for name in set(os.environ) - KEPT:
+    if name.startswith(DROPPED):
+        del os.environ[name]
 os.environ |= {"LC_ALL": "C.UTF-8", "TERM": "dumb"}
 os.umask(0o022)
 # In the background and under nohup a process starts with SIGINT ignored, and so does every process that it starts.

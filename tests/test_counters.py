@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from fusedref import bench
+from fusedref.cuda.compile import HEADERS
 from fusedref.emulator import SourceModule, build, gpuarray, watch
 from kernels import ladder, profile
 from tests import nvcc, processes

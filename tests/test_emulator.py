@@ -5,6 +5,7 @@ import struct
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -995,7 +996,7 @@ def test_an_unwritable_home_and_two_processes_at_once(tmp_path):
     """
     for cache in (blocked / "below", tmp_path / "shared"):
         with ThreadPoolExecutor(2) as pool:
-            both = list(pool.map(lambda _: python(code, XDG_CACHE_HOME=cache), range(2)))
+            both = list(pool.map(partial(python, XDG_CACHE_HOME=cache), [code] * 2))
         assert both == ["6\n", "6\n"]
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +43,11 @@ def compiled(source: str, name: str, module: type = SourceModule):
 def candidate(source: str, name: str) -> Candidate:
     """Return the kernel `name`, with the signature of rung 04, as a candidate for `fusedref.validate`."""
     exported = re.sub(rf'(extern\s+"C"\s+)?(__global__\s+void\s+{name}\b)', r'extern "C" \2', source)
-    folder = tempfile.TemporaryDirectory()
-    path = Path(folder.name) / "kernel.cu"
+    folder = Path(tempfile.mkdtemp())
+    path = folder / "kernel.cu"
     path.write_text(exported)
     call = candidate_from_kernel(path, name)
-    call.folder = folder  # keep the folder as long as the candidate
+    weakref.finalize(call, shutil.rmtree, folder, ignore_errors=True)  # keep the folder as long as the candidate
     return call
 
 
