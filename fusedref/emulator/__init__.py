@@ -1,8 +1,8 @@
-"""CUDA C on the CPU: the names of PyCUDA, a launch that runs on the processor's cores, and a report of what it saw."""
+"""CUDA C on the CPU: PyCUDA's names, launches on the processor's cores, and a report of what each launch did."""
 
-from . import driver, gpuarray
-from .compiler import SourceModule
 from .findings import Finding
+from .pycuda import driver, gpuarray
+from .pycuda.compiler import SourceModule
 from .watching import watch
 
 __all__ = ["Finding", "SourceModule", "driver", "gpuarray", "watch"]

@@ -6,9 +6,9 @@ import bisect
 import os
 from functools import lru_cache
 
-from . import build
+from .compile.build import INCLUDE
 
-HEADERS = str(build.INCLUDE)
+HEADERS = str(INCLUDE)
 
 
 class Lines:
@@ -126,7 +126,7 @@ def _ranges(die: object, dwarf: object, unit: object, ranges: object, base: int)
     return found
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def lines(path: str) -> Lines:
     """The line tables of the library at ``path``, read once."""
     return Lines(path)

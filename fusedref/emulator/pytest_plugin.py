@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from .watching import Seen, watch
+from .watching import WatchResult, watch
 
 
 @pytest.fixture
-def watched() -> Iterator[Seen]:
+def watched() -> Iterator[WatchResult]:
     """Every launch of the test is watched, and the test fails if anything is found; its value has the counters."""
     with watch() as seen:
         yield seen

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from . import driver
+from . import memory
 
 
 def _strides(shape: tuple, itemsize: int, order: str) -> tuple:
@@ -29,7 +29,7 @@ class GPUArray:
         self,
         shape: object,
         dtype: object,
-        allocator: Callable = driver.mem_alloc,
+        allocator: Callable = memory.mem_alloc,
         base: object = None,
         gpudata: object = None,
         strides: tuple | None = None,
@@ -81,7 +81,7 @@ class GPUArray:
         if ary.dtype != self.dtype:
             raise ValueError("ary and self must have the same dtype")
         if self.size:
-            driver.memcpy_htod(self.gpudata, np.asarray(ary.reshape(self.shape), order=self._order))
+            memory.memcpy_htod(self.gpudata, np.asarray(ary.reshape(self.shape), order=self._order))
 
     def set_async(self, ary: np.ndarray, stream: object = None) -> None:
         self.set(ary)
@@ -92,7 +92,7 @@ class GPUArray:
         """A copy as a numpy array, or into ``ary``."""
         copy = np.empty(self.shape, self.dtype, self._order)
         if self.size:
-            driver.memcpy_dtoh(copy, self.gpudata)
+            memory.memcpy_dtoh(copy, self.gpudata)
         if ary is None:
             return copy
         if ary.size != self.size:
@@ -108,7 +108,7 @@ class GPUArray:
     def copy(self) -> GPUArray:
         new = GPUArray(self.shape, self.dtype, self.allocator, strides=self.strides)
         if self.size:
-            driver.memcpy_dtod(new.gpudata, self.gpudata, self.nbytes)
+            memory.memcpy_dtod(new.gpudata, self.gpudata, self.nbytes)
         return new
 
     def fill(self, value: object, stream: object = None) -> GPUArray:
@@ -175,7 +175,7 @@ for _name in ("add", "sub", "mul", "truediv", "pow"):
     setattr(GPUArray, f"__r{_name}__", _operation(getattr(operator, _name), swapped=True))
 
 
-def to_gpu(ary: np.ndarray, allocator: Callable = driver.mem_alloc) -> GPUArray:
+def to_gpu(ary: np.ndarray, allocator: Callable = memory.mem_alloc) -> GPUArray:
     """A copy of ``ary`` on the device."""
     ary = np.asarray(ary)
     order = "F" if ary.flags.f_contiguous and not ary.flags.c_contiguous else "C"
@@ -187,18 +187,18 @@ def to_gpu(ary: np.ndarray, allocator: Callable = driver.mem_alloc) -> GPUArray:
 to_gpu_async = to_gpu
 
 
-def empty(shape: object, dtype: object, allocator: Callable = driver.mem_alloc, order: str = "C") -> GPUArray:
+def empty(shape: object, dtype: object, allocator: Callable = memory.mem_alloc, order: str = "C") -> GPUArray:
     """An array that nothing has written: 0xFF in every byte."""
     return GPUArray(shape, dtype, allocator, order=order)
 
 
 def zeros(
-    shape: object, dtype: object = np.float64, allocator: Callable = driver.mem_alloc, order: str = "C"
+    shape: object, dtype: object = np.float64, allocator: Callable = memory.mem_alloc, order: str = "C"
 ) -> GPUArray:
     """An array of zeros."""
     result = GPUArray(shape, dtype, allocator, order=order)
     if result.size:
-        driver.memset_d8(result.gpudata, 0, result.nbytes)
+        memory.memset_d8(result.gpudata, 0, result.nbytes)
     return result
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
+from pathlib import Path
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
+
+from ..names import demangled
 
 MATHEMATICS = """
 acos acosh asin asinh atan atan2 atanh cbrt ceil copysign cos cosh erf erfc exp exp10 exp2 expm1 fabs fdim floor fma
@@ -17,7 +21,7 @@ ALLOWED = re.compile(
     "|".join(
         [
             r"emu_\w+|_ZN3emu\w+",  # the emulator's runtime
-            r"__tsan_\w+|__sanitizer_cov_\w+",  # what it sees accesses and branches by
+            r"__tsan_\w+|__sanitizer_cov_\w+",  # how the runtime sees accesses and branches
             rf"(?:{'|'.join(MATHEMATICS)})[fl]?",
             r"__(?:isnan|isinf|finite|signbit|fpclassify)[fl]?",
             r"mem(?:cpy|move|set|cmp)|malloc|free|_Zn[wa]m\w*|_Zd[la]Pv\w*",  # CUDA has these in device code too
@@ -28,9 +32,12 @@ ALLOWED = re.compile(
 )
 
 
-def host_calls(path: str) -> list[str]:
-    """The functions that an object file needs and that no kernel may call. (Of ELF files; elsewhere none is found.)"""
-    with open(path, "rb") as file:
+def unresolved(path: Path) -> list[str]:
+    """Return an error message for each function that an object file needs and that no kernel may call.
+
+    Only ELF files are checked.
+    """
+    with path.open("rb") as file:
         try:
             sections = list(ELFFile(file).iter_sections())
         except ELFError:
@@ -42,4 +49,10 @@ def host_calls(path: str) -> list[str]:
             for symbol in section.iter_symbols()
             if symbol["st_shndx"] == "SHN_UNDEF" and symbol.name
         }
-    return sorted(name for name in needed if not ALLOWED.fullmatch(name))
+    return [_problem(name) for name in sorted(needed) if not ALLOWED.fullmatch(name)]
+
+
+def _problem(symbol: str) -> str:
+    if symbol.startswith("_ZSt") or symbol.startswith("_ZNSt") or hasattr(ctypes.CDLL(None), symbol):
+        return f'calling a __host__ function("{demangled(symbol)}") from device code is not allowed'
+    return f'"{demangled(symbol)}" is declared and used, but defined nowhere'

@@ -1,12 +1,13 @@
-"""What a watch saw, drawn: tables in a terminal, and in Jupyter the source with counts, sectors and banks beside it."""
+"""What a watch saw: as tables for a terminal, and for Jupyter as the source with counts, sectors and banks beside it."""
 
 from __future__ import annotations
 
 import html
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
-if TYPE_CHECKING:
-    from .watching import Counters, Sample, Seen
+from .. import abi
+from ..findings import Finding
+from .counters import SECTOR, Counters, KernelCounters, Sample
 
 COLUMNS = (  # heading, attribute
     ("load requests", "global_load_requests"),
@@ -20,23 +21,23 @@ COLUMNS = (  # heading, attribute
     ("atomics", "atomic_requests"),
     ("bulk bytes", "bulk_bytes"),
 )
-SHARED = 2
+BANKS, BANK_BYTES = 32, 4
 STYLE = "font-family:monospace;font-size:12px;border-collapse:collapse"
 CELL = "padding:0 6px;text-align:right;border:none"
 
 
-def as_text(seen: Seen) -> str:
-    """Findings and counters as tables for a terminal."""
-    from rich.console import Console
+def as_text(findings: Sequence[Finding], counters_of: Mapping[str, KernelCounters]) -> str:
+    """Return findings and counters as tables for a terminal."""
+    from rich.console import Console  # here: few processes print a table, and importing rich takes a while
     from rich.table import Table
 
-    console = Console(width=140, file=None, record=True, quiet=False, force_terminal=False)
+    console = Console(width=140, force_terminal=False)
     with console.capture() as capture:
-        for finding in seen.findings:
+        for finding in findings:
             console.print(f"{finding.kind}: {finding.message}", markup=False, highlight=False)
-        if not seen.findings:
+        if not findings:
             console.print("nothing found")
-        for kernel, counters in seen.counters.items():
+        for kernel, counters in counters_of.items():
             table = Table(
                 title=f"{kernel}: {counters.launches} launch(es), {counters.barriers} barriers, "
                 f"{counters.bytes_moved} bytes moved, {counters.bytes_used} used",
@@ -54,7 +55,7 @@ def as_text(seen: Seen) -> str:
 
 
 def _columns(counters: Counters) -> list[tuple[str, str]]:
-    """Those in which anything stands."""
+    """Return the columns with a nonzero count."""
     return [(heading, attribute) for heading, attribute in COLUMNS if getattr(counters, attribute)]
 
 
@@ -62,28 +63,34 @@ def _cells(counters: Counters, columns: list[tuple[str, str]]) -> list[str]:
     return [str(getattr(counters, attribute) or "") for _, attribute in columns]
 
 
-def as_html(seen: Seen) -> str:
-    """The findings, every kernel's source with its counts beside each line, and what its first requests touched."""
-    parts = [f"<p><b>{html.escape(f.kind)}</b>: {html.escape(f.message)}</p>" for f in seen.findings]
-    if not seen.findings:
+def as_html(
+    findings: Sequence[Finding],
+    counters_of: Mapping[str, KernelCounters],
+    samples: Sequence[Sample],
+    sources: Mapping[str, str],
+) -> str:
+    """Return the findings, each kernel's source with its counts beside the lines, and what first requests accessed."""
+    parts = [f"<p><b>{html.escape(finding.kind)}</b>: {html.escape(finding.message)}</p>" for finding in findings]
+    if not findings:
         parts.append("<p>nothing found</p>")
-    for kernel, counters in seen.counters.items():
+    for kernel, counters in counters_of.items():
         parts.append(
             f"<p><b>{html.escape(kernel)}</b>: {counters.bytes_moved} bytes moved, "
             f"{counters.bytes_used} used; {counters.bank_conflicts} bank conflicts; "
             f"{counters.barriers} barriers</p>"
         )
         for source in sorted({source for source, _ in counters.by_line}):
-            parts.append(_source(seen, kernel, source))
-        parts.extend(_request(sample) for sample in seen.samples if sample.kernel == kernel)
+            parts.append(_source(findings, counters, source, sources.get(source, "")))
+        parts.extend(_request(sample) for sample in samples if sample.kernel == kernel)
     return "".join(parts)
 
 
-def _source(seen: Seen, kernel: str, source: str) -> str:
-    by_line = {line: c for (file, line), c in seen.counters[kernel].by_line.items() if file == source}
-    lines = seen.sources.get(source, "").splitlines()
-    columns = _columns(seen.counters[kernel])
-    found = {line for f in seen.findings if f.source == source for line in (f.line, f.other_line)}
+def _source(findings: Sequence[Finding], counters: KernelCounters, source: str, text: str) -> str:
+    """Return the lines of a file that access memory, and those around them, with their counts."""
+    by_line = {line: of_line for (file, line), of_line in counters.by_line.items() if file == source}
+    lines = text.splitlines()
+    columns = _columns(counters)
+    found = {line for f in findings if f.source == source for line in (f.line, f.other_line)}
     first, last = max(min(by_line) - 3, 1), min(max(by_line) + 2, max(len(lines), max(by_line)))
     head = "".join(f'<th style="{CELL}">{heading}</th>' for heading, _ in columns)
     rows = []
@@ -102,24 +109,24 @@ def _source(seen: Seen, kernel: str, source: str) -> str:
 
 
 def _request(sample: Sample) -> str:
-    """One request as a strip: the sectors of global memory that it touched, or the banks of shared memory."""
+    """Return one request as a strip: the sectors of global memory that it accessed, or the banks of shared memory."""
     what = "stores" if sample.write else "loads"
     title = f"line {sample.line}: the first warp's {what}, {sample.width} bytes a lane"
-    if sample.space == SHARED:
+    if sample.space == abi.SHARED:
         depth: dict[int, set[int]] = {}
         for offset in sample.offsets.values():
-            for word in range(offset // 4, (offset + sample.width - 1) // 4 + 1):
-                depth.setdefault(word % 32, set()).add(word)
-        boxes = [(str(len(depth.get(bank, ())) or ""), len(depth.get(bank, ()))) for bank in range(32)]
+            for word in range(offset // BANK_BYTES, (offset + sample.width - 1) // BANK_BYTES + 1):
+                depth.setdefault(word % BANKS, set()).add(word)
+        boxes = [(str(len(depth.get(bank, ())) or ""), len(depth.get(bank, ()))) for bank in range(BANKS)]
         title += ", by bank (how many different words of each)"
     else:
-        first = min(sample.offsets.values()) // 32
+        first = min(sample.offsets.values()) // SECTOR
         lanes: dict[int, int] = {}
         for offset in sample.offsets.values():
-            lanes[offset // 32 - first] = lanes.get(offset // 32 - first, 0) + 1
+            lanes[offset // SECTOR - first] = lanes.get(offset // SECTOR - first, 0) + 1
         shown = sorted(lanes)[:64]
-        boxes = [(str(lanes[sector]), 1 if lanes[sector] * sample.width >= 32 else 2) for sector in shown]
-        title += f", {len(lanes)} sector{'s' * (len(lanes) > 1)} of 32 bytes (how many lanes in each)"
+        boxes = [(str(lanes[sector]), 1 if lanes[sector] * sample.width >= SECTOR else 2) for sector in shown]
+        title += f", {len(lanes)} sector{'s' * (len(lanes) > 1)} of {SECTOR} bytes (how many lanes in each)"
     colours = ("#eee", "#8c8", "#ec8", "#e88")
     cells = "".join(
         f'<rect x="{18 * i}" y="0" width="16" height="16" fill="{colours[min(level, 3)]}"/>'

@@ -1,0 +1,1 @@
+"""PyCUDA's names for the emulator: ``driver``, ``compiler`` and ``gpuarray``."""
