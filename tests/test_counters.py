@@ -17,7 +17,8 @@ import torch
 
 from fusedref import bench
 from fusedref.cuda.compile import HEADERS
-from fusedref.emulator import SourceModule, build, gpuarray, watch
+from fusedref.emulator import SourceModule, gpuarray, watch
+from fusedref.emulator.compile import build
 from kernels import ladder, profile
 from tests import nvcc, processes
 

@@ -6,7 +6,8 @@ import subprocess
 
 import pytest
 
-from fusedref.emulator import SourceModule, abi, build, runtime
+from fusedref.emulator import SourceModule, abi, runtime
+from fusedref.emulator.compile import build
 
 STRUCTURES = [abi.Parameter, abi.Kernel, abi.Shared, abi.Variable, abi.Module, abi.Error, abi.Report, abi.Site]
 
@@ -72,7 +73,7 @@ def test_unknown_constant_is_an_attribute_error():
 
 def test_module_is_read_back_through_the_structures():
     module = SourceModule("__global__ void k(char a, double b, const int* c) {}")
-    parameters = module.get_function("k").parameters
+    parameters = module.get_function("k")._kernel.parameters
     assert [(p.offset, p.size, p.pointer, p.constant, p.floating, p.element) for p in parameters] == [
         (0, 1, 0, 1, 0, 1),
         (8, 8, 0, 1, 1, 8),

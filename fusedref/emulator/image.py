@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _ctypes
 import ctypes
 import struct
 import threading
@@ -23,7 +22,7 @@ _images: weakref.WeakSet[LoadedImage] = weakref.WeakSet()
 
 @dataclass(frozen=True)
 class Variable:
-    """A ``__constant__`` or ``__device__`` variable: ``size`` bytes at ``address``, in elements of ``element`` bytes."""
+    """A ``__constant__`` or ``__device__`` variable: ``size`` bytes at ``address``, ``element`` bytes an element."""
 
     address: int
     size: int
@@ -50,9 +49,8 @@ class LoadedImage:
             address = ctypes.addressof(ctypes.c_char.in_dll(loaded, "emu_module"))
             self.module = abi.Module.from_address(address)
             _registered[address] = _registered.get(address, 0) + 1
-            if _registered[address] == 1:
+            if not self.module.image_begin:
                 library.emu_module_loaded(self.module)
-            weakref.finalize(self, _unload, loaded, address).atexit = False
             _images.add(self)
         self.shared: list[abi.Shared] = runtime.chain(self.module.shared)
         self.variables = {
@@ -79,15 +77,6 @@ class LoadedImage:
             if variable.owner.decode() == kernel and variable.size:
                 total = -(-total // variable.align) * variable.align + variable.size
         return total
-
-
-def _unload(loaded: ctypes.CDLL, address: int) -> None:
-    with _lock:
-        _registered[address] -= 1
-        if not _registered[address]:
-            del _registered[address]
-            runtime.library().emu_module_unloaded(ctypes.byref(abi.Module.from_address(address)))
-        _ctypes.dlclose(loaded._handle)
 
 
 def in_loaded_variable(address: int, size: int) -> bool:
@@ -160,4 +149,3 @@ class Pointer:
     address: int
     element: int
     constant: bool
-

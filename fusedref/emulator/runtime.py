@@ -9,8 +9,9 @@ import threading
 from ctypes import byref, c_uint32, c_uint64
 from typing import Any
 
-from . import abi, build
+from . import abi
 from .abi import Error, Kernel, Module
+from .compile import build
 
 _lock = threading.Lock()
 _library = None

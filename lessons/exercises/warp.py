@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fusedref.emulator import SourceModule, driver, watch
-from fusedref.emulator.watching import Seen
+from fusedref.emulator.watching import WatchResult
 from lessons.exercises import Exercise, Wrong
 from lessons.exercises.kernels import THREADS, compare, compiled
 
@@ -21,7 +21,7 @@ def function(source: str, name: str):
     return compiled(source, name, SourceModule)
 
 
-def watched(launch: Callable[[], None], seed: int = 0) -> Seen:
+def watched(launch: Callable[[], None], seed: int = 0) -> WatchResult:
     """Watch the launch and return what was seen. Raise Wrong if there is a finding."""
     with watch(seed) as seen:
         launch()

@@ -13,6 +13,7 @@ and no line changes its number.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 TOKEN = re.compile(
@@ -46,7 +47,7 @@ class Token:
         return self.kind in ("space", "marker")
 
 
-def tokenize(text: str, is_user: callable) -> list[Token]:
+def tokenize(text: str, is_user: Callable[[str], bool]) -> list[Token]:
     """Tokens of preprocessed text; ``is_user(file)`` says whether a file's text is to be translated."""
     tokens = []
     file, line, user = "", 1, False
@@ -71,7 +72,7 @@ def tokenize(text: str, is_user: callable) -> list[Token]:
 class Frontend:
     """One translation. ``translate()`` gives the C++ text."""
 
-    def __init__(self, text: str, is_user: callable):
+    def __init__(self, text: str, is_user: Callable[[str], bool]):
         self.tokens = tokenize(text, is_user)
         self.count = 0
         self.file_shared: list[str] = []  # declarations of shared variables at file scope, to repeat in every body
@@ -110,6 +111,20 @@ class Frontend:
                         return i
         token = self.tokens[index]
         raise TranslationError(f"{token.file}:{token.line}: error: '{token.text}' is never closed")
+
+    def check_braces(self) -> None:
+        """Raise TranslationError at the innermost ``{`` of the user's that is never closed.
+
+        The compiler would close it with a brace of the text around the source.
+        """
+        opened = []
+        for token in self.tokens:
+            if token.user and token.text == "{":
+                opened.append(token)
+            elif token.user and token.text == "}" and opened:
+                opened.pop()
+        if opened:
+            raise TranslationError(f"{opened[-1].file}:{opened[-1].line}: error: '{{' is never closed")
 
     def statement_start(self, index: int) -> int:
         """Index of the first token of the declaration that holds ``index``."""
@@ -363,6 +378,7 @@ class Frontend:
         tokens = self.tokens
         replaced: dict[int, tuple[int, str]] = {}  # first token -> (last token, text)
         behind: dict[int, list[str]] = {}  # token -> text to put behind it
+        self.check_braces()
         bodies: list[int] = []  # opening braces of device functions
         owners: list[tuple[int, str]] = []  # (index of the closing brace, name) of the functions around
         for i, token in enumerate(tokens):

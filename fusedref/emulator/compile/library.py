@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
-from fusedref.cache import cached_bytes, cached_library, digest
+from fusedref.cache import cached_library, digest
 
 from ..errors import CompileError
 from ..limits import COMPUTE_CAPABILITY
@@ -125,7 +125,7 @@ def _build(cxx: build.Compiler, source: Source, folder: Path, verbose: bool) -> 
     (folder / NAME).write_text(source.text, encoding="utf-8", errors="surrogateescape")
     include = f'#include "{NAME}"\n'
     (folder / "module.cpp").write_text(f'extern "C" {{\n{include}}}\n' if source.extern_c else include)
-    prelude = _prelude(cxx, source, folder)
+    prelude = _prelude(cxx, folder)
     includes = [f"-I{build.INCLUDE}", *_copy(source.headers, folder)]
     flags = [*cxx.command, *cxx.kernel_flags, *source.flags]
     command = [*flags, *includes, *prelude, "-E", "module.cpp"]
@@ -141,31 +141,38 @@ def _build(cxx: build.Compiler, source: Source, folder: Path, verbose: bool) -> 
         build.run(command, folder)
     except build.CompilerFailed as error:
         text = messages.translate(error.stderr, source.texts, source.name)
-        raise CompileError(f"nvcc compilation of {source.name} failed", error.command, "", text, verbose=verbose) from None
+        raise CompileError(
+            f"nvcc compilation of {source.name} failed", error.command, "", text, verbose=verbose
+        ) from None
     except TranslationError as error:
         text = messages.with_source(str(error), source.texts)
         raise CompileError(f"nvcc compilation of {source.name} failed", command, "", text, verbose=verbose) from None
     return (folder / "kernel.so").read_bytes()
 
 
-def _prelude(cxx: build.Compiler, source: Source, folder: Path) -> list[str]:
+def _prelude(cxx: build.Compiler, folder: Path) -> list[str]:
     """Return the arguments that include emulator.h before the source: precompiled, which g++ reads four times as fast.
 
     g++ itself falls back to the text where a macro or a flag of the source makes the precompiled one invalid.
     """
-    header = str(build.INCLUDE / "emulator.h")
+    header = f'#include "{build.INCLUDE / "emulator.h"}"\n'
     if cxx.clang:
-        return ["-include", header]
-    name = digest(build.emulator_digest(), cxx.version, " ".join(cxx.command + cxx.kernel_flags))
-
-    def precompile(scratch: Path) -> bytes:
-        (scratch / "prelude.h").write_text(f'#include "{header}"\n')
-        build.run([*cxx.command, *cxx.kernel_flags, "-x", "c++-header", "prelude.h", "-o", "prelude.h.gch"], scratch)
-        return (scratch / "prelude.h.gch").read_bytes()
-
-    (folder / "prelude.h").write_text(f'#include "{header}"\n')
-    os.symlink(cached_library(f"{name}.gch", precompile), folder / "prelude.h.gch")
+        return ["-include", str(build.INCLUDE / "emulator.h")]
+    (folder / "prelude.h").write_text(header)
+    os.symlink(_precompiled(cxx, header), folder / "prelude.h.gch")
     return ["-include", "prelude.h", "-fpch-preprocess"]
+
+
+@cache
+def _precompiled(cxx: build.Compiler, header: str) -> Path:
+    name = digest(build.emulator_digest(), cxx.version, " ".join(cxx.command + cxx.kernel_flags), header)
+
+    def precompile(folder: Path) -> bytes:
+        (folder / "prelude.h").write_text(header)
+        build.run([*cxx.command, *cxx.kernel_flags, "-x", "c++-header", "prelude.h", "-o", "prelude.h.gch"], folder)
+        return (folder / "prelude.h.gch").read_bytes()
+
+    return cached_library(f"{name}.gch", precompile)
 
 
 def _copy(headers: dict[tuple[str, str], str], folder: Path) -> list[str]:
@@ -183,4 +190,4 @@ def _copy(headers: dict[tuple[str, str], str], folder: Path) -> list[str]:
 
 def _is_user(file: str) -> bool:
     """Return whether a file's text is CUDA C to translate: the source itself, or a header of the user's."""
-    return bool(file) and not file.startswith(_SYSTEM) and "ziglang" not in file
+    return file not in ("", "module.cpp") and not file.startswith(_SYSTEM) and "ziglang" not in file

@@ -41,9 +41,9 @@ UNSUPPORTED_NAMES = {
 HOST_NAMES = r"cuda[A-Z]\w*|cu[A-Z]\w+|cout|cerr|endl|std::(?:cout|cerr|endl|vector|string)"
 
 # What g++ and clang say -> what it means. {n} is a group of the pattern.
-_NAME = r"[‘'](?P<a>[^’']*)[’']"
-_OTHER = r"[‘'](?P<b>[^’']*)[’']"
-_HINT = r"(?:; did you mean [‘'](?P<hint>[^’']*)[’']\??)?"
+_NAME = r"'(?P<a>[^']*)'"
+_OTHER = r"'(?P<b>[^']*)'"
+_HINT = r"(?:; did you mean '(?P<hint>[^']*)'\??)?"
 _MEANINGS = [
     (rf"{_NAME} (?:was not declared in this scope|does not name a type){_HINT}.*", "undefined"),
     (rf"use of undeclared identifier {_NAME}{_HINT}", "undefined"),
@@ -52,19 +52,28 @@ _MEANINGS = [
     (rf"there are no arguments to {_NAME} that depend on a template parameter.*", "undefined"),
     (r"(?P<a>\S+): No such file or directory", "header"),
     (rf"{_NAME} file not found", "header"),
-    (r"expected ['‘](?:,['’] or ['‘])?;['’] (?:before|after|at end of).*", "a ';' is missing before this point or at the end of the line"),
+    (
+        r"expected '(?:,' or ')?;' (?:before|after|at end of).*",
+        "a ';' is missing before this point or at the end of the line",
+    ),
     (r"expected initializer before.*", "a ';' is missing at the end of the line before"),
-    (r"expected ['‘]}['’] at end of input|expected ['‘]}['’]", "a '{{' is never closed with '}}'"),
-    (r"expected ['‘]\)['’].*", "a ')' is missing"),
-    (r"expected ['‘]\]['’].*", "a ']' is missing"),
+    (r"expected '}' at end of input|expected '}'", "a '{{' is never closed with '}}'"),
+    (r"expected '\)'.*", "a ')' is missing"),
+    (r"expected '\]'.*", "a ']' is missing"),
     (rf"too (?P<b>few|many) arguments to function {_NAME}", 'too {b} arguments: the function is "{a}"'),
     (
         r"too (?P<b>few|many) arguments to function call, expected (?P<a>\d+)[^,]*, have (?P<c>\d+)",
         "too {b} arguments: the function takes {a}, the call has {c}",
     ),
     (rf"no matching function for call to {_NAME}", 'no version of the function takes these arguments: "{a}"'),
-    (rf"(?:invalid conversion|cannot convert|could not convert).* from {_NAME} to {_OTHER}.*", 'a value of type "{a}" cannot be converted to "{b}"'),
-    (rf"(?:invalid conversion|cannot convert) from {_NAME} to {_OTHER}.*", 'a value of type "{a}" cannot be converted to "{b}"'),
+    (
+        rf"(?:invalid conversion|cannot convert|could not convert).* from {_NAME} to {_OTHER}.*",
+        'a value of type "{a}" cannot be converted to "{b}"',
+    ),
+    (
+        rf"(?:invalid conversion|cannot convert) from {_NAME} to {_OTHER}.*",
+        'a value of type "{a}" cannot be converted to "{b}"',
+    ),
     (rf"cannot convert {_NAME} to {_OTHER}.*", 'a value of type "{a}" cannot be converted to "{b}"'),
     (
         rf"cannot initialize a \w+ of type {_OTHER} with an? \w+ of type {_NAME}.*",
@@ -72,21 +81,33 @@ _MEANINGS = [
     ),
     (rf"assigning to {_OTHER} from incompatible type {_NAME}.*", 'a value of type "{a}" cannot be converted to "{b}"'),
     (rf"assignment of read-only (?:\w+ )?{_NAME}", '"{a}" is const: it cannot be written'),
-    (rf"cannot assign to (?:variable |non-static data member )?{_NAME} with const-qualified type.*", '"{a}" is const: it cannot be written'),
+    (
+        rf"cannot assign to (?:variable |non-static data member )?{_NAME} with const-qualified type.*",
+        '"{a}" is const: it cannot be written',
+    ),
     (r"read-only variable is not assignable", "a const variable cannot be written"),
     (rf"{_NAME} has no member named {_OTHER}.*", 'type "{a}" has no member "{b}"'),
     (rf"no member named {_OTHER} in {_NAME}.*", 'type "{a}" has no member "{b}"'),
-    (rf"request for member {_OTHER} in {_NAME}, which is of (?:non-class|pointer) type.*", '"{a}" is no struct: it has no member "{b}"'),
+    (
+        rf"request for member {_OTHER} in {_NAME}, which is of (?:non-class|pointer) type.*",
+        '"{a}" is no struct: it has no member "{b}"',
+    ),
     (rf"member reference base type {_NAME} is not a structure or union", 'type "{a}" is no struct: it has no members'),
     (rf"redefinition of {_NAME}.*", '"{a}" is defined a second time'),
     (rf"redeclaration of {_NAME}.*", '"{a}" is declared a second time'),
     (rf"conflicting declaration {_NAME}", '"{a}" is declared a second time, with another type'),
     (rf"invalid types {_NAME} for array subscript", 'only an array or a pointer has elements: "{a}"'),
     (r"subscripted value is not an array, pointer, or vector", "only an array or a pointer has elements"),
-    (r"return-statement with a value, in function returning ['‘]void['’].*", "a kernel returns no value: its result type is void"),
+    (
+        r"return-statement with a value, in function returning 'void'.*",
+        "a kernel returns no value: its result type is void",
+    ),
     (rf"void function {_NAME} should not return a value.*", "a kernel returns no value: its result type is void"),
     (rf"invalid operands of types {_NAME} and {_OTHER} to binary.*", 'the operator does not take "{a}" and "{b}"'),
-    (r"invalid operands to binary expression \(['‘](?P<a>.*?)['’] and ['‘](?P<b>.*?)['’]\)", 'the operator does not take "{a}" and "{b}"'),
+    (
+        r"invalid operands to binary expression \('(?P<a>.*?)' and '(?P<b>.*?)'\)",
+        'the operator does not take "{a}" and "{b}"',
+    ),
     (r"stray .* in program", "a character that C++ does not know: {0}"),
     (r"#error (?P<a>.*)", "#error {a}"),
 ]

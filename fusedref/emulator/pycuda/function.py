@@ -102,16 +102,18 @@ class _Value:
         if self.kind == "P":
             return "a pointer"
         size = f"{len(self.data)} bytes"
-        return size if self.opaque else f"a floating-point number of {size}" if self.floating else f"an integer of {size}"
+        return (
+            size if self.opaque else f"a floating-point number of {size}" if self.floating else f"an integer of {size}"
+        )
 
     def fits(self, parameter: abi.Parameter) -> bool:
         if len(self.data) != parameter.size:
             return False
         if self.floating:
             return bool(parameter.floating or parameter.opaque) and not parameter.pointer
-        return self.opaque or not parameter.floating and bool(
-            self.kind != "P" or parameter.pointer or parameter.size == 8
-        )
+        if self.kind == "P":
+            return not parameter.floating and bool(parameter.pointer or parameter.size == 8)
+        return self.opaque or not parameter.floating
 
 
 def _wanted(parameter: abi.Parameter) -> str:

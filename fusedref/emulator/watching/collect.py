@@ -171,4 +171,6 @@ def _check_written(address: int) -> None:
     index, lacking, size = (first - address) // element, -(-missing.value // element), home[1] // element
     others = f"nor were {lacking - 1} more" if lacking > 1 else "alone"
     message = f"kernel {kernel}: {name}[{index}] was never written, {others} of {name}'s {size} elements"
-    deliver([Finding("unwritten", kernel, name, index, None, None, None, None, message)], expected.owner or current_watch())
+    deliver(
+        [Finding("unwritten", kernel, name, index, None, None, None, None, message)], expected.owner or current_watch()
+    )

@@ -62,12 +62,12 @@ class Counters:
         self.bulk_bytes += site.copied
         if site.atomic:
             self.atomic_requests += site.requests
-        elif site.space == GLOBAL:
+        elif site.space == abi.GLOBAL:
             kind = "store" if site.write else "load"
             self._increase(f"global_{kind}_requests", site.requests)
             self._increase(f"global_{kind}_sectors", site.sectors)
             self._increase(f"global_{kind}_bytes_used", site.used)
-        elif site.space == SHARED:
+        elif site.space == abi.SHARED:
             kind = "store" if site.write else "load"
             self._increase(f"shared_{kind}_requests", site.requests)
             self._increase(f"shared_{kind}_bank_conflicts", site.conflicts)

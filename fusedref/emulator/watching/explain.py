@@ -65,7 +65,8 @@ def error_for(launch: Launch, error: abi.Error) -> Error:
         return LaunchError(f"kernel {name}{at}: {text}, in {who}")
     if error.kind == abi.STACK_OVERFLOW:
         return LaunchError(
-            f"kernel {name}{at}: the stack overflowed in {who}: too deep a recursion, or local arrays that are too large"
+            f"kernel {name}{at}: the stack overflowed in {who}: too deep a recursion, "
+            "or local arrays that are too large"
         )
     if error.kind == abi.FAULT:
         return LaunchError(f"kernel {name}{at}: {SIGNALS.get(error.bytes, f'signal {error.bytes}')} in {who}")
@@ -212,7 +213,8 @@ def finding_for(launch: Launch, report: abi.Report) -> Finding | None:
         )
     if report.kind == abi.MISSING_WAIT:
         operation = "asynchronous copy" if report.other_write else "bulk store or product"
-        what = f"{does} {name}, but the {operation} that thread {found.other} started {found.there} has not been waited for"
+        started = f"the {operation} that thread {found.other} started {found.there}"
+        what = f"{does} {name}, but {started} has not been waited for"
         return found.finding("missing-wait", what, None)
     if found.other_block != found.block:
         reason = f"thread {found.other} of block {found.other_block} {did} {found.there}: blocks run in any order"
@@ -222,7 +224,9 @@ def finding_for(launch: Launch, report: abi.Report) -> Finding | None:
                 "wrote or by one that it has met at a barrier"
             )
     elif found.thread == found.other:
-        reason = f"an asynchronous copy that the same thread started {found.there} {did}: it has not waited for that one"
+        reason = (
+            f"an asynchronous copy that the same thread started {found.there} {did}: it has not waited for that one"
+        )
     elif report.thread // 32 == report.other_thread // 32:
         reason = (
             f"thread {found.other} of the same warp {did} {found.there}: nothing makes the lanes of a warp keep step "

@@ -1,4 +1,4 @@
-"""What a watch saw: as tables for a terminal, and for Jupyter as the source with counts, sectors and banks beside it."""
+"""What a watch saw: tables for a terminal; for Jupyter, the source with counts, sectors and banks beside it."""
 
 from __future__ import annotations
 
