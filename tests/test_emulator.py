@@ -686,9 +686,9 @@ def test_calls_without_what_they_need():
     [
         ("__global__ void k(int* a)\n{\n    a[0] = undefined_name;\n}", r"kernel.cu\(3\): error: .*undefined_name"),
         ('#line 1 "mine.cu"\n__global__ void k(int* a)\n{ a[0] = nothing; }', r"mine.cu\(2\): error: .*nothing"),
-        ('__global__ void k() { asm volatile("bar.sync 0;"); }', "kernel.cu:1: error: inline PTX"),
+        ('__global__ void k() { asm volatile("bar.sync 0;"); }', r"kernel.cu\(1\): error: inline PTX"),
         ("__global__ void k() { __shared__ int s = 3; }", "shared variable 's' cannot have an initialiser"),
-        ("\n__global__ void k() {", r"kernel.cu:2: error: '\{' is never closed"),
+        ("\n__global__ void k() {", r"kernel.cu\(2\): error: '\{' is never closed"),
         ('#include "nowhere.cuh"\n', "nowhere.cuh"),
         ("#error stop here\n", "stop here"),
         ("__global__ void k() { exit(3); }", r'calling a __host__ function\("exit"\) from device code is not allowed'),

@@ -1,11 +1,12 @@
 """From preprocessed CUDA C to C++ that a host compiler takes.
 
-Works on the text after the preprocessor, where macros are expanded, comments are gone and line markers say which file
-a line is from. What the emulator's own headers and the system's hold is passed through; in the user's text
+Works on the text behind the preprocessor, where macros are expanded, comments are gone and line markers name the file
+of each line. The text of system headers and of the emulator's own passes through; in the user's text
 
 * ``__shared__`` and ``extern __shared__`` variables become references into the block's shared memory,
 * ``__constant__`` and ``__device__`` variables get a guarded home and are registered by name,
 * every ``__global__`` function with a body is registered behind it, with the names of its parameters,
+* calls of ``printf``, ``clock``, ``memcpy`` and ``memset`` become calls of the emulator's own,
 
 and no line changes its number.
 """
@@ -14,268 +15,170 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
-TOKEN = re.compile(
-    r"""(?P<marker>^\#[^\n]*$)|(?P<space>\s+)|(?P<string>(?:u8|[uUL])?R"(?P<raw>[^\s()\\]{0,16})\([\s\S]*?\)(?P=raw)")"""
-    r"""|(?P<quoted>(?:u8|[uUL])?"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')|(?P<name>[A-Za-z_]\w*)"""
-    r"""|(?P<number>\.?\d(?:[eEpP][+-]|['\w.])*)|(?P<other>::|->|.)""",
-    re.MULTILINE | re.DOTALL,
-)
-MARKER = re.compile(r'#\s*(?:line\s+)?(\d+)\s+"((?:[^"\\]|\\.)*)"((?:\s+\d)*)')
-OPENING, CLOSING = "([{", ")]}"
-GLOBAL = '__attribute__((visibility("default"), noinline))'
+from .declarations import Declarator, Word, parse
+from .tokens import CLOSING, OPENING, Tokens, TranslationError
 
-
-class TranslationError(Exception):
-    """CUDA C that the emulator cannot run; the message names file and line."""
-
-
-@dataclass
-class Token:
-    """A piece of the text: ``kind`` is TOKEN's group, or "marker"; ``user`` says whether it is to be translated."""
-
-    kind: str
-    text: str
-    file: str
-    line: int
-    user: bool
-
-    @property
-    def blank(self) -> bool:
-        """Whether it is nothing but space or a marker of the preprocessor."""
-        return self.kind in ("space", "marker")
+GLOBAL = ' __attribute__((visibility("default"), noinline))'  # the space: extern "C"__global__ is one word in C++
+REPLACED = {
+    "__forceinline__": " __attribute__((always_inline))",
+    "__inline__": " __attribute__((always_inline))",
+    "__noinline__": " __attribute__((noinline))",
+}
+CALLS = {"printf": "emu_printf", "clock": "emu_clock32", "memcpy": "emu_memcpy", "memset": "emu_memset"}
+SPACES = ("__global__", "__device__", "__constant__", "__host__", "__managed__", "__shared__")
+STORAGE = ("extern", "static", "__shared__", "__constant__", "__device__", "__managed__", "inline")
+ATTRIBUTES = ("__attribute__", "alignas", "__align__")
 
 
-def tokenize(text: str, is_user: Callable[[str], bool]) -> list[Token]:
-    """Tokens of preprocessed text; ``is_user(file)`` says whether a file's text is to be translated."""
-    tokens = []
-    file, line, user = "", 1, False
-    pieces = re.split(r"(?m)^(#[^\n]*\n)", text)
-    for piece in pieces:
-        marker = MARKER.match(piece)
-        if marker:
-            tokens.append(Token("marker", piece, file, line, False))
-            line, file = int(marker.group(1)), marker.group(2)
-            user = is_user(file)
-        elif not user:
-            tokens.append(Token("marker", piece, file, line, False))  # passed through whole
-            line += piece.count("\n")
-        else:
-            for match in TOKEN.finditer(piece):
-                kind = "string" if match.lastgroup == "raw" else match.lastgroup
-                tokens.append(Token(kind, match.group(), file, line, True))
-                line += match.group().count("\n")
-    return tokens
-
-
-class Frontend:
-    """One translation. ``translate()`` gives the C++ text."""
+class Frontend(Tokens):
+    """One translation. ``translate()`` returns the C++ text."""
 
     def __init__(self, text: str, is_user: Callable[[str], bool]):
-        self.tokens = tokenize(text, is_user)
-        self.count = 0
+        super().__init__(text, is_user)
+        self.count = 0  # of the names made so far
         self.file_shared: list[str] = []  # declarations of shared variables at file scope, to repeat in every body
-        self.templates: dict[str, list[str]] = {}
+        self.templates: dict[str, list[str]] = {}  # kernel template -> names of its parameters
+        self.replaced: dict[int, tuple[int, str]] = {}  # first token -> (last token, text)
+        self.behind: dict[int, list[str]] = {}  # token -> texts to put behind it
+        self.bodies: list[int] = []  # opening braces of functions
+        self.owners: list[tuple[int, str]] = []  # (index of the closing brace, name) of the functions around
 
-    # -- walking --------------------------------------------------------------------------------------------------
+    def translate(self) -> str:
+        """Return the C++ text.
 
-    def next(self, index: int) -> int:
-        """Index of the next token that is neither space nor marker, or the length."""
-        index += 1
-        while index < len(self.tokens) and self.tokens[index].blank:
-            index += 1
-        return index
-
-    def previous(self, index: int) -> int:
-        """Index of the token before that is neither space nor marker, or -1."""
-        index -= 1
-        while index >= 0 and self.tokens[index].blank:
-            index -= 1
-        return index
-
-    def text(self, index: int) -> str:
-        """The token's text, empty where there is no such token."""
-        return self.tokens[index].text if 0 <= index < len(self.tokens) else ""
-
-    def closing(self, index: int) -> int:
-        """Index of the bracket that closes the one at ``index``."""
-        depth = 0
-        for i in range(index, len(self.tokens)):
-            if self.tokens[i].kind == "other":
-                if self.tokens[i].text in OPENING:
-                    depth += 1
-                elif self.tokens[i].text in CLOSING:
-                    depth -= 1
-                    if depth == 0:
-                        return i
-        token = self.tokens[index]
-        raise TranslationError(f"{token.file}:{token.line}: error: '{token.text}' is never closed")
-
-    def check_braces(self) -> None:
-        """Raise TranslationError at the innermost ``{`` of the user's that is never closed.
-
-        The compiler would close it with a brace of the text around the source.
+        Raises:
+            TranslationError: the emulator cannot run the text.
         """
-        opened = []
-        for token in self.tokens:
-            if token.user and token.text == "{":
-                opened.append(token)
-            elif token.user and token.text == "}" and opened:
-                opened.pop()
-        if opened:
-            raise TranslationError(f"{opened[-1].file}:{opened[-1].line}: error: '{{' is never closed")
-
-    def statement_start(self, index: int) -> int:
-        """Index of the first token of the declaration that holds ``index``."""
-        start = index
-        while True:
-            before = self.previous(start)
-            if before < 0 or not self.tokens[before].user or self.text(before) in (";", "{", "}"):
-                return start
-            if self.tokens[before].kind == "quoted" and self.text(self.previous(before)) == "extern":
-                start = before
+        self.check_braces()
+        for i, token in enumerate(self.tokens):
+            while self.owners and i > self.owners[-1][0]:
+                self.owners.pop()
+            if not token.user:
                 continue
-            if self.text(before) == ":" and self.text(self.previous(before)) in ("public", "private", "default"):
-                return start
-            start = before
+            if token.kind == "name":
+                self.name(i)
+            elif (
+                token.text == "<" and self.texts(i, 3) == "<<<" and self.text(self.previous(i)) not in ("operator", "<")
+            ):
+                raise TranslationError(
+                    token, "a launch with <<<...>>> is host code: call the kernel from Python, with grid= and block="
+                )
+        if self.file_shared:
+            for body in self.bodies:
+                self.behind.setdefault(body, []).append(" " + " ".join(self.file_shared))
+        return self.assembled()
 
-    def statement_end(self, index: int) -> int:
-        """Index of the ``;`` that ends the declaration at ``index``."""
-        i = index
+    def assembled(self) -> str:
+        """Return the text with its replacements."""
+        out = []
+        i = 0
         while i < len(self.tokens):
-            text = self.text(i)
-            if self.tokens[i].kind == "other":
-                if text in OPENING:
-                    i = self.closing(i)
-                elif text == ";":
-                    return i
-            i = self.next(i)
-        token = self.tokens[index]
-        raise TranslationError(f"{token.file}:{token.line}: error: expected ';' after this declaration")
+            if i in self.replaced:
+                i, text = self.replaced[i][0], self.replaced[i][1]
+                out.append(text)
+            else:
+                out.append(self.tokens[i].text)
+            out.extend(self.behind.get(i, ()))
+            i += 1
+        return "".join(out)
 
-    def newlines(self, first: int, last: int) -> str:
-        """The line breaks among the tokens, so that what follows a rewritten declaration keeps its line."""
-        return "\n" * sum(t.text.count("\n") for t in self.tokens[first : last + 1] if t.kind != "marker")
+    def name(self, i: int) -> None:
+        """Translate what begins with the name at ``i``."""
+        token = self.tokens[i]
+        if token.text in ("asm", "__asm__", "__asm"):
+            raise TranslationError(token, "inline PTX cannot run on the emulator; the wrappers of ptx.cuh can")
+        if token.text in SPACES:
+            self.declared_in_space(i)
+        elif token.text in REPLACED and self.text(self.previous(i)) != "(":
+            token.text = REPLACED[token.text]
+        elif token.text in CALLS and self.text(self.next(i)) == "(":
+            self.call(i)
 
-    # -- declarations ----------------------------------------------------------------------------------------------
+    def call(self, i: int) -> None:
+        """Rename a call of a function of the C library that the emulator has its own of."""
+        before = self.previous(i)
+        if self.text(before) in (".", "->"):
+            return
+        if self.text(before) == "::":
+            qualifier = self.previous(before)
+            if self.tokens[qualifier].kind == "name" and self.text(qualifier) not in ("std", "return"):
+                return
+            self.tokens[before].text = ""
+            if self.text(qualifier) == "std":
+                self.tokens[qualifier].text = ""
+        elif before >= 0 and self.tokens[before].kind == "name" and self.text(before) not in ("return", "else", "do"):
+            return  # a declaration: int printf(...)
+        self.tokens[i].text = CALLS[self.text(i)]
 
-    def declaration(self, first: int, last: int) -> tuple[str, list[tuple[str, str, str]]]:
-        """(type words, [(name, declarator text with the name as ``@``, initialiser)]) of the tokens first..last-1."""
-        words = []
+    def declared_in_space(self, i: int) -> None:
+        """Translate a variable or function with CUDA's word for its memory or its caller at ``i``."""
+        token = self.tokens[i]
+        if token.text == "__shared__":
+            first, last, text = self.shared(i, self.owners[-1][1] if self.owners else "")
+            self.replaced[first] = (last, text)
+            return
+        if self.text(self.previous(i)) == "]":  # a lambda
+            token.text = ""
+            return
+        function = None if token.text == "__constant__" else self.function(self.next(i))
+        if function is None:
+            following = self.text(self.next(i))
+            others = ("__constant__", "__shared__", "__host__", "__global__", "__forceinline__")
+            if token.text in ("__constant__", "__managed__") or (
+                token.text == "__device__" and following not in others
+            ):
+                first, last, text = self.variable(i)
+                self.replaced.setdefault(first, (last, text))
+            return
+        name, opening, end = function
+        is_kernel = token.text == "__global__"
+        token.text = GLOBAL if is_kernel else ""
+        if self.text(end) == "{" and not (self.owners and self.owners[-1][1] == name):
+            self.owners.append((self.closing(end), name))
+            self.bodies.append(end)
+        if is_kernel:
+            self.kernel(i, name, opening, end)
+
+    # -- variables -----------------------------------------------------------------------------------------------------
+
+    def declaration(self, first: int, last: int) -> tuple[str, list[Declarator]]:
+        """Return (type, variables) of the declaration in the tokens first..last-1."""
+        words: list[Word] = []
         i = first
         while i < last:
             token = self.tokens[i]
-            if token.blank:
-                i += 1
-                continue
-            if token.text in (
-                "extern",
-                "static",
-                "__shared__",
-                "__constant__",
-                "__device__",
-                "__managed__",
-                "inline",
-                "constexpr",
-            ):
-                if token.text == "constexpr":
-                    words.append("const")
-                i += 1
-            elif token.kind == "quoted":  # extern "C"
-                i += 1
-            elif token.text in ("__attribute__", "alignas", "__align__"):
-                i = self.closing(self.next(i)) + 1  # every variable is aligned far beyond what is asked
-            else:
-                words.append(token)
-                i += 1
-        # Split at commas outside brackets and template arguments.
-        parts: list[list] = [[]]
-        depth = angle = 0
-        for k, word in enumerate(words):
-            text = word if isinstance(word, str) else word.text
-            kind = "name" if isinstance(word, str) else word.kind
-            if kind == "other":
-                depth += text in OPENING
-                depth -= text in CLOSING
-                previous = words[k - 1] if k else ""
-                if text == "<" and not depth and not isinstance(previous, str) and previous.kind == "name":
-                    angle += 1
-                elif text == ">" and angle:
-                    angle -= 1
-            if text == "," and not depth and not angle:
-                parts.append([])
-            else:
-                parts[-1].append((kind, text))
-        declared = []
-        specifier = ""
-        for position, part in enumerate(parts):
-            initialiser = ""
-            depth = 0
-            for k, (kind, text) in enumerate(part):
-                if (
-                    kind == "other"
-                    and depth == 0
-                    and k
-                    and (
-                        text == "="
-                        or (
-                            text == "{"
-                            and part[k - 1][0] == "name"
-                            and k > 1
-                            and part[k - 2][1] not in ("struct", "union", "class", "enum")
-                        )
-                    )
-                ):
-                    initialiser = " ".join(t for _, t in part[k + (text == "=") :])
-                    part = part[:k]
-                    break
-                if kind == "other":
-                    depth += text in OPENING
-                    depth -= text in CLOSING
-            # The name: the last identifier before the first array bound that follows the type, outside any braces.
-            end = len(part)
-            depth = 0
-            for k, (kind, text) in enumerate(part):
-                if kind == "other" and text == "[" and depth == 0:
-                    end = k
-                    break
-                if kind == "other" and text in "{(<":
-                    depth += 1
-                elif kind == "other" and text in "})>":
-                    depth -= 1
-            name_at = max((k for k in range(end) if part[k][0] == "name"), default=-1)
-            if name_at < 0:
-                token = self.tokens[first]
-                raise TranslationError(f"{token.file}:{token.line}: error: cannot read this declaration")
-            name = part[name_at][1]
-            shaped = [t for _, t in part[:name_at]] + ["@"] + [t for _, t in part[name_at + 1 :]]
-            if position == 0:
-                star = next((k for k, t in enumerate(shaped) if t in ("*", "&", "@") or t == "("), len(shaped))
-                specifier = " ".join(shaped[:star])
-                shaped = shaped[star:]
-            declared.append((name, " ".join(shaped), initialiser))
-        return specifier, declared
+            if token.text in ATTRIBUTES:
+                i = self.closing(self.next(i))  # every variable is aligned far more than anybody wants
+            elif token.text == "constexpr":
+                words.append(("name", "const"))
+            elif not token.blank and token.text not in STORAGE and token.kind != "quoted":  # quoted: extern "C"
+                words.append((token.kind, token.text))
+            i += 1
+        try:
+            return parse(words)
+        except ValueError:
+            raise TranslationError(self.tokens[first], "cannot read this declaration") from None
 
-    def shared(self, index: int, owner: str) -> tuple[int, int, str, bool]:
-        """Rewrite the shared declaration that holds token ``index``: (first, last, text, at file scope)."""
+    def shared(self, index: int, owner: str) -> tuple[int, int, str]:
+        """Return (first token, last token, new text) of the shared declaration that holds token ``index``."""
         first = self.statement_start(index)
         last = self.statement_end(first)
-        token = self.tokens[index]
         dynamic = any(self.tokens[i].text == "extern" for i in range(first, last))
         specifier, declared = self.declaration(first, last)
         types, references = [], []
-        for name, shape, initialiser in declared:
-            if initialiser:
+        for variable in declared:
+            name = variable.name
+            if variable.initialiser:
                 raise TranslationError(
-                    f"{token.file}:{token.line}: error: shared variable '{name}' cannot have an "
-                    f"initialiser: every block must write it before it reads it"
+                    self.tokens[index],
+                    f"shared variable '{name}' cannot have an initialiser: "
+                    "every block must write it before it reads it",
                 )
             self.count += 1
-            kind = f"emu_{name}_type_{self.count}"
-            types.append(f"typedef {specifier} {shape.replace('@', kind)};")
-            tag = f"emu_{name}_tag_{self.count}"
+            kind, tag = f"emu_{name}_type_{self.count}", f"emu_{name}_tag_{self.count}"
             size = "0" if dynamic else f"sizeof({kind})"  # 0: as long as the launch says
+            types.append(f"typedef {specifier} {variable.shape.replace('@', kind)};")
             types.append(
                 f'struct {tag} {{ static const char* name() {{ return "{name}"; }} '
                 f'static const char* owner() {{ return "{owner}"; }} enum : unsigned long {{ size = {size}, '
@@ -285,11 +188,11 @@ class Frontend:
         newlines = self.newlines(first, last)
         if not owner:
             self.file_shared.extend(references)
-            return first, last, " ".join(types) + newlines, True
-        return first, last, " ".join(types + references) + newlines, False
+            return first, last, " ".join(types) + newlines
+        return first, last, " ".join(types + references) + newlines
 
     def variable(self, index: int) -> tuple[int, int, str]:
-        """Rewrite the ``__constant__`` or ``__device__`` variable declared at ``index``."""
+        """Return (first token, last token, new text) of a ``__constant__`` or ``__device__`` declaration."""
         first = self.statement_start(index)
         last = self.statement_end(first)
         newlines = self.newlines(first, last)
@@ -297,8 +200,9 @@ class Frontend:
             return first, last, newlines
         specifier, declared = self.declaration(first, last)
         text = []
-        for name, shape, initialiser in declared:
+        for variable in declared:
             self.count += 1
+            name, shape, initialiser = variable.name, variable.shape, variable.initialiser
             kind, home = f"emu_{name}_type", f"emu_{name}_home"
             if re.match(r"@ \[ \]", shape):  # as long as its initialiser: no guard behind it
                 text.append(f"static {specifier} {shape.replace('@', name)} = {initialiser};")
@@ -312,10 +216,14 @@ class Frontend:
             text.append(f'static emu::RegisterVariable emu_{name}_registered{{"{name}", {name}}};')
         return first, last, " ".join(text) + newlines
 
+    # -- functions -----------------------------------------------------------------------------------------------------
+
     def parameters(self, opening: int) -> list[str]:
-        """Names of the parameters in the brackets that open at ``opening``."""
+        """Return the names of the parameters in the brackets that open at ``opening``."""
         closing = self.closing(opening)
-        names, current, depth, angle = [], [], 0, 0
+        names: list[str] = []
+        current: list[str] = []
+        depth = angle = 0
         for i in range(opening + 1, closing + 1):
             token = self.tokens[i]
             if token.blank:
@@ -341,25 +249,27 @@ class Frontend:
         return names
 
     def function(self, index: int) -> tuple[str, int, int] | None:
-        """(name, opening bracket, index of the ``{`` or ``;`` behind the header) of the function at ``index``."""
+        """Return what the declaration at ``index`` says of a function; None if it declares a variable.
+
+        That is (name, opening bracket of the parameters, index of the ``{`` or ``;`` behind them).
+        """
         i = index
         name_at = -1
         while i < len(self.tokens):
             text = self.text(i)
-            if text in ("__attribute__", "alignas", "__align__", "__declspec"):
+            if text in (*ATTRIBUTES, "__declspec"):
                 i = self.next(self.closing(self.next(i)))
                 continue
+            if text == "operator":
+                name_at = i
+                i = self.operator_parameters(i)
+                break
             if text in (";", "=", "{", "[", ""):
                 return None
             if text == "(":
                 break
-            if text == "<" and name_at >= 0:  # template arguments
-                depth = 0
-                while i < len(self.tokens):
-                    depth += (self.text(i) == "<") - (self.text(i) == ">")
-                    if depth == 0:
-                        break
-                    i = self.next(i)
+            if text == "<" and name_at >= 0:
+                i = self.template_end(i)
             if self.tokens[i].kind == "name":
                 name_at = i
             i = self.next(i)
@@ -371,76 +281,26 @@ class Frontend:
             i = self.next(self.closing(i)) if self.text(i) in OPENING else self.next(i)
         return self.text(name_at), opening, i
 
-    # -- the whole -----------------------------------------------------------------------------------------------------
+    def operator_parameters(self, index: int) -> int:
+        """Return the index of the bracket that opens the parameters of the operator named at ``index``."""
+        i = self.next(index)
+        if self.text(i) == "(":  # operator()
+            i = self.next(self.closing(i))
+        while i < len(self.tokens) and self.text(i) != "(":
+            i = self.next(i)
+        return i
 
-    def translate(self) -> str:
-        """The C++ text. Raises TranslationError for what the emulator cannot run."""
-        tokens = self.tokens
-        replaced: dict[int, tuple[int, str]] = {}  # first token -> (last token, text)
-        behind: dict[int, list[str]] = {}  # token -> text to put behind it
-        self.check_braces()
-        bodies: list[int] = []  # opening braces of device functions
-        owners: list[tuple[int, str]] = []  # (index of the closing brace, name) of the functions around
-        for i, token in enumerate(tokens):
-            while owners and i > owners[-1][0]:
-                owners.pop()
-            if not token.user or token.kind != "name":
-                continue
-            if token.text in ("asm", "__asm__", "__asm"):
-                raise TranslationError(
-                    f"{token.file}:{token.line}: error: inline PTX cannot run on the emulator; "
-                    f"the wrappers of ptx.cuh can"
-                )
-            if token.text in ("__global__", "__device__", "__constant__", "__host__", "__managed__", "__shared__"):
-                owner = owners[-1][1] if owners else ""
-                if token.text == "__shared__":
-                    first, last, text, _ = self.shared(i, owner)
-                    replaced[first] = (last, text)
-                    continue
-                if self.text(self.previous(i)) == "]":  # a lambda
-                    tokens[i] = Token("name", "", token.file, token.line, True)
-                    continue
-                function = None if token.text == "__constant__" else self.function(self.next(i))
-                if function is None:
-                    following = self.text(self.next(i))
-                    if token.text in ("__constant__", "__managed__") or (
-                        token.text == "__device__"
-                        and following not in ("__constant__", "__shared__", "__host__", "__global__", "__forceinline__")
-                    ):
-                        first, last, text = self.variable(i)
-                        replaced.setdefault(first, (last, text))
-                    continue
-                name, opening, end = function
-                tokens[i] = Token("name", GLOBAL if token.text == "__global__" else "", token.file, token.line, True)
-                if self.text(end) == "{":
-                    closing = self.closing(end)
-                    if not owners or owners[-1][1] != name:
-                        owners.append((closing, name))
-                        bodies.append(end)
-                if token.text == "__global__":
-                    self.kernel(i, name, opening, end, behind)
-            elif token.text in ("__forceinline__", "__inline__"):
-                attribute = "__attribute__((always_inline))"
-                tokens[i] = Token("name", attribute, token.file, token.line, True)
-            elif token.text == "__noinline__" and self.text(self.previous(i)) != "(":
-                tokens[i] = Token("name", "__attribute__((noinline))", token.file, token.line, True)
-        if self.file_shared:
-            for body in bodies:
-                behind.setdefault(body, []).append(" " + " ".join(self.file_shared))
-        out = []
-        i = 0
-        while i < len(tokens):
-            if i in replaced:
-                last, text = replaced[i]
-                out.append(text)
-                i = last
-            else:
-                out.append(tokens[i].text)
-            out.extend(behind.get(i, ()))
-            i += 1
-        return "".join(out)
+    def template_end(self, index: int) -> int:
+        """Return the index of the ``>`` that closes the template arguments at ``index``."""
+        depth = 0
+        while index < len(self.tokens):
+            depth += (self.text(index) == "<") - (self.text(index) == ">")
+            if depth == 0:
+                break
+            index = self.next(index)
+        return index
 
-    def kernel(self, index: int, name: str, opening: int, end: int, behind: dict[int, list[str]]) -> None:
+    def kernel(self, index: int, name: str, opening: int, end: int) -> None:
         """Register the kernel, or remember the names of a template's parameters for its explicit instantiations."""
         start = self.statement_start(index)
         names = self.parameters(opening)
@@ -461,6 +321,6 @@ class Frontend:
             at = end
         else:
             return
-        behind.setdefault(at, []).append(
+        self.behind.setdefault(at, []).append(
             f' static emu::Register emu_register_{self.count}{{"{",".join(names)}", &{target}}};'
         )

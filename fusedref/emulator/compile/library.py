@@ -16,8 +16,9 @@ from fusedref.cache import cached_library, digest
 from ..errors import CompileError
 from ..limits import COMPUTE_CAPABILITY
 from . import build, messages, options
-from .frontend import Frontend, TranslationError
+from .frontend import Frontend
 from .hostcalls import unresolved
+from .tokens import TranslationError
 
 NAME = "kernel.cu"  # the source's name, unless its first line is #line 1 "name.cu"
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*[<"]([^>"]+)[>"]', re.MULTILINE)
@@ -134,20 +135,24 @@ def _build(cxx: build.Compiler, source: Source, folder: Path, verbose: bool) -> 
         (folder / "kernel.ii").write_text(Frontend(expanded, _is_user).translate(), encoding="utf-8", errors="replace")
         command = [*flags, *prelude[2:], "-c", "kernel.ii", "-o", "kernel.o"]
         build.run(command, folder)
-        if missing := unresolved(folder / "kernel.o"):
-            raise TranslationError("\n".join(f"{source.name}: error: {problem}" for problem in missing))
+        if problems := unresolved(folder / "kernel.o"):
+            raise _failed(
+                source, command, "\n".join(f"{source.name}: error: {problem}" for problem in problems), verbose
+            )
         own_symbols = [] if sys.platform == "darwin" else ["-Wl,-Bsymbolic"]
         command = cxx.link(["kernel.o"], "kernel.so", [str(build.runtime()), "-lm", *own_symbols])
         build.run(command, folder)
     except build.CompilerFailed as error:
-        text = messages.translate(error.stderr, source.texts, source.name)
-        raise CompileError(
-            f"nvcc compilation of {source.name} failed", error.command, "", text, verbose=verbose
-        ) from None
+        message = messages.translate(error.stderr, source.texts, source.name)
+        raise _failed(source, error.command, message, verbose) from None
     except TranslationError as error:
-        text = messages.with_source(str(error), source.texts)
-        raise CompileError(f"nvcc compilation of {source.name} failed", command, "", text, verbose=verbose) from None
+        message = messages.Message(error.file, error.line, error.message).shown(source.texts)
+        raise _failed(source, command, message, verbose) from None
     return (folder / "kernel.so").read_bytes()
+
+
+def _failed(source: Source, command: list[str], message: str, verbose: bool) -> CompileError:
+    return CompileError(f"nvcc compilation of {source.name} failed", command, "", message, verbose=verbose)
 
 
 def _prelude(cxx: build.Compiler, folder: Path) -> list[str]:

@@ -154,15 +154,6 @@ def translate(stderr: str, texts: Mapping[str, str], name: str) -> str:
     return "\n".join([*shown, *([f"({hidden} more errors)"] if hidden > 0 else [])])
 
 
-def with_source(text: str, texts: Mapping[str, str]) -> str:
-    """Return messages of the form ``file:line: error: ...`` with their lines of the source below."""
-    out = []
-    for line in text.splitlines():
-        entry = _ENTRY.match(line)
-        out.append(line + (_source_line(texts, entry["file"], int(entry["line"])) if entry else ""))
-    return "\n".join(out)
-
-
 def _place(file: str, line: str, texts: Mapping[str, str]) -> str:
     """Return ``file:line`` if the file is the user's, else an empty string."""
     return f"{file}:{line}" if file in texts else ""

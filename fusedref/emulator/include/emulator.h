@@ -2,7 +2,6 @@
 // Wrappers are always inlined, so that the debug information leads from an access to the line of the kernel's own source.
 #pragma once
 #define _GLIBCXX_BITS_SPECFUN_H 1  // half of the time to read <math.h> goes to Bessel functions and their like
-#include <assert.h>
 #include <float.h>
 #include <limits.h>
 #include <math.h>
@@ -213,7 +212,6 @@ EMU_INLINE void __nanosleep(unsigned) { emu_yield(); }
 EMU_INLINE void __trap() { emu_trap(); }
 EMU_INLINE long long clock64() { return (long long)emu_clock(); }
 EMU_INLINE int emu_clock32() { return (int)emu_clock(); }
-#define clock() emu_clock32()
 
 namespace emu {
 
@@ -424,15 +422,9 @@ EMU_INLINE void* emu_memset(void* to, int value, size_t n) {
     emu_access(to, n, 1);
     return __builtin_memset(to, value, n);
 }
-#define memcpy(to, from, n) emu_memcpy(to, from, n)
-#define memset(to, value, n) emu_memset(to, value, n)
-#define printf(...) emu_printf(__VA_ARGS__)
-#undef assert
-#ifdef NDEBUG
-#define assert(e) ((void)0)
-#else
-#define assert(e) ((e) ? (void)0 : emu_assert_fail(#e, __FILE__, __LINE__, __func__))
-#endif
+// compile/frontend.py renames calls of memcpy, memset, printf and clock to these: <cstring>, <cstdio> and <ctime> would
+// undefine macros.
+#include "assert.h"
 
 // ----------------------------------------------------------------------------------------------------------- maths
 

@@ -157,8 +157,8 @@ def _memset(dest: SupportsInt, value: int, count: int, bits: int) -> None:
     size = count * dtype.itemsize
     address = _checked_address(dest, size, f"cuMemsetD{bits}")
     written(address, size)
-    memory = (ctypes.c_char * size).from_address(address)
-    np.frombuffer(memory, dtype)[:] = int(value) & (1 << bits) - 1
+    memory: Array = np.frombuffer(memoryview((ctypes.c_char * size).from_address(address)), dtype)
+    memory[:] = int(value) & (1 << bits) - 1
 
 
 def memset_d8(dest: SupportsInt, data: int, count: int) -> None:

@@ -154,6 +154,10 @@ class _Report:
         self.other = _index(report.other_thread, launch.block)
         self.other_block = _index(report.other_block, launch.grid)
         image = launch.kernel.image
+        self.source: str | None
+        self.line: int | None
+        self.other_source: str | None
+        self.other_line: int | None
         self.source, self.line = image.line(report.pc) or (None, None)
         self.other_source, self.other_line = image.line(report.other_pc) or (None, None)
         at = f"{self.source}:{self.line}: " if self.source else ""

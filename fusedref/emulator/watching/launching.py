@@ -54,9 +54,8 @@ def _note_writes(launch: Launch) -> None:
             written(*home)
         return
     for pointer in launch.pointers():
-        home = None if pointer.constant else runtime.allocation(pointer.address)
-        if home:
-            written(*home)
+        if not pointer.constant and (allocation := runtime.allocation(pointer.address)):
+            written(*allocation)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,2 @@
+// cuda_runtime_api.h for the emulator: empty. What it gives to kernels is in emulator.h; its functions for the host are not supported.
+#pragma once
