@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import shutil
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import Progress
 
+PICTURES = (".png", ".svg", ".pdf")
 DONE, REFUSED, NOT_RUN, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
-STATUSES = "Exit status: 0 done, 1 refused, 2 not run (a wrong command, no such file), 130 interrupted."
+
+
+def help_texts(description: str, example: str, statuses: str) -> dict[str, Any]:
+    """Return what argparse shows before and after the arguments, for a parser's constructor.
+
+    ``statuses`` are those below 2; the others are the same for every command.
+    """
+    width = min(shutil.get_terminal_size().columns, 100) - 2
+    return {
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "description": textwrap.fill(description, width),
+        "epilog": f"example:\n  {example}\n\n"
+        + textwrap.fill(f"exit status: {statuses}, 2 not run (such as a wrong command), 130 interrupted", width),
+    }
 
 
 def run(program: str, main: Callable[[], int]) -> NoReturn:
     """End the process with the status that ``main`` returns; Ctrl-C and a closed pipe end it without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name, say, need not fit the terminal's encoding
     try:
         status = main()
         sys.stdout.flush()
@@ -60,15 +80,12 @@ def output_file(text: str) -> Path:
 
 
 def picture_file(text: str) -> Path:
-    """Return the path of a picture that can be written, for argparse, as ``output_file`` does.
+    """Return the path of a picture that can be written, for argparse.
 
-    Raises argparse.ArgumentTypeError also for a suffix that matplotlib does not know.
+    Raises argparse.ArgumentTypeError as ``output_file`` does, and for a suffix that is not in PICTURES.
     """
-    from matplotlib.figure import Figure
-
-    suffixes = Figure().canvas.get_supported_filetypes()
-    if Path(text).suffix.lstrip(".").lower() not in suffixes:
-        raise argparse.ArgumentTypeError(f"{text!r} must end in one of .{', .'.join(sorted(suffixes))}")
+    if Path(text).suffix not in PICTURES:
+        raise argparse.ArgumentTypeError(f"{text!r} must end in {', '.join(PICTURES[:-1])} or {PICTURES[-1]}")
     return output_file(text)
 
 

@@ -1,29 +1,30 @@
-"""Climbs the ladder: validates every rung and, on a GPU, times it beside what PyTorch offers.
-
-Exit status: 0 where every rung validates, 1 where one does not, 2 for a command that cannot be carried out.
-"""
+"""Climb the ladder: validate every rung and, on a GPU, time it beside PyTorch."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import os
-import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
+from torch import Tensor
 
 from fusedref import Report, bench, cuda, plan, validate
+from fusedref.commandline import DONE, REFUSED, help_texts, not_run, picture_file, progress_bar, run, written_whole
+from fusedref.parameters import Parameters
 from fusedref.problem import KERNELBENCH_73, SMALL_73
 from fusedref.validation import random_inputs
 from kernels.ladder import LADDER, Rung
 
+PROGRAM = "python -m kernels"
 ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "lessons" / "measured" / "h200.json"  # the committed times, shown where there is no GPU
 MEASURE = f"python -m kernels --json {MEASURED.relative_to(ROOT)}"
@@ -33,26 +34,27 @@ BEGIN, END = "<!-- the ladder: written by `python -m kernels --readme` -->", "<!
 PLAN = ">>> print(fusedref.plan(fusedref.KERNELBENCH_73))"
 PEERS = [peer for peer in bench.PEERS
          if peer.precision == "fp32" and peer.name in ("eager PyTorch", "torch.compile", "folded cuDNN")]  # fmt: skip
-TOO_LARGE = dataclasses.replace(KERNELBENCH_73, batch=1)  # a plane of problem 73
+ONE_IMAGE = dataclasses.replace(KERNELBENCH_73, batch=1)  # its planes are too large for some rungs
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What was found on one rung."""
+    """The outcome of one rung."""
 
     rung: Rung
     report: Report
-    refusal: str | None  # what the launch said on a plane of problem 73, for a rung that does not fit it
+    refusal: str | None  # the error of its launch at ONE_IMAGE, for a rung that does not fit problem 73
 
     @property
     def ok(self) -> bool:
+        """Whether the rung validates, and is refused by the launch where it does not fit."""
         return self.report.ok and (self.rung.fits(KERNELBENCH_73) or self.refusal is not None)
 
 
-def climb(ladder: list[Rung], device: torch.device, console: Console) -> list[Step]:
-    """Validates every rung: at problem 73 on a GPU, on two small images of the same layer on the emulator."""
+def climb(ladder: list[Rung], device: torch.device) -> list[Step]:
+    """Validate every rung: at problem 73 on a GPU, at two small images of the same layer on the emulator."""
     steps = []
-    with Progress(console=console, transient=True) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("", total=len(ladder))
         for rung in ladder:
             progress.update(task, description=f"validating {rung.title}")
@@ -64,26 +66,31 @@ def climb(ladder: list[Rung], device: torch.device, console: Console) -> list[St
 
 
 def refusal(rung: Rung, device: torch.device) -> str | None:
-    """The error of launching ``rung`` on a plane of problem 73; None if it launches after all."""
+    """Return the error of launching ``rung`` at ONE_IMAGE; None if it launches."""
     try:
-        rung.candidate(*random_inputs(TOO_LARGE, seed=0, device=device))
-    except Exception as error:  # the device's own, of a class that depends on the device
+        rung.candidate(*random_inputs(ONE_IMAGE, seed=0, device=device))
+    except Exception as error:  # the device's own: its class depends on the device
         return str(error).splitlines()[0]
     return None
 
 
 def measure() -> list[bench.Row]:
-    """Times the floor, the peers and every rung that fits, at problem 73 on the current GPU, in one run."""
+    """Time the floor, the peers and every rung that fits, at problem 73 on the current GPU, in one run."""
     rungs = [
-        bench.Peer(rung.title, rung.precision, "NCHW", lambda inputs, _, rung=rung: lambda: rung.candidate(*inputs))
+        bench.Peer(rung.title, rung.precision, "NCHW", partial(_prepare, rung))
         for rung in LADDER
         if rung.fits(KERNELBENCH_73)
     ]
     return bench.run([(KERNELBENCH_73, PEERS + rungs)])
 
 
+def _prepare(rung: Rung, inputs: Parameters, options: dict[str, Any]) -> Callable[[], Tensor]:
+    """Return the call to time; a rung takes no ``options``."""
+    return lambda: rung.candidate(*inputs)
+
+
 def ladder_rows(rows: list[bench.Row]) -> list[bench.Row]:
-    """Of the rows of a file, those that the ladder shows: the floor, the peers and the rungs, in this order."""
+    """Select the rows that the ladder shows: the floor, the peers and the rungs, in this order."""
     order = [(bench.FLOOR, "fp32", "NCHW"), *[(peer.name, peer.precision, peer.layout) for peer in PEERS]]
     order += [(rung.title, rung.precision, "NCHW") for rung in LADDER]
     found = {
@@ -93,13 +100,13 @@ def ladder_rows(rows: list[bench.Row]) -> list[bench.Row]:
 
 
 def figures(row: bench.Row, rows: list[bench.Row]) -> tuple[str, str, str]:
-    """Microseconds, times eager, and share of the floor, as text."""
+    """Return microseconds, the speed relative to eager, and the floor's share of the time, as text."""
     eager = next(other for other in rows if other.name == "eager PyTorch")
     return f"{row.us:.0f}", f"{eager.us / row.us:.2f}", f"{row.floor_us / row.us:.0%}"
 
 
 def table(steps: list[Step], rows: list[bench.Row], card: str | None, device: torch.device) -> Table:
-    """A row for every rung, and for every peer of which there is a time. ``card`` is the one that ``rows`` are from."""
+    """Return a table with a line for every rung, and for every peer that has a time; ``rows`` are from ``card``."""
     on_gpu = device.type == "cuda"
     problem = KERNELBENCH_73 if on_gpu else SMALL_73
     title = f"The ladder at {bench.describe(problem)}, {card if on_gpu else 'on the emulator'}"
@@ -133,14 +140,20 @@ def table(steps: list[Step], rows: list[bench.Row], card: str | None, device: to
         result.add_section()
         for row in rows:
             if row.name not in [rung.title for rung in LADDER]:
-                error = "" if row.relative_l2 is None else f"{row.relative_l2:.1e}"
-                name = row.name if row.layout == "NCHW" else f"{row.name}, {row.layout}"
-                result.add_row(name, "", row.precision, error, "", "", "", *figures(row, rows))
+                result.add_row(_name(row), "", row.precision, _error(row), "", "", "", *figures(row, rows))
     return result
 
 
+def _name(row: bench.Row) -> str:
+    return row.name if row.layout == "NCHW" else f"{row.name}, {row.layout}"
+
+
+def _error(row: bench.Row) -> str:
+    return "" if row.relative_l2 is None else f"{row.relative_l2:.1e}"
+
+
 def picture(rows: list[bench.Row], card: str | None) -> Figure:
-    """The bytes that each rung moves at problem 73 and, where there are times, how long it and the peers take."""
+    """Draw the bytes that each rung moves at problem 73 and, if there are ``rows``, its time and the peers' times."""
     figure = Figure(figsize=(11 if rows else 6, 4.2), layout="constrained")
     panels = figure.subplots(1, 2 if rows else 1, squeeze=False)[0]
     panels[0].barh([rung.title for rung in LADDER], [rung.bytes_moved(KERNELBENCH_73) / 1e6 for rung in LADDER])
@@ -149,7 +162,7 @@ def picture(rows: list[bench.Row], card: str | None) -> Figure:
     panels[0].legend()
     if rows:
         bars = [row for row in rows if row.name != bench.FLOOR]
-        names = [row.name if row.layout == "NCHW" else f"{row.name}, {row.layout}" for row in bars]
+        names = [_name(row) for row in bars]
         titles = [rung.title for rung in LADDER]
         colours = ["tab:blue" if row.name in titles else "tab:gray" for row in bars]
         panels[1].barh(names, [row.us for row in bars], color=colours)
@@ -163,7 +176,7 @@ def picture(rows: list[bench.Row], card: str | None) -> Figure:
 
 
 def markdown() -> str:
-    """The README's part about the ladder, from the committed times."""
+    """Return the README's part about the ladder, from the committed times."""
     if not MEASURED.exists():
         return f"No times are committed yet: `{MEASURE}` measures them on a card."
     card, rows = bench.load(MEASURED)
@@ -182,21 +195,20 @@ def markdown() -> str:
         moved = f"{rung.bytes_moved(KERNELBENCH_73) / KERNELBENCH_73.least_bytes:.2f}"
         if rung.title in by_name:
             row = by_name[rung.title]
-            times = f"{' | '.join(figures(row, rows))} | {row.relative_l2:.1e}"
+            times = f"{' | '.join(figures(row, rows))} | {_error(row)}"
         else:
             times = "does not launch | | | "
         lines.append(f"| {rung.title} | {rung.how} | {rung.precision} | {rung.launches} | {moved} | {times} |")
     for row in rows:
         if row.name != bench.FLOOR and row.name not in [rung.title for rung in LADDER]:
-            name = row.name if row.layout == "NCHW" else f"{row.name}, {row.layout}"
-            times = f"{' | '.join(figures(row, rows))} | {row.relative_l2:.1e}"
-            lines.append(f"| *{name}* | | {row.precision} | | | {times} |")
+            times = f"{' | '.join(figures(row, rows))} | {_error(row)}"
+            lines.append(f"| *{_name(row)}* | | {row.precision} | | | {times} |")
     lines += ["", f"Measured by `{MEASURE}`, put here by `python -m kernels --readme`."]
     return "\n".join(lines)
 
 
 def write_readme() -> None:
-    """Puts ``markdown()`` between the README's marks, and the plan after its prompt; draws the picture."""
+    """Write ``markdown()`` between the README's marks and the plan after its prompt; draw the picture."""
     text = README.read_text(encoding="utf-8")
     for begin, end, new in ((BEGIN, END, markdown()), (PLAN, "```", str(plan(KERNELBENCH_73)))):
         before, rest = text.split(begin)
@@ -208,48 +220,75 @@ def write_readme() -> None:
         picture(ladder_rows(rows), card).savefig(README_PICTURE, dpi=120)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m kernels",
-        description="Validate every rung of the ladder. On a GPU: at problem 73, timed beside what PyTorch offers. "
-        "Without one: on a small problem on the emulator, beside the committed times.",
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    result = argparse.ArgumentParser(
+        prog=PROGRAM,
+        **help_texts(
+            "Validate every rung of the ladder. On a GPU: at problem 73, timed beside PyTorch. Without one: at a small "
+            "problem on the emulator, beside the committed times.",
+            f"{PROGRAM} --plot build/ladder.svg",
+            "0 every rung validates, 1 a rung is refused",
+        ),
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="add the measured times to FILE (on a GPU)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", default=ROOT / "build" / "ladder.png",
-                        help="where the picture of the ladder goes (default: build/ladder.png)")  # fmt: skip
-    parser.add_argument("--readme", action="store_true", help="only write the committed times into README.md")
-    given = parser.parse_args(arguments)
+    result.add_argument("--json", type=bench.rows_file, metavar="FILE", help="add the times to FILE (on a GPU)")
+    result.add_argument(
+        "--plot",
+        type=picture_file,
+        metavar="FILE",
+        default=str(ROOT / "build" / "ladder.png"),  # text, so that argparse checks it too
+        help="where the picture of the ladder goes (default: build/ladder.png)",
+    )
+    result.add_argument("--readme", action="store_true", help="only write the committed times into README.md")
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Carry out the command line; return its exit status."""
+    given = parser().parse_args(arguments)
     if given.readme:
         write_readme()
-        return 0
-
+        return DONE
     try:
         on_gpu = cuda.device() == "gpu"
-    except (RuntimeError, ValueError) as error:  # FUSEDREF_DEVICE names what is not here
-        print(f"python -m kernels: {error}", file=sys.stderr)
-        return 2
-    console = Console()
-    console.width = max(console.width, 130)  # what the table needs: in a narrow window its lines wrap, and are whole
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)  # a compiler's text is no markup
-    device = torch.device("cuda" if on_gpu else "cpu")
+    except (RuntimeError, ValueError) as error:  # FUSEDREF_DEVICE names a device that is not here
+        return not_run(PROGRAM, str(error))
     if not on_gpu:
-        os.environ["FUSEDREF_DEVICE"] = "emulator"  # rung 05 is to run its kernel, not torch's folded convolution
         if given.json is not None:
-            say("--json needs times, and times are measured on a GPU alone.")
-            return 2
-    steps = climb(LADDER, device, console)
-    card, rows = None, []
+            return not_run(PROGRAM, "--json needs times, and times are measured on a GPU alone")
+        os.environ["FUSEDREF_DEVICE"] = "emulator"  # so that rung 05 runs its kernel, not torch's folded convolution
+    device = torch.device("cuda" if on_gpu else "cpu")
+    try:
+        steps = climb(LADDER, device)
+    except ValueError as error:  # problem 73 does not fit into the memory of this GPU
+        return not_run(PROGRAM, str(error))
+    validated = all(step.ok for step in steps)
+    card: str | None = None
+    rows: list[bench.Row] = []
     if on_gpu:
         card = torch.cuda.get_device_name()
-        if all(step.ok for step in steps):  # the time of a kernel that is wrong means nothing
+        if validated:  # the time of a wrong kernel means nothing
             rows = measure()
     elif MEASURED.exists():
         card, rows = bench.load(MEASURED)
         rows = ladder_rows(rows)
+    show(steps, rows, card, device)
+    if given.json is not None and rows:
+        bench.save(given.json, rows)
+    with written_whole(given.plot) as aside:
+        picture(rows, card).savefig(aside, dpi=120)
+    print(f"The ladder as a picture: {given.plot}")
+    return DONE if validated else REFUSED
 
+
+def show(steps: list[Step], rows: list[bench.Row], card: str | None, device: torch.device) -> None:
+    """Print the table, what each rung teaches, what failed, and where the times are from."""
+    console = Console()
+    console.width = max(console.width, 130)  # the table's: in a narrow window its lines wrap, and are whole
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)  # a compiler's text is no markup
     console.print(table(steps, rows, card, device))
-    for rung in LADDER:
-        console.print(f"[bold]{rung.title}[/]: {rung.how}; {rung.idea}", highlight=False)
+    for step in steps:
+        console.print(f"[bold]{step.rung.title}[/]: {step.rung.how}; {step.rung.idea}", highlight=False)
     console.print()
     for step in steps:
         if step.refusal is not None:
@@ -258,21 +297,15 @@ def main(arguments: list[str] | None = None) -> int:
             say(f"{step.rung.title} launches where it should not: on a plane of problem 73.")
         if not step.report.ok:
             say(f"\n{step.rung.title} is not validated:\n{step.report}")
-    if on_gpu and not rows:
+    if device.type == "cuda" and not rows:
         say("No times: nothing is timed before every rung validates.")
-    elif not on_gpu:
+    elif device.type != "cuda":
         say(
             f"Times are those of {card}, from {MEASURED.relative_to(ROOT)}: no GPU is in use here."
             if rows
             else f"No times: no GPU is in use here, and {MEASURED.relative_to(ROOT)} is not there yet."
         )
-    if given.json is not None and rows:
-        bench.save(given.json, rows)
-    given.plot.parent.mkdir(parents=True, exist_ok=True)
-    picture(rows, card).savefig(given.plot, dpi=120)
-    say(f"The ladder as a picture: {given.plot}")
-    return 0 if all(step.ok for step in steps) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(PROGRAM, main)

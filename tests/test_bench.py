@@ -76,7 +76,7 @@ def test_what_is_timed_computes_the_operator():
         assert bench.relative_l2(prepare(inputs, {})(), inputs, SMALL) < 5e-7
 
 
-@pytest.mark.parametrize("problem", bench.OTHERS, ids=bench.describe)
+@pytest.mark.parametrize("problem", bench.OTHER_PROBLEMS, ids=bench.describe)
 def test_peers_get_the_problem_s_options(problem):
     problem = dataclasses.replace(problem, batch=1, in_channels=problem.groups * 2, out_channels=problem.groups * 2)
     inputs, options = random_inputs(problem, seed=0), problem.conv_options
@@ -85,8 +85,8 @@ def test_peers_get_the_problem_s_options(problem):
 
 
 def test_the_other_problems_and_the_family():
-    assert len({bench.describe(problem) for problem in bench.OTHERS}) == 12
-    outside = [bench.describe(problem) for problem in bench.OTHERS if not bench.in_family(problem)]
+    assert len({bench.describe(problem) for problem in bench.OTHER_PROBLEMS}) == 12
+    outside = [bench.describe(problem) for problem in bench.OTHER_PROBLEMS if not bench.in_family(problem)]
     assert outside == [
         "32, 256->256, 14x14, 3x3, padding 1",
         "32, 128->128, 56x56, 3x3, stride 2, padding 1",
@@ -108,7 +108,7 @@ def test_every_precision_has_its_peers_and_ours():
             ("fusedref", "NCHW"),
             ("fusedref", "channels_last"),
         ]
-    assert not any("max-autotune" in peer.name for peer in bench.PEERS_OF_OTHERS)
+    assert not any("max-autotune" in peer.name for peer in bench.PEERS_AT_OTHER_PROBLEMS)
 
 
 def test_the_geometric_mean_is_against_the_best_peer_of_each_problem():
@@ -122,8 +122,8 @@ def test_the_geometric_mean_is_against_the_best_peer_of_each_problem():
         row("folded cuDNN", us=3.0, problem="elsewhere"),
         row("fusedref", us=3.0, problem="elsewhere"),
     ]
-    assert bench.best(rows[:6], "fp32", ours=False).name == "folded cuDNN"
-    assert bench.times_as_fast(rows) == pytest.approx(2.0)  # of 4 and 1
+    assert bench.fastest(rows[:6], "fp32", ours=False).name == "folded cuDNN"
+    assert bench.speedup(rows) == pytest.approx(2.0)  # of 4 and 1
 
 
 def test_the_table_of_other_problems():
@@ -132,7 +132,7 @@ def test_the_table_of_other_problems():
         for precision in ("fp32", "tf32", "fp16")
         for name, us in (("folded cuDNN", 20.0), ("fusedref", 8.0))
     ]
-    cells = [next(iter(column.cells)) for column in bench.table_of_others(rows, "Test Card").columns]
+    cells = [next(iter(column.cells)) for column in bench.other_problems_table(rows, "Test Card").columns]
     assert cells == ["somewhere", "5.0", "20.0", "8.0", "2.50", "20.0, 8.0", "20.0, 8.0"]
 
 

@@ -1,13 +1,15 @@
-"""The command line: what it prints and how it ends."""
+"""The command lines: what they print and how they end."""
 
 import shutil
 import sys
 
 import pytest
 
+from fusedref import __main__ as command
 from fusedref.__main__ import main
 from kernels.__main__ import main as ladder
 from kernels.ladder import KERNELS
+from kernels.profile import main as profile
 from tests import processes
 
 SMALL = ["--problem", "1,2,3,8,9,3"]
@@ -65,19 +67,97 @@ def test_a_file_that_does_not_compile(kernel, capsys):
 
 @pytest.mark.parametrize(
     ("program", "arguments"),
-    [(main, ["validate", "mine.cu", "--kernel", "fused"]), (main, ["bench"]), (ladder, [])],
-    ids=["validate", "bench", "ladder"],
+    [(main, ["validate", "mine.cu", "--kernel", "fused"]), (main, ["bench"]), (ladder, []), (profile, ["--run"])],
+    ids=["validate", "bench", "ladder", "profile"],
 )
-def test_a_device_that_is_none(program, arguments, monkeypatch, capsys):
+def test_a_wrong_device(program, arguments, monkeypatch, capsys):
     monkeypatch.setenv("FUSEDREF_DEVICE", "tpu")
     assert program(arguments) == 2
     printed = capsys.readouterr()
     assert "FUSEDREF_DEVICE is 'tpu'" in printed.err and printed.err.count("\n") == 1 and not printed.out
 
 
-def test_a_seed_that_is_none(kernel, capsys):
-    assert main(["validate", kernel(), "--kernel", "fused", *SMALL, "--seed", "-1"]) == 2
-    assert "seed must be at least 0 and below 2**63, got -1" in capsys.readouterr().err
+@pytest.mark.parametrize("seed", ["-1", "1.5", "x", "", str(2**63), "9" * 5000], ids=lambda seed: seed[:20])
+def test_wrong_seeds(kernel, capsys, seed):
+    with pytest.raises(SystemExit) as end:
+        main(["validate", kernel(), "--kernel", "fused", *SMALL, "--seed", seed])
+    assert end.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "argument --seed: must be an integer, at least 0 and below 2**63, got " in error and len(error) < 200
+
+
+@pytest.mark.parametrize("batch", ["1000000000", str(10**30)])
+def test_sizes_that_exceed_all_memory(kernel, capsys, batch):
+    assert main(["validate", kernel(), "--kernel", "fused", "--problem", f"{batch},8,64,128,128,3"]) == 2
+    printed = capsys.readouterr()
+    assert "problem must fit into memory: it needs at least" in printed.err and printed.err.count("\n") == 1
+    assert not printed.out
+
+
+@pytest.mark.parametrize("error", [MemoryError("no"), RuntimeError("can't allocate memory")])
+def test_memory_that_ends_during_validation(kernel, capsys, monkeypatch, error):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(command, "validate", fails)
+    assert main(["validate", kernel(), "--kernel", "fused", *SMALL]) == 2
+    assert capsys.readouterr().err.endswith(f"validation at these sizes fails: {type(error).__name__}: {error}\n")
+
+
+def test_a_kernel_without_memory_is_not_refused(kernel, capsys, monkeypatch):
+    """The emulator has no room for the tensors: that is not the kernel's fault."""
+
+    def fails(*_, **__):
+        raise MemoryError("cuMemAlloc failed: out of memory")
+
+    monkeypatch.setattr("fusedref.validation.kernel.launch", fails)
+    assert main(["validate", kernel(), "--kernel", "fused", *SMALL]) == 2
+    assert "cuMemAlloc failed: out of memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", "// é".encode("latin-1")])
+def test_a_file_that_is_not_utf_8(tmp_path, capsys, content):
+    path = tmp_path / "mine.cu"
+    path.write_bytes(content)
+    assert main(["validate", str(path), "--kernel", "fused"]) == 2
+    assert capsys.readouterr().err == f"python -m fusedref: {path} is not text in UTF-8\n"
+
+
+def test_a_file_that_may_not_be_read(kernel, capsys, monkeypatch):
+    path = kernel()
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_text", refused)
+    assert main(["validate", path, "--kernel", "fused"]) == 2
+    assert capsys.readouterr().err == f"python -m fusedref: {path} cannot be read: Permission denied\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        (main, ["bench", "--json"]),
+        (main, ["bench", "--plot"]),
+        (ladder, ["--json"]),
+        (ladder, ["--plot"]),
+        (profile, []),
+    ],
+    ids=["bench --json", "bench --plot", "ladder --json", "ladder --plot", "profile"],
+)
+def test_output_files_are_checked_before_any_work(program, arguments, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    option = arguments[-1] if arguments else "FILE"
+    with pytest.raises(SystemExit) as end:
+        program([*arguments, str(tmp_path / "file" / "x.png")])
+    assert end.value.code == 2
+    assert f"argument {option}: '{tmp_path}/file/x.png' cannot be written: File exists" in capsys.readouterr().err
+    if option == "--plot":
+        with pytest.raises(SystemExit) as end:
+            program([*arguments, str(tmp_path / "x.xyz")])
+        assert end.value.code == 2
+        assert "x.xyz' must end in .png, .svg or .pdf" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("sizes", ["1,2,3", "1,2,3,8,9,three", "1,2,3,2,2,3", "0,2,3,8,9,3", "1,2,3,8,9,3,1"])
@@ -87,22 +167,44 @@ def test_sizes_that_make_no_problem(kernel, capsys, sizes):
     assert end.value.code == 2 and "BATCH,IN_CHANNELS" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["validate", "--help"], ["bench", "--help"]])
-def test_help(arguments, capsys):
+@pytest.mark.parametrize(
+    ("program", "arguments", "name", "statuses"),
+    [
+        (main, [], "python -m fusedref", "0 done, 1 refused"),
+        (main, ["validate"], "python -m fusedref validate", "0 validated, 1 refused"),
+        (main, ["bench"], "python -m fusedref bench", "0 done"),
+        (ladder, [], "python -m kernels", "0 every rung validates, 1 a rung is refused"),
+        (profile, [], "python -m kernels.profile", "0 done"),
+    ],
+    ids=["fusedref", "validate", "bench", "ladder", "profile"],
+)
+def test_help(program, arguments, name, statuses, capsys):
     with pytest.raises(SystemExit) as end:
-        main(arguments)
-    assert end.value.code == 0 and "usage: python -m fusedref" in capsys.readouterr().out
+        program([*arguments, "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: {name} [-h]") and f"example:\n  {name} " in text
+    ending = " ".join(text.partition("exit status: ")[2].split())
+    assert ending == f"{statuses}, 2 not run (such as a wrong command), 130 interrupted"
+
+
+def test_the_example_in_the_help_runs(capsys, monkeypatch):
+    monkeypatch.chdir(KERNELS.parent)
+    with pytest.raises(SystemExit):
+        main(["validate", "--help"])
+    example = capsys.readouterr().out.partition("example:\n  python -m fusedref ")[2].splitlines()[0]
+    assert main(example.split()) == 0
 
 
 def test_bench_without_a_gpu_says_what_to_run_instead(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("FUSEDREF_DEVICE", "emulator")
     assert main(["bench", "--json", str(tmp_path / "card.json")]) == 2
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().err
     assert "no NVIDIA GPU" in printed and "make ladder" in printed and not (tmp_path / "card.json").exists()
 
 
-@pytest.mark.parametrize("module", ["fusedref", "kernels"])
-def test_both_commands_start_as_modules(module):
+@pytest.mark.parametrize("module", ["fusedref", "kernels", "kernels.profile"])
+def test_commands_start_as_modules(module):
     done = processes.run([sys.executable, "-m", module, "--help"])
     assert done.returncode == 0 and f"usage: python -m {module}" in done.stdout, done.stderr
 

@@ -118,7 +118,7 @@ def test_a_rung_that_should_not_launch_and_does_is_told(rungs, capsys):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what is said where there is no GPU")
 def test_without_a_gpu_nothing_is_called_measured(rungs, capsys, tmp_path):
     assert rungs(FUSED, options=["--json", str(tmp_path / "card.json")]) == 2
-    assert "on a GPU alone" in capsys.readouterr().out and not (tmp_path / "card.json").exists()
+    assert "on a GPU alone" in capsys.readouterr().err and not (tmp_path / "card.json").exists()
     assert rungs(FUSED) == 0
     printed = capsys.readouterr().out
     assert "No times" in printed and "us" not in printed.split()

@@ -1,46 +1,50 @@
-"""Rows as tables and as a picture."""
+"""Show rows as tables and as a picture."""
 
 from __future__ import annotations
 
 import math
 import statistics
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from fusedref.bench.rows import FLOOR, Row
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def best(rows: list[Row], precision: str, ours: bool) -> Row:
-    """The fastest row of a precision, among this package's or among all others."""
+
+def fastest(rows: list[Row], precision: str, ours: bool) -> Row:
+    """Return the fastest row of a precision: of this package's rows if ``ours``, else of the peers'."""
     found = [row for row in rows if row.precision == precision and row.name != FLOOR]
     return min((row for row in found if (row.name == "fusedref") == ours), key=lambda row: row.us)
 
 
-def times_as_fast(rows: list[Row]) -> float:
-    """How many times as fast as the best peer this package is in fp32, the geometric mean over the rows' problems."""
+def speedup(rows: list[Row]) -> float:
+    """Return the fastest peer's time / ours in fp32: the geometric mean over the problems of the rows."""
     problems = {row.problem: [other for other in rows if other.problem == row.problem] for row in rows}
-    ratios = [best(of_one, "fp32", False).us / best(of_one, "fp32", True).us for of_one in problems.values()]
+    ratios = [fastest(of_one, "fp32", False).us / fastest(of_one, "fp32", True).us for of_one in problems.values()]
     return math.exp(statistics.mean(map(math.log, ratios)))
 
 
-def table_of_others(rows: list[Row], card: str) -> Table:
-    """A line for each problem: the floor, and the best peer beside the best of ours in each precision."""
+def other_problems_table(rows: list[Row], card: str) -> Table:
+    """Return a table with a line for each problem: the floor, and the fastest peer and ours in each precision."""
     result = Table(title=f"Other problems, microseconds on {card}")
     result.add_column("")
     for heading in ("floor", "best fp32 peer", "fusedref", "times", *[f"{p} peer, fusedref" for p in ("tf32", "fp16")]):
         result.add_column(heading, justify="right")
     for problem in dict.fromkeys(row.problem for row in rows):
         of_one = [row for row in rows if row.problem == problem]
-        peer, mine = best(of_one, "fp32", False), best(of_one, "fp32", True)
+        peer, mine = fastest(of_one, "fp32", False), fastest(of_one, "fp32", True)
         cells = [f"{mine.floor_us:.1f}", f"{peer.us:.1f}", f"{mine.us:.1f}", f"{peer.us / mine.us:.2f}"]
         for precision in ("tf32", "fp16"):
-            cells.append(", ".join(f"{best(of_one, precision, ours).us:.1f}" for ours in (False, True)))
+            cells.append(", ".join(f"{fastest(of_one, precision, ours).us:.1f}" for ours in (False, True)))
         result.add_row(problem, *cells)
     return result
 
 
 def table(rows: list[Row], card: str) -> Table:
-    """The rows for a terminal."""
+    """Return a table with a line for each row."""
     result = Table(title=f"{rows[0].problem}, {card}")
     for heading in ("", "precision", "layout"):
         result.add_column(heading)
@@ -53,8 +57,8 @@ def table(rows: list[Row], card: str) -> Table:
     return result
 
 
-def picture(rows: list[Row], card: str):
-    """A matplotlib Figure: a bar for each row, the floor as a line for each element size."""
+def picture(rows: list[Row], card: str) -> Figure:
+    """Draw a bar for each row, and the floor as a line for each element size."""
     from matplotlib.figure import Figure
 
     bars = [row for row in rows if row.name != FLOOR]

@@ -1,4 +1,4 @@
-"""Times of a call, on the device and on the host."""
+"""Time a call, on the device and on the host."""
 
 from __future__ import annotations
 
@@ -12,39 +12,38 @@ import torch
 
 @contextmanager
 def arithmetic(precision: str) -> Iterator[None]:
-    """Inside, cuDNN multiplies in tf32 only where ``precision`` says so, and picks its algorithms by timing them."""
+    """Let cuDNN multiply in tf32 only at precision "tf32", and choose its algorithms by timing them."""
     with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=precision == "tf32"):
         yield
 
 
 def samples(call: Callable[[], object], repeats: int = 30) -> list[float]:
-    """Device times of ``call`` in microseconds, one for each of ``repeats`` calls after a warm-up.
+    """Return the device times of ``repeats`` calls in microseconds, after a warm-up.
 
-    Before each call more than the L2 cache is overwritten. The device sleeps until all calls are queued: it waits for
-    nothing that the host is late with.
+    Before each call, more bytes than the L2 cache holds are overwritten. The device sleeps until all calls are queued,
+    so that it never waits for the host.
     """
     flush = torch.empty(4 * torch.cuda.get_device_properties().L2_cache_size, dtype=torch.uint8, device="cuda")
     for _ in range(5):
         call()
-    starts = [torch.cuda.Event(enable_timing=True) for _ in range(repeats)]
-    ends = [torch.cuda.Event(enable_timing=True) for _ in range(repeats)]
+    starts, ends = _events(repeats), _events(repeats)
     for cycles in (2**24, 2**26, 2**28):  # from about 10 ms on
         torch.cuda.synchronize()
-        torch.cuda._sleep(cycles)
-        for start, end in zip(starts, ends):
+        torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]  # torch has no type hints for it
+        for start, end in zip(starts, ends, strict=True):
             flush.zero_()
             start.record()
             call()
             end.record()
-        queued_in_time = not starts[0].query()
+        queued_in_time = not starts[0].query()  # type: ignore[no-untyped-call]  # the same
         torch.cuda.synchronize()
         if queued_in_time:
             break
-    return [1000 * start.elapsed_time(end) for start, end in zip(starts, ends)]
+    return [1000 * start.elapsed_time(end) for start, end in zip(starts, ends, strict=True)]
 
 
 def host_samples(call: Callable[[], object], repeats: int = 30, calls: int = 100) -> list[float]:
-    """Microseconds that the host spends on a call, each of ``repeats`` the mean of ``calls`` that follow each other."""
+    """Return the host's time for a call in microseconds, ``repeats`` times, each the mean of ``calls`` in a row."""
     times = []
     for _ in range(repeats + 1):
         torch.cuda.synchronize()
@@ -57,11 +56,15 @@ def host_samples(call: Callable[[], object], repeats: int = 30, calls: int = 100
 
 
 def microseconds(call: Callable[[], object]) -> float:
-    """The median of ``samples(call)``."""
+    """Return the median of ``samples(call)``."""
     return statistics.median(samples(call))
 
 
 def spread(times: list[float]) -> float:
-    """From the first quartile to the third."""
+    """Return the distance from the first quartile to the third."""
     first, _, third = statistics.quantiles(times, n=4)
     return third - first
+
+
+def _events(count: int) -> list[torch.cuda.Event]:
+    return [torch.cuda.Event(enable_timing=True) for _ in range(count)]  # type: ignore[no-untyped-call]  # the same

@@ -1,4 +1,4 @@
-"""Validate a candidate: is a function, or a kernel, the operator to rounding?
+"""Validate a candidate: a function or a kernel that claims to compute the operator.
 
 ``validate`` calls it on random inputs and compares what it returns with float64; ``bounds`` has the rounding bound.
 """

@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,8 +26,8 @@ def copied_in_place(inputs: Parameters, before: Parameters | None) -> Parameters
     So a candidate that keeps something by the address of an input uses a stale value, which shows.
     """
 
-    def copied(new: Tensor | float | None, old: Tensor | float | None) -> Tensor | float | None:
-        """Copy one of them; return a value that is not a tensor as it is."""
+    def copied(new: Any, old: Any) -> Any:
+        """Copy a tensor; return any other value as it is."""
         if not isinstance(new, Tensor):
             return new
         if isinstance(old, Tensor) and _kind(old) == _kind(new) and old.is_contiguous() and _has_memory(old):
@@ -138,7 +139,9 @@ def _has_memory(tensor: Tensor) -> bool:
     """Return whether the storage of a strided tensor reaches to its last element; it does not after ``resize_(0)``."""
     if tensor.numel() == 0:
         return True
-    last = tensor.storage_offset() + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    last = tensor.storage_offset() + sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
     return (last + 1) * tensor.itemsize <= tensor.untyped_storage().nbytes()
 
 
@@ -176,20 +179,19 @@ class _PoisonedMemory:
 
 @contextmanager
 def _deterministic_mode() -> Iterator[None]:
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-        torch.utils.deterministic.fill_uninitialized_memory,
-    )
+    settings: Any = torch.utils.deterministic  # a module that sets flags of torch, without type hints
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = settings.fill_uninitialized_memory
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*deterministic")  # the candidate did not choose this mode
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = True
+        settings.fill_uninitialized_memory = True
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-            torch.utils.deterministic.fill_uninitialized_memory = before[2]
+            torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+            settings.fill_uninitialized_memory = filled
 
 
 poisoned_memory = _PoisonedMemory()

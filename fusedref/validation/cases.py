@@ -77,7 +77,7 @@ class Errors:
 
     def _where(self, total: int) -> str:
         """Name the wrong elements: an element, one axis, a run in memory, the border, or where several axes meet."""
-        sizes = dict(zip(AXES, self.problem.output_shape))
+        sizes = dict(zip(AXES, self.problem.output_shape, strict=True))
         wrong = {axis: self.by(axis).nonzero().view(-1).tolist() for axis in AXES}
         limited = {axis: indices for axis, indices in wrong.items() if len(indices) < sizes[axis]}
         if self.wrong == 1:

@@ -58,7 +58,9 @@ def shapes_around(problem: Problem) -> list[tuple[str, Problem]]:
         """Return the problem with this many outputs; ``rest`` rows and columns of x stay unused if the stride > 1."""
         height, width = (
             max(1, span - sum(pads) + (out - 1) * stride + min(rest, stride - 1))
-            for span, pads, out, stride in zip(problem.span, problem.pads, (out_height, out_width), problem.strides)
+            for span, pads, out, stride in zip(
+                problem.span, problem.pads, (out_height, out_width), problem.strides, strict=True
+            )
         )
         return dataclasses.replace(problem, batch=batch, height=height, width=width)
 
