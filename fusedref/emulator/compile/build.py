@@ -184,7 +184,7 @@ def run(command: list[str], folder: str | Path | None = None) -> str:
     except subprocess.TimeoutExpired:
         _kill(process)
         raise CompilerFailed(
-            command, f"error: compiling took longer than {COMPILE_SECONDS:.0f} seconds and was stopped"
+            command, f"error: compiling took longer than {COMPILE_SECONDS:g} seconds and was stopped"
         ) from None
     except BaseException:
         _kill(process)

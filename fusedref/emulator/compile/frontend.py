@@ -303,6 +303,8 @@ class Frontend(Tokens):
     def kernel(self, index: int, name: str, opening: int, end: int) -> None:
         """Register the kernel, or remember the names of a template's parameters for its explicit instantiations."""
         start = self.statement_start(index)
+        if not any(self.text(i) == "void" for i in range(start, opening)):
+            raise TranslationError(self.tokens[index], "a __global__ function must have a void return type")
         names = self.parameters(opening)
         self.count += 1
         template = self.text(start) == "template"

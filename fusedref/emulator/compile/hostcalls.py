@@ -10,7 +10,7 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
-from ..names import demangled
+from ..names import demangled, function_name
 
 MATHEMATICS = """
 acos acosh asin asinh atan atan2 atanh cbrt ceil copysign cos cosh erf erfc exp exp10 exp2 expm1 fabs fdim floor fma
@@ -32,8 +32,8 @@ ALLOWED = re.compile(
 )
 
 
-def unresolved(path: Path) -> list[str]:
-    """Return an error message for each function that an object file needs and that no kernel may call.
+def unresolved(path: Path) -> dict[str, str]:
+    """Return name -> error message, for each function that an object file needs and that no kernel may call.
 
     Only ELF files are checked.
     """
@@ -41,7 +41,7 @@ def unresolved(path: Path) -> list[str]:
         try:
             sections = list(ELFFile(file).iter_sections())
         except ELFError:
-            return []
+            return {}
         needed = {
             symbol.name
             for section in sections
@@ -49,10 +49,10 @@ def unresolved(path: Path) -> list[str]:
             for symbol in section.iter_symbols()
             if symbol["st_shndx"] == "SHN_UNDEF" and symbol.name
         }
-    return [_problem(name) for name in sorted(needed) if not ALLOWED.fullmatch(name)]
+    return {function_name(symbol): _problem(symbol) for symbol in sorted(needed) if not ALLOWED.fullmatch(symbol)}
 
 
 def _problem(symbol: str) -> str:
-    if symbol.startswith("_ZSt") or symbol.startswith("_ZNSt") or hasattr(ctypes.CDLL(None), symbol):
+    if symbol.startswith(("_ZSt", "_ZNSt")) or hasattr(ctypes.CDLL(None), symbol):
         return f'calling a __host__ function("{demangled(symbol)}") from device code is not allowed'
-    return f'"{demangled(symbol)}" is declared and used, but defined nowhere'
+    return f'"{demangled(symbol)}" is declared and called, but defined nowhere'

@@ -22,7 +22,8 @@ from .tokens import TranslationError
 
 NAME = "kernel.cu"  # the source's name, unless its first line is #line 1 "name.cu"
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*[<"]([^>"]+)[>"]', re.MULTILINE)
-_LINE = re.compile(r'#line 1 "((?:[^"\\\n]|\\.)+)"\n')
+_LINE = re.compile(r'#line 1 "(.{1,255}?)"\n', re.DOTALL)
+_BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"
 _SYSTEM = ("<", str(build.INCLUDE), "/usr/", "/opt/", "/Library/", "/Applications/")
 
 
@@ -39,7 +40,7 @@ class Source:
     def name(self) -> str:
         """The name that messages and findings use for the source."""
         match = _LINE.match(self.text)
-        return re.sub(r"\\(.)", r"\1", match.group(1)) if match else NAME
+        return match.group(1) if match else NAME
 
     @property
     def texts(self) -> dict[str, str]:
@@ -67,7 +68,10 @@ def read_source(text: str, words: Iterable[str], include_dirs: Iterable[str], ex
         CompileError: nvcc has no such option.
     """
     words = list(words)
-    text = text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")  # a byte order mark
+    text = text.removeprefix(_BYTE_ORDER_MARK)
+    if match := _LINE.match(text):
+        name = re.sub(r'["\\\n\r]', "_", match.group(1))  # they mean something in a #line
+        text = f'#line 1 "{name}"\n{text[match.end() :].removeprefix(_BYTE_ORDER_MARK)}'
     try:
         parsed = options.parse(words)
     except options.Refused as error:
@@ -136,9 +140,8 @@ def _build(cxx: build.Compiler, source: Source, folder: Path, verbose: bool) -> 
         command = [*flags, *prelude[2:], "-c", "kernel.ii", "-o", "kernel.o"]
         build.run(command, folder)
         if problems := unresolved(folder / "kernel.o"):
-            raise _failed(
-                source, command, "\n".join(f"{source.name}: error: {problem}" for problem in problems), verbose
-            )
+            found = [messages.unresolved_message(*item, source.texts, source.name) for item in problems.items()]
+            raise _failed(source, command, "\n".join(message.shown(source.texts) for message in found), verbose)
         own_symbols = [] if sys.platform == "darwin" else ["-Wl,-Bsymbolic"]
         command = cxx.link(["kernel.o"], "kernel.so", [str(build.runtime()), "-lm", *own_symbols])
         build.run(command, folder)

@@ -38,125 +38,120 @@ UNSUPPORTED_NAMES = {
     r"__nv_fp8\w*": "8-bit floating-point types",
     r"cub|thrust|curand\w*|cublas\w*": "CUDA's libraries",
 }
-HOST_NAMES = r"cuda[A-Z]\w*|cu[A-Z]\w+|cout|cerr|endl|std::(?:cout|cerr|endl|vector|string)"
+HOST_NAMES = r"cuda[A-Z]\w*|cu[A-Z]\w+|cout|cerr|endl|vector|string"
 
-# What g++ and clang say -> what it means. {n} is a group of the pattern.
-_NAME = r"'(?P<a>[^']*)'"
-_OTHER = r"'(?P<b>[^']*)'"
+_NAME = "'(?P<a>[^']*)'"
+_OTHER = "'(?P<b>[^']*)'"
 _HINT = r"(?:; did you mean '(?P<hint>[^']*)'\??)?"
-_MEANINGS = [
-    (rf"{_NAME} (?:was not declared in this scope|does not name a type){_HINT}.*", "undefined"),
-    (rf"use of undeclared identifier {_NAME}{_HINT}", "undefined"),
-    (rf"unknown type name {_NAME}{_HINT}", "undefined"),
-    (rf"{_NAME} has not been declared{_HINT}", "undefined"),
-    (rf"there are no arguments to {_NAME} that depend on a template parameter.*", "undefined"),
-    (r"(?P<a>\S+): No such file or directory", "header"),
-    (rf"{_NAME} file not found", "header"),
-    (
-        r"expected '(?:,' or ')?;' (?:before|after|at end of).*",
-        "a ';' is missing before this point or at the end of the line",
-    ),
-    (r"expected initializer before.*", "a ';' is missing at the end of the line before"),
-    (r"expected '}' at end of input|expected '}'", "a '{{' is never closed with '}}'"),
-    (r"expected '\)'.*", "a ')' is missing"),
-    (r"expected '\]'.*", "a ']' is missing"),
+_UNDEFINED = [
+    rf"{_NAME} (?:was not declared in this scope|does not name a type|has not been declared){_HINT}.*",
+    rf"(?:use of undeclared identifier|unknown type name) {_NAME}{_HINT}",
+    rf"{_NAME} is not a namespace-name|expected namespace name.*",
+    rf"{_NAME} is not a member of {_OTHER}{_HINT}",
+    rf"no (?:member|type|template) named {_NAME} in namespace {_OTHER}.*",
+    rf"there are no arguments to {_NAME} that depend on a template parameter.*",
+]
+_NO_HEADER = [r"(?P<a>\S+): No such file or directory", rf"{_NAME} file not found"]
+_CONVERT = 'a value of type "{a}" cannot be converted to "{b}"'
+_CONST = "a const value cannot be written"
+_NO_VALUE = "a kernel returns no value: its result type is void"
+_TEMPLATE = 'a template cannot be extern "C": use no_extern_c=True, and write extern "C" at the kernels'
+_MEANINGS = [  # what g++ and clang say -> what it means
+    (r"expected '}'.*", "a '{{' is never closed with '}}'"),
+    (r"expected '(?P<a>[)\]])'.*", "a '{a}' is missing"),
+    (r"expected declaration before '}' token|extraneous closing brace.*", "this '}}' closes nothing"),
+    (r"template with C linkage|templates must have C\+\+ linkage", _TEMPLATE),
     (rf"too (?P<b>few|many) arguments to function {_NAME}", 'too {b} arguments: the function is "{a}"'),
     (
-        r"too (?P<b>few|many) arguments to function call, expected (?P<a>\d+)[^,]*, have (?P<c>\d+)",
+        r"too (?P<b>few|many) arguments to function call, expected (?:at \w+ )?(?P<a>\w+).*, have (?P<c>\d+).*",
         "too {b} arguments: the function takes {a}, the call has {c}",
     ),
     (rf"no matching function for call to {_NAME}", 'no version of the function takes these arguments: "{a}"'),
-    (
-        rf"(?:invalid conversion|cannot convert|could not convert).* from {_NAME} to {_OTHER}.*",
-        'a value of type "{a}" cannot be converted to "{b}"',
-    ),
-    (
-        rf"(?:invalid conversion|cannot convert) from {_NAME} to {_OTHER}.*",
-        'a value of type "{a}" cannot be converted to "{b}"',
-    ),
-    (rf"cannot convert {_NAME} to {_OTHER}.*", 'a value of type "{a}" cannot be converted to "{b}"'),
-    (
-        rf"cannot initialize a \w+ of type {_OTHER} with an? \w+ of type {_NAME}.*",
-        'a value of type "{a}" cannot be converted to "{b}"',
-    ),
-    (rf"assigning to {_OTHER} from incompatible type {_NAME}.*", 'a value of type "{a}" cannot be converted to "{b}"'),
-    (rf"assignment of read-only (?:\w+ )?{_NAME}", '"{a}" is const: it cannot be written'),
-    (
-        rf"cannot assign to (?:variable |non-static data member )?{_NAME} with const-qualified type.*",
-        '"{a}" is const: it cannot be written',
-    ),
-    (r"read-only variable is not assignable", "a const variable cannot be written"),
+    (rf"(?:invalid conversion from|cannot convert|could not convert .* from) {_NAME} to {_OTHER}.*", _CONVERT),
+    (rf"conversion from {_NAME} to non-scalar type {_OTHER} requested", _CONVERT),
+    (rf"no viable conversion from {_NAME} to {_OTHER}.*", _CONVERT),
+    (rf"cannot initialize a \w+ of type {_OTHER} with an? \w+ of type {_NAME}.*", _CONVERT),
+    (rf"assigning to {_OTHER} from incompatible type {_NAME}.*", _CONVERT),
+    (r"assignment of read-only .*|cannot assign to .* const.*|read-only variable is not assignable", _CONST),
     (rf"{_NAME} has no member named {_OTHER}.*", 'type "{a}" has no member "{b}"'),
     (rf"no member named {_OTHER} in {_NAME}.*", 'type "{a}" has no member "{b}"'),
     (
-        rf"request for member {_OTHER} in {_NAME}, which is of (?:non-class|pointer) type.*",
-        '"{a}" is no struct: it has no member "{b}"',
+        rf"request for member {_OTHER} in '.*', which is of (?:non-class|pointer) type {_NAME}.*",
+        'type "{a}" has no members, so there is no "{b}"',
     ),
-    (rf"member reference base type {_NAME} is not a structure or union", 'type "{a}" is no struct: it has no members'),
-    (rf"redefinition of {_NAME}.*", '"{a}" is defined a second time'),
-    (rf"redeclaration of {_NAME}.*", '"{a}" is declared a second time'),
+    (rf"member reference base type {_NAME} is not a structure or union", 'type "{a}" has no members'),
+    (rf"(?:redefinition|redeclaration) of {_NAME}.*", '"{a}" is declared a second time'),
     (rf"conflicting declaration {_NAME}", '"{a}" is declared a second time, with another type'),
     (rf"invalid types {_NAME} for array subscript", 'only an array or a pointer has elements: "{a}"'),
     (r"subscripted value is not an array, pointer, or vector", "only an array or a pointer has elements"),
     (
-        r"return-statement with a value, in function returning 'void'.*",
-        "a kernel returns no value: its result type is void",
+        r"return-statement with a value, in function returning 'void'.*|void function .* should not return a value.*",
+        _NO_VALUE,
     ),
-    (rf"void function {_NAME} should not return a value.*", "a kernel returns no value: its result type is void"),
     (rf"invalid operands of types {_NAME} and {_OTHER} to binary.*", 'the operator does not take "{a}" and "{b}"'),
-    (
-        r"invalid operands to binary expression \('(?P<a>.*?)' and '(?P<b>.*?)'\)",
-        'the operator does not take "{a}" and "{b}"',
-    ),
-    (r"stray .* in program", "a character that C++ does not know: {0}"),
+    (rf"invalid operands to binary expression \({_NAME} and {_OTHER}\)", 'the operator does not take "{a}" and "{b}"'),
+    (rf"{_NAME} is not a constant expression", '"{a}" is not known when the kernel is compiled'),
+    (rf"the value of {_NAME} is not usable in a constant expression", '"{a}" is not known when the kernel is compiled'),
     (r"#error (?P<a>.*)", "#error {a}"),
 ]
+_MISSING_SEMICOLON = (
+    r"expected (?:.* or )?';' (?:before '(?P<a>.*?)'.*|after.*|at end of.*)"
+    r"|expected initializer before '?(?P<b>[^']*)'?.*"
+)
 
 
 @dataclass(frozen=True)
 class Message:
-    """One error: where it is and what it says."""
+    """One error: where it is and what it says. A lower ``rank`` tells more of the cause."""
 
     file: str
     line: int
     text: str
+    rank: int = 0
 
     def shown(self, texts: Mapping[str, str]) -> str:
         """Return it as nvcc writes it, with its line of the source below."""
-        return f"{self.file}({self.line}): error: {self.text}{_source_line(texts, self.file, self.line)}"
+        line = _line(texts, self.file, self.line)
+        return f"{self.file}({self.line}): error: {self.text}" + (f"\n    {line}" if line else "")
 
 
 def translate(stderr: str, texts: Mapping[str, str], name: str) -> str:
-    """Return what the compiler wrote, in CUDA's terms.
+    """Return what the compiler wrote in CUDA's terms: one sentence for each line of the source, and that line.
 
     ``texts`` has the source and the user's headers by their name; ``name`` is the source's.
     """
-    found: list[Message] = []
-    user = ""  # the last place in the user's text that the compiler came through
+    found: dict[tuple[str, int], Message] = {}
+    place = (name, 1)  # the last place in the user's text that the compiler named
     for line in stderr.splitlines():
-        if through := re.match(r"(?:In file included from|\s+from) (.+):(\d+)[:,]", line):
-            user = _place(through.group(1), through.group(2), texts)
-            continue
+        including = re.match(r"(?:In file included from|\s+from) (.+):(\d+)[:,]", line)
+        if including and including.group(1) in texts:
+            place = including.group(1), int(including.group(2))
         entry = _ENTRY.match(line)
         if entry is None:
             continue
-        place = _place(entry["file"], entry["line"], texts)
+        if entry["file"] in texts:
+            place = entry["file"], int(entry["line"])
         if "error" not in entry["kind"]:
             continue
-        file, _, number = (place or user or f"{name}:1").rpartition(":")
-        message = Message(file, int(number), _meaning(entry["text"], _line(texts, file, int(number))))
-        if message not in found:
-            found.append(message)
+        message = _message(*place, entry["text"], texts)
+        key = message.file, message.line
+        if key not in found or message.rank < found[key].rank:
+            found[key] = message
     if not found:  # nothing that could be read: a message of the linker, or of the driver
         return stderr.strip()
     hidden = len(found) - _MOST
-    shown = [message.shown(texts) for message in found[:_MOST]]
+    shown = [message.shown(texts) for message in list(found.values())[:_MOST]]
     return "\n".join([*shown, *([f"({hidden} more errors)"] if hidden > 0 else [])])
 
 
-def _place(file: str, line: str, texts: Mapping[str, str]) -> str:
-    """Return ``file:line`` if the file is the user's, else an empty string."""
-    return f"{file}:{line}" if file in texts else ""
+def unresolved_message(symbol: str, text: str, texts: Mapping[str, str], name: str) -> Message:
+    """Return the message about a function that is missing, at the first line of the user's that calls it."""
+    called = re.compile(rf"\b{re.escape(symbol.rpartition('::')[2])}\s*\(")
+    for file, source in texts.items():
+        for number, line in enumerate(source.splitlines(), 1):
+            if called.search(line.partition("//")[0]):
+                return Message(file, number, text)
+    return Message(name, 1, text)
 
 
 def _line(texts: Mapping[str, str], file: str, number: int) -> str:
@@ -164,24 +159,28 @@ def _line(texts: Mapping[str, str], file: str, number: int) -> str:
     return lines[number - 1].strip() if 0 < number <= len(lines) else ""
 
 
-def _source_line(texts: Mapping[str, str], file: str, number: int) -> str:
-    line = _line(texts, file, number)
-    return f"\n    {line}" if line else ""
-
-
-def _meaning(text: str, source: str) -> str:
+def _message(file: str, line: int, text: str, texts: Mapping[str, str]) -> Message:
     """Return the meaning of one message; the compiler's own words where it is not known."""
+    for pattern in _UNDEFINED:
+        if match := re.fullmatch(pattern, text):
+            groups = match.groupdict()
+            return Message(file, line, _undefined(groups["a"] or "", groups.get("hint") or ""))
+    for pattern in _NO_HEADER:
+        if match := re.fullmatch(pattern, text):
+            return Message(file, line, _no_header(match["a"]))
+    if match := re.fullmatch(_MISSING_SEMICOLON, text):
+        before = match["a"] or match["b"]
+        # A compiler sees that it is missing at the next word, which may be on a later line.
+        if before and before != "}" and re.match(rf"(__\w+__\s+)*{re.escape(before)}", _line(texts, file, line)):
+            while line > 1 and not _line(texts, file, line - 1):
+                line -= 1
+            return Message(file, line - 1, "a ';' is missing at the end of this line", 1)
+        return Message(file, line, "a ';' is missing in this line or at its end", 1)
     for pattern, meaning in _MEANINGS:
-        match = re.fullmatch(pattern, text)
-        if match is None:
-            continue
-        groups = {key: value or "" for key, value in match.groupdict().items()}
-        if meaning == "undefined":
-            return _undefined(groups["a"], groups.get("hint", ""))
-        if meaning == "header":
-            return _no_header(groups["a"])
-        return meaning.format(text, **groups)
-    return text
+        if match := re.fullmatch(pattern, text):
+            groups = {key: value or "" for key, value in match.groupdict().items()}
+            return Message(file, line, meaning.format(**groups), 1)
+    return Message(file, line, text, 2)
 
 
 def _undefined(name: str, hint: str) -> str:

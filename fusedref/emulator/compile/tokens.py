@@ -92,16 +92,23 @@ class Tokens:
 
     def closing(self, index: int) -> int:
         """Return the index of the bracket that closes the one at ``index``."""
-        depth = 0
+        opened: list[int] = []
         for i in range(index, len(self.tokens)):
-            if self.tokens[i].kind == "other":
-                if self.tokens[i].text in OPENING:
-                    depth += 1
-                elif self.tokens[i].text in CLOSING:
-                    depth -= 1
-                    if depth == 0:
-                        return i
-        raise TranslationError(self.tokens[index], f"'{self.text(index)}' is never closed")
+            if self.tokens[i].kind != "other":
+                continue
+            if self.tokens[i].text in OPENING:
+                opened.append(i)
+            elif self.tokens[i].text in CLOSING:
+                start = opened.pop()
+                if OPENING.index(self.text(start)) != CLOSING.index(self.text(i)):
+                    raise self.never_closed(start)
+                if not opened:
+                    return i
+        raise self.never_closed(opened[-1])
+
+    def never_closed(self, index: int) -> TranslationError:
+        """Return the error about the bracket at ``index``."""
+        return TranslationError(self.tokens[index], f"'{self.text(index)}' is never closed")
 
     def check_braces(self) -> None:
         """Raise TranslationError at the innermost ``{`` of the user's that is never closed.
@@ -109,13 +116,13 @@ class Tokens:
         The compiler would close it with a brace of the text around the source.
         """
         opened = []
-        for token in self.tokens:
+        for i, token in enumerate(self.tokens):
             if token.user and token.text == "{":
-                opened.append(token)
+                opened.append(i)
             elif token.user and token.text == "}" and opened:
                 opened.pop()
         if opened:
-            raise TranslationError(opened[-1], "'{' is never closed")
+            raise self.never_closed(opened[-1])
 
     def statement_start(self, index: int) -> int:
         """Return the index of the first token of the declaration that holds ``index``."""
