@@ -1,4 +1,4 @@
-"""The bench: rows, files and pictures. No test asks how long anything takes."""
+"""The bench: rows, files and pictures; no test depends on a time."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ def test_describe():
     assert bench.describe(problem) == "32, 128->128, 56x60, 3x5, stride 2, padding valid, dilation (1, 2), groups 4"
 
 
-def test_a_file_gives_back_its_rows(card, tmp_path):
+def test_save_and_load(card, tmp_path):
     path = tmp_path / "measured" / "card.json"
     bench.save(path, [row("a"), row("b")])
     assert bench.load(path) == ("Test Card", [row("a"), row("b")])
@@ -42,19 +42,28 @@ def test_a_file_gives_back_its_rows(card, tmp_path):
     ]  # fmt: skip
 
 
-def test_a_second_run_replaces_its_own_rows_alone(card, tmp_path):
+def test_save_replaces_rows_of_the_same_key(card, tmp_path):
     path = tmp_path / "card.json"
     bench.save(path, [row("a"), row("b"), row("b", precision="tf32")])
     bench.save(path, [row("b", us=7.0), row("c")])
     assert bench.load(path)[1] == [row("a"), row("b", precision="tf32"), row("b", us=7.0), row("c")]
 
 
-def test_rows_of_other_versions_do_not_stay(card, tmp_path, monkeypatch):
+def test_save_drops_rows_of_other_versions(card, tmp_path, monkeypatch):
     path = tmp_path / "card.json"
     bench.save(path, [row("a")])
     monkeypatch.setattr(bench.rows, "versions", lambda: {"torch": "2"})
     bench.save(path, [row("b")])
     assert bench.load(path)[1] == [row("b")]
+
+
+@pytest.mark.parametrize("content", ["my notes", "{}", '{"card": "Test Card", "versions": {}, "rows": [{}]}'])
+def test_save_leaves_a_file_of_other_content(card, tmp_path, content):
+    path = tmp_path / "card.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"card\.json does not hold rows of this bench"):
+        bench.save(path, [row("a")])
+    assert path.read_text() == content and list(tmp_path.iterdir()) == [path]
 
 
 def test_relative_l2_sees_one_wrong_image():
@@ -70,21 +79,21 @@ def test_relative_l2_sees_one_wrong_image():
     assert not bench.relative_l2(wrong, inputs, problem) <= 1e-7
 
 
-def test_what_is_timed_computes_the_operator():
+def test_peers_compute_the_operator():
     inputs = random_inputs(SMALL, seed=0)
     for prepare in (bench.eager, bench.folded, bench.ours):
         assert bench.relative_l2(prepare(inputs, {})(), inputs, SMALL) < 5e-7
 
 
 @pytest.mark.parametrize("problem", bench.OTHER_PROBLEMS, ids=bench.describe)
-def test_peers_get_the_problem_s_options(problem):
+def test_peers_use_the_options(problem):
     problem = dataclasses.replace(problem, batch=1, in_channels=problem.groups * 2, out_channels=problem.groups * 2)
     inputs, options = random_inputs(problem, seed=0), problem.conv_options
     for prepare in (bench.eager, bench.folded):
         assert bench.relative_l2(prepare(inputs, options)(), inputs, problem) < 5e-7
 
 
-def test_the_other_problems_and_the_family():
+def test_other_problems_and_the_family():
     assert len({bench.describe(problem) for problem in bench.OTHER_PROBLEMS}) == 12
     outside = [bench.describe(problem) for problem in bench.OTHER_PROBLEMS if not bench.in_family(problem)]
     assert outside == [
@@ -96,7 +105,7 @@ def test_the_other_problems_and_the_family():
     assert bench.in_family(KERNELBENCH_73) and not bench.in_family(Problem(1, 8, 8, 20, 20, 8))
 
 
-def test_every_precision_has_its_peers_and_ours():
+def test_peers_of_every_precision():
     for precision in ("fp32", "tf32", "fp16", "bf16"):
         names = [(peer.name, peer.layout) for peer in bench.PEERS + bench.OURS if peer.precision == precision]
         assert names == [
@@ -111,7 +120,7 @@ def test_every_precision_has_its_peers_and_ours():
     assert not any("max-autotune" in peer.name for peer in bench.PEERS_AT_OTHER_PROBLEMS)
 
 
-def test_the_geometric_mean_is_against_the_best_peer_of_each_problem():
+def test_speedup_is_over_the_fastest_peer():
     rows = [
         row(bench.FLOOR, us=1.0),
         row("eager PyTorch", us=90.0),
@@ -126,7 +135,7 @@ def test_the_geometric_mean_is_against_the_best_peer_of_each_problem():
     assert bench.speedup(rows) == pytest.approx(2.0)  # of 4 and 1
 
 
-def test_the_table_of_other_problems():
+def test_table_of_other_problems():
     rows = [
         row(name, us=us, precision=precision)
         for precision in ("fp32", "tf32", "fp16")
@@ -136,7 +145,7 @@ def test_the_table_of_other_problems():
     assert cells == ["somewhere", "5.0", "20.0", "8.0", "2.50", "20.0, 8.0", "20.0, 8.0"]
 
 
-def test_the_picture_has_a_bar_for_every_row_but_the_floor():
+def test_picture_has_a_bar_for_each_row():
     rows = [row(bench.FLOOR), row("a"), row("b", precision="tf32")]
     axes = bench.picture(rows, "Test Card").axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a, fp32, NCHW", "b, tf32, NCHW"]
@@ -152,7 +161,7 @@ def test_cudnn_uses_tf32_only_where_asked():
 
 
 @pytest.mark.gpu
-def test_a_late_host_does_not_count():
+def test_device_times_exclude_a_late_host():
     """Two launches, between which the host rests longer than the device works."""
     x = torch.zeros(8, device="cuda")
 
@@ -168,7 +177,7 @@ def test_a_late_host_does_not_count():
 
 
 @pytest.mark.gpu
-def test_what_the_host_spends_has_rows_of_its_own():
+def test_host_rows():
     rows = bench.host_rows()
     assert [found.name for found in rows] == [
         f"host: {name}"
@@ -180,7 +189,7 @@ def test_what_the_host_spends_has_rows_of_its_own():
 
 
 @pytest.mark.gpu
-def test_every_peer_runs_and_its_error_is_that_of_its_precision():
+def test_every_peer_runs_within_its_precision():
     peers = [peer for peer in bench.PEERS + bench.OURS if "max-autotune" not in peer.name]
     bench.compile_ours([SMALL])
     rows = bench.run([(SMALL, peers)])

@@ -29,7 +29,7 @@ def kernel(tmp_path):
     return kernel
 
 
-def test_a_right_kernel_is_validated(kernel, capsys):
+def test_right_kernel(kernel, capsys):
     assert main(["validate", kernel(), "--kernel", "fused", *SMALL]) == 0
     assert capsys.readouterr().out.strip()
 
@@ -44,22 +44,22 @@ def test_a_right_kernel_is_validated(kernel, capsys):
         ("if (output >= batch * out_channels * out_height * out_width) return;", ""),
     ],
 )
-def test_a_wrong_kernel_is_refused(kernel, capsys, right, wrong):
+def test_wrong_kernel(kernel, capsys, right, wrong):
     assert main(["validate", kernel(right, wrong), "--kernel", "fused", *SMALL]) == 1
     assert capsys.readouterr().out.strip()
 
 
-def test_a_file_that_is_not_there(capsys):
+def test_missing_file(capsys):
     assert main(["validate", "nowhere.cu", "--kernel", "fused"]) == 2
     assert "there is no file nowhere.cu" in capsys.readouterr().err
 
 
-def test_a_kernel_that_is_not_there(kernel, capsys):
+def test_missing_kernel(kernel, capsys):
     assert main(["validate", kernel(), "--kernel", "fussed", *SMALL]) == 2
     assert "no kernel 'fussed' marked extern" in capsys.readouterr().err
 
 
-def test_a_file_that_does_not_compile(kernel, capsys):
+def test_compile_error(kernel, capsys):
     assert main(["validate", kernel("float sum = bias[channel];", "flaot sum;"), "--kernel", "fused", *SMALL]) == 2
     error = capsys.readouterr().err
     assert "does not compile" in error and "flaot" in error
@@ -87,7 +87,7 @@ def test_wrong_seeds(kernel, capsys, seed):
 
 
 @pytest.mark.parametrize("batch", ["1000000000", str(10**30)])
-def test_sizes_that_exceed_all_memory(kernel, capsys, batch):
+def test_sizes_beyond_memory(kernel, capsys, batch):
     assert main(["validate", kernel(), "--kernel", "fused", "--problem", f"{batch},8,64,128,128,3"]) == 2
     printed = capsys.readouterr()
     assert "problem must fit into memory: it needs at least" in printed.err and printed.err.count("\n") == 1
@@ -95,7 +95,7 @@ def test_sizes_that_exceed_all_memory(kernel, capsys, batch):
 
 
 @pytest.mark.parametrize("error", [MemoryError("no"), RuntimeError("can't allocate memory")])
-def test_memory_that_ends_during_validation(kernel, capsys, monkeypatch, error):
+def test_out_of_memory_in_validate(kernel, capsys, monkeypatch, error):
     def fails(*_, **__):
         raise error
 
@@ -104,7 +104,7 @@ def test_memory_that_ends_during_validation(kernel, capsys, monkeypatch, error):
     assert capsys.readouterr().err.endswith(f"validation at these sizes fails: {type(error).__name__}: {error}\n")
 
 
-def test_a_kernel_without_memory_is_not_refused(kernel, capsys, monkeypatch):
+def test_out_of_memory_in_a_launch(kernel, capsys, monkeypatch):
     """The emulator has no room for the tensors: that is not the kernel's fault."""
 
     def fails(*_, **__):
@@ -116,14 +116,14 @@ def test_a_kernel_without_memory_is_not_refused(kernel, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", "// é".encode("latin-1")])
-def test_a_file_that_is_not_utf_8(tmp_path, capsys, content):
+def test_file_that_is_not_utf_8(tmp_path, capsys, content):
     path = tmp_path / "mine.cu"
     path.write_bytes(content)
     assert main(["validate", str(path), "--kernel", "fused"]) == 2
     assert capsys.readouterr().err == f"python -m fusedref: {path} is not text in UTF-8\n"
 
 
-def test_a_file_that_may_not_be_read(kernel, capsys, monkeypatch):
+def test_unreadable_file(kernel, capsys, monkeypatch):
     path = kernel()
 
     def refused(*_, **__):
@@ -161,7 +161,7 @@ def test_output_files_are_checked_before_any_work(program, arguments, tmp_path, 
 
 
 @pytest.mark.parametrize("sizes", ["1,2,3", "1,2,3,8,9,three", "1,2,3,2,2,3", "0,2,3,8,9,3", "1,2,3,8,9,3,1"])
-def test_sizes_that_make_no_problem(kernel, capsys, sizes):
+def test_wrong_sizes(kernel, capsys, sizes):
     with pytest.raises(SystemExit) as end:
         main(["validate", kernel(), "--kernel", "fused", "--problem", sizes])
     assert end.value.code == 2 and "BATCH,IN_CHANNELS" in capsys.readouterr().err
@@ -188,7 +188,7 @@ def test_help(program, arguments, name, statuses, capsys):
     assert ending == f"{statuses}, 2 not run (such as a wrong command), 130 interrupted"
 
 
-def test_the_example_in_the_help_runs(capsys, monkeypatch):
+def test_example_in_the_help_runs(capsys, monkeypatch):
     monkeypatch.chdir(KERNELS.parent)
     with pytest.raises(SystemExit):
         main(["validate", "--help"])
@@ -196,7 +196,7 @@ def test_the_example_in_the_help_runs(capsys, monkeypatch):
     assert main(example.split()) == 0
 
 
-def test_bench_without_a_gpu_says_what_to_run_instead(monkeypatch, capsys, tmp_path):
+def test_bench_without_a_gpu(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("FUSEDREF_DEVICE", "emulator")
     assert main(["bench", "--json", str(tmp_path / "card.json")]) == 2
     printed = capsys.readouterr().err
@@ -210,6 +210,6 @@ def test_commands_start_as_modules(module):
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-def test_make_alone_lists_the_targets():
+def test_make_lists_the_targets():
     done = processes.run(["make"], cwd=KERNELS.parent)
     assert done.returncode == 0 and "make ladder" in done.stdout and "make test" in done.stdout

@@ -81,13 +81,13 @@ def test_bytes_moved_at_problem_73():
     }
 
 
-def test_every_kernel_file_has_a_rung_of_its_number_and_the_other_way_round():
+def test_kernel_files_and_rungs_have_the_same_numbers():
     numbers = [f"{rung.number:02d}" for rung in ladder.LADDER]
     assert numbers == sorted(numbers)
     assert sorted(set(numbers)) == sorted(path.name[:2] for path in ladder.KERNELS.glob("*.cu"))
 
 
-def test_whole_rungs_validate(rungs, capsys, tmp_path):
+def test_right_rungs_validate(rungs, capsys, tmp_path):
     assert rungs(FUSED, FUSED_BLOCK) == 0
     printed = capsys.readouterr().out
     assert "04 fused" in printed
@@ -95,7 +95,7 @@ def test_whole_rungs_validate(rungs, capsys, tmp_path):
     assert (tmp_path / "plots" / "ladder.png").stat().st_size > 1000
 
 
-def test_a_broken_rung_is_told(rungs, plant, capsys):
+def test_broken_rung_is_refused(rungs, plant, capsys):
     plant("04_fused.cu", "+ beta[channel]", "")
     assert rungs(FUSED) == 1
     printed = capsys.readouterr().out
@@ -103,7 +103,7 @@ def test_a_broken_rung_is_told(rungs, plant, capsys):
     assert not rungs.timed  # not even on a GPU: the time of a wrong kernel means nothing
 
 
-def test_a_rung_that_does_not_compile_is_told(rungs, plant, capsys):
+def test_rung_that_does_not_compile_is_refused(rungs, plant, capsys):
     plant("01_conv2d.cu", "float sum = bias[channel];", "float sum = bias[channel]")
     assert rungs(CONV2D) == 1
     printed = capsys.readouterr().out
@@ -111,14 +111,14 @@ def test_a_rung_that_does_not_compile_is_told(rungs, plant, capsys):
     assert re.search(r"01_conv2d\.cu\(\d+\): error: .*';'", printed)  # the compiler's own words
 
 
-def test_a_rung_that_should_not_launch_and_does_is_told(rungs, capsys):
+def test_rung_that_launches_where_it_should_not(rungs, capsys):
     fits_all = dataclasses.replace(FUSED, most_threads=1024)
     assert rungs(fits_all) == 1
     assert "04 fused launches where it should not" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what is said where there is no GPU")
-def test_without_a_gpu_nothing_is_called_measured(rungs, capsys, tmp_path):
+def test_no_times_without_a_gpu(rungs, capsys, tmp_path):
     assert rungs(FUSED, options=["--json", str(tmp_path / "card.json")]) == 2
     assert "on a GPU alone" in capsys.readouterr().err and not (tmp_path / "card.json").exists()
     assert rungs(FUSED) == 0
@@ -126,7 +126,7 @@ def test_without_a_gpu_nothing_is_called_measured(rungs, capsys, tmp_path):
     assert "No times" in printed and "us" not in printed.split()
 
 
-def test_the_table_holds_the_committed_times(measured):
+def test_table_holds_the_committed_times(measured):
     card, rows = bench.load(measured)
     rows = command.ladder_rows(rows)
     report = dataclasses.make_dataclass("Report", ["ok", "relative_l2"])(True, 1e-7)
@@ -142,7 +142,7 @@ def test_the_table_holds_the_committed_times(measured):
     assert ["folded", "cuDNN", "fp32", "5.0e-08", "500", "1.80", "20%"] in lines
 
 
-def test_the_readme_is_written_from_the_measured_file(measured):
+def test_readme_is_written_from_the_measured_file(measured):
     command.README.write_text(
         f"before\n{command.BEGIN}\nstale\n{command.END}\nafter\n{command.PLAN}\nstale\n```\nend\n"
     )
@@ -156,13 +156,13 @@ def test_the_readme_is_written_from_the_measured_file(measured):
     assert command.README.read_text(encoding="utf-8") == text
 
 
-def test_the_readme_holds_what_the_committed_times_give():
+def test_readme_is_up_to_date():
     text = command.README.read_text(encoding="utf-8")
     assert text.split(command.BEGIN)[1].split(command.END)[0].strip() == command.markdown().strip()
 
 
 @pytest.mark.gpu
-def test_the_rungs_and_the_peers_are_timed_in_one_run():
+def test_rungs_and_peers_are_timed_in_one_run():
     rows = command.measure()
     timed = [rung.title for rung in ladder.LADDER if rung is not FUSED_BLOCK]
     assert [row.name for row in rows] == [bench.FLOOR, *[peer.name for peer in command.PEERS], *timed]
@@ -170,7 +170,7 @@ def test_the_rungs_and_the_peers_are_timed_in_one_run():
     assert all(row.relative_l2 <= {"fp32": 2e-7, "tf32": 4e-4}[row.precision] for row in rows[1:])
 
 
-def test_the_table_is_whole_where_nothing_says_how_wide_the_window_is():
+def test_table_is_whole_in_a_narrow_window():
     command = [sys.executable, "-m", "kernels"]
     done = processes.run(command, env=processes.environment(FUSEDREF_DEVICE="emulator", COLUMNS="80"))
     assert done.returncode == 0, done.stderr

@@ -219,7 +219,7 @@ def test_wrong_places(name):
     assert not validate(candidate, PLAIN, precision="tf32", device="cpu").ok
 
 
-def test_what_a_square_image_hides():
+def test_bugs_that_a_square_image_hides():
     def swapped(x, *rest):
         """Reads x with its row and column strides swapped, which a square image allows."""
         height, width = x.shape[2:]
@@ -234,7 +234,7 @@ def test_what_a_square_image_hides():
     assert any("height and width are swapped" in reason for reason in report.reasons), str(report)
 
 
-def test_what_a_multiple_of_the_block_hides():
+def test_bugs_that_full_blocks_hide():
     """Right wherever the outputs fill the blocks, as at (2, 64, 8, 8)."""
     report = validate(
         unwritten(lambda y: y.view(-1)[: y.numel() // 256 * 256]), Problem(2, 4, 64, 10, 10, 3), device="cpu"
@@ -395,7 +395,7 @@ def leaves(*inputs):
         "returns its input", "float64", "float16", "wrong shape", "NumPy", "wrong device", "sparse", "raises", "leaves",
     ],
 )  # fmt: skip
-def test_wrong_manners(candidate, words):
+def test_wrong_results_and_side_effects(candidate, words):
     problem = Problem(2, 8, 6, 9, 9, 3) if candidate is returns_input else PLAIN  # x must have room for y
     report = validate(candidate, problem, device="cpu")
     assert not report.ok
@@ -469,7 +469,7 @@ def test_wrong_kernels(name, tmp_path, device):
     assert any(words in reason for reason in report.reasons), str(report)
 
 
-def test_the_right_kernel_and_the_right_function(tmp_path, device):
+def test_right_kernel_and_right_function(tmp_path, device):
     """What all the bugs are slips of is accepted."""
     path = tmp_path / "kernel.cu"
     path.write_text(RIGHT_KERNEL)

@@ -1,4 +1,4 @@
-"""The validator's report and its manners; what it must refuse is in test_planted_bugs.py."""
+"""The report of the validator, its bounds and its arguments; test_planted_bugs.py has what it must refuse."""
 
 import base64
 import dataclasses
@@ -29,7 +29,7 @@ def wrong_in_the_last_column(*inputs):
     return y
 
 
-def test_a_right_candidate():
+def test_right_candidate():
     report = validate(conv_bn_scale, SMALL, device="cpu", seed=5)
     assert report.ok and report and report.reasons == ()
     assert 0 < report.relative_l2 < 2e-7 and report.relative_l2 == report.cases[0].relative_l2
@@ -41,7 +41,7 @@ def test_a_right_candidate():
         report.seed = 1
 
 
-def test_a_wrong_candidate_and_where():
+def test_wrong_candidate_and_where():
     report = validate(wrong_in_the_last_column, SMALL, device="cpu")
     assert not report.ok and not report
     assert "the problem: the last column (4) is wrong (48 of 240 elements)" in report.reasons
@@ -54,7 +54,7 @@ def test_a_wrong_candidate_and_where():
 
 
 @pytest.mark.parametrize(("rows", "bits"), [(1, False), (2, True)])
-def test_bits_are_told_where_errors_are_spread(rows, bits):
+def test_bits_are_named_for_spread_errors(rows, bits):
     """Errors of tf32's size, in one row of six and in two."""
 
     def candidate(*inputs):
@@ -67,7 +67,7 @@ def test_bits_are_told_where_errors_are_spread(rows, bits):
     assert any("the errors are those of about" in reason for reason in case.reasons) == bits, case.reasons
 
 
-def test_the_picture_shows_where():
+def test_picture_shows_where():
     page = validate(wrong_in_the_last_column, SMALL, device="cpu")._repr_html_()
     assert "the last column (4) is wrong" in page
     picture = Image.open(io.BytesIO(base64.b64decode(re.search(r"base64,([^']+)'", page)[1]))).convert("RGB")
@@ -83,7 +83,7 @@ def test_the_picture_shows_where():
     assert left and max(left) - min(left) < picture.width / 8
 
 
-def test_words_of_the_candidate_do_not_become_html():
+def test_exception_text_is_escaped_in_html():
     def raises(*inputs):
         raise ValueError("<script>")
 
@@ -93,7 +93,7 @@ def test_words_of_the_candidate_do_not_become_html():
 
 @fast
 @given(problems())
-def test_the_shapes_around_any_problem(problem):
+def test_shapes_around_any_problem(problem):
     cases = dict(shapes_around(problem))
     assert cases["the problem"] == problem
     for shape in cases.values():
@@ -111,7 +111,7 @@ def test_the_shapes_around_any_problem(problem):
 
 @fast
 @given(problems())
-def test_float32_arithmetic_is_accepted_and_tf32_is_not(problem):
+def test_fp32_accepts_float32_and_refuses_tf32(problem):
     def to_tf32(tensor):
         return ((tensor.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
@@ -127,7 +127,7 @@ def test_float32_arithmetic_is_accepted_and_tf32_is_not(problem):
 
 @fast
 @given(problems())
-def test_at_precision_tf32_rounded_and_cut_factors_are_accepted_and_bfloat16_is_not(problem):
+def test_tf32_accepts_rounded_factors_and_refuses_bfloat16(problem):
     def with_factors(change):
         def candidate(x, weight, *rest):
             return conv_bn_scale(change(x), change(weight), *rest, **options(problem))
@@ -147,7 +147,7 @@ def test_at_precision_tf32_rounded_and_cut_factors_are_accepted_and_bfloat16_is_
 
 
 @pytest.mark.parametrize("taps", [1, 8, 72, 4608])
-def test_the_bounds_of_tf32(taps):
+def test_errors_of_tf32_in_units_of_the_bound(taps):
     """Errors in units of t q: what the module's text says of rounding, cutting off and bfloat16."""
     problem = Problem(256, taps, 64, 1, 1, 1)
     inputs = random_inputs(problem, seed=0)
@@ -172,7 +172,7 @@ def test_the_bounds_of_tf32(taps):
 
 
 @pytest.mark.parametrize("taps", [1, 72, 512, 4608])
-def test_the_bounds_hold_whatever_the_number_of_taps(taps):
+def test_bounds_hold_for_any_number_of_taps(taps):
     """A sequential sum that starts from the folded bias, the worst order there is, keeps well inside both."""
     problem = Problem(64, taps, 64, 1, 1, 1)
     inputs = random_inputs(problem, seed=0)
@@ -199,7 +199,7 @@ def in_float32(x, weight, bias, *rest, **kept):
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @fast
 @given(problem=problems())
-def test_halves_are_accepted_in_float32_arithmetic_and_refused_with_a_second_rounding(dtype, problem):
+def test_halves_need_float32_arithmetic_and_one_rounding(dtype, problem):
     problem = dataclasses.replace(problem, dtype=dtype)
 
     def right(*inputs):
@@ -264,13 +264,13 @@ def cut_off(*inputs):
         (cut_off, torch.bfloat16),
     ],
 )  # fmt: skip
-def test_what_halves_are_refused_for(candidate, dtype):
+def test_halves_with_other_roundings_are_refused(candidate, dtype):
     problem = Problem(2, 8, 16, 9, 10, 3, dtype=dtype)
     assert not validate(candidate, problem, device="cpu").ok
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_float32_vectors_beside_halves_count_whole(dtype):
+def test_float32_vectors_beside_halves_are_not_rounded(dtype):
     problem = Problem(2, 8, 16, 9, 10, 3, dtype=dtype)
     inputs = random_inputs(problem, 0, vectors=torch.float32)
     assert inputs.weight.dtype == dtype and inputs.beta.dtype == torch.float32
@@ -281,13 +281,13 @@ def test_float32_vectors_beside_halves_count_whole(dtype):
         assert not case.ok, name
 
 
-def test_a_kernel_for_float32_gets_no_halves(tmp_path):
+def test_kernel_candidate_refuses_halves(tmp_path):
     (tmp_path / "any.cu").write_text("")
     report = validate(candidate_from_kernel(tmp_path / "any.cu", "k"), Problem(1, 1, 1, 3, 3, 3, dtype=torch.float16))
     assert not report.ok and "the kernel takes float32 tensors, got torch.float16" in report.reasons[0]
 
 
-def test_inputs_are_drawn_by_the_seed_and_nothing_is_at_its_default():
+def test_random_inputs_follow_the_seed_and_avoid_defaults():
     one, same, other = (random_inputs(SMALL, seed) for seed in (1, 1, 2))
     for name, value in one._asdict().items():
         if isinstance(value, torch.Tensor):
@@ -302,7 +302,7 @@ def test_inputs_are_drawn_by_the_seed_and_nothing_is_at_its_default():
     assert many.eps >= 0.01 and 1.1 <= abs(many.scaling_factor) <= 1.9
 
 
-def test_a_problem_without_bias():
+def test_problem_without_bias():
     def candidate(x, weight, bias, *rest):
         assert bias is None
         return conv_bn_scale(x, weight, bias, *rest)
@@ -310,13 +310,13 @@ def test_a_problem_without_bias():
     assert validate(candidate, dataclasses.replace(SMALL, bias=False), device="cpu").ok
 
 
-def test_settings_of_torch_are_as_before():
+def test_torchs_settings_are_restored():
     before = torch.are_deterministic_algorithms_enabled(), torch.is_grad_enabled()
     validate(conv_bn_scale, SMALL, device="cpu")
     assert before == (torch.are_deterministic_algorithms_enabled(), torch.is_grad_enabled())
 
 
-def test_an_interrupt_passes():
+def test_interrupt_passes():
     def interrupted(*inputs):
         raise KeyboardInterrupt
 
@@ -327,8 +327,15 @@ def test_an_interrupt_passes():
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"candidate": 3}, TypeError, "candidate must be callable, got int"),
-        ({"problem": 73}, TypeError, "problem must be a Problem, got int"),
+        ({"candidate": 3}, TypeError, "candidate must be a function of the nine arguments that returns y, got int"),
+        ({"candidate": None}, TypeError, "candidate must be a function of the nine arguments .* got NoneType"),
+        ({"problem": 73}, TypeError, "problem must be a Problem, such as fusedref.KERNELBENCH_73, got int"),
+        ({"problem": "73"}, TypeError, "problem must be a Problem, such as fusedref.KERNELBENCH_73, got str"),
+        ({"problem": Problem}, TypeError, "problem must be a Problem, such as fusedref.KERNELBENCH_73, got type"),
+        ({"precision": None}, ValueError, "precision must be 'fp32' or 'tf32', got None"),
+        ({"precision": ["fp32"]}, ValueError, r"precision must be 'fp32' or 'tf32', got \['fp32'\]"),
+        ({"seed": None}, TypeError, "seed must be an integer, got None"),
+        ({"on_case": 3}, TypeError, "on_case must be a function of one case, got int"),
         ({"precision": "fp16"}, ValueError, "precision must be 'fp32' or 'tf32', got 'fp16'"),
         ({"seed": 1.5}, TypeError, "seed must be an integer, got 1.5"),
         ({"seed": True}, TypeError, "seed must be an integer, got True"),
@@ -352,17 +359,17 @@ def test_wrong_arguments_are_named(arguments, error, words):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what is said where there is no GPU")
-def test_a_gpu_asked_for_where_there_is_none():
+def test_gpu_that_is_not_here():
     with pytest.raises(ValueError, match="got 'cuda' where torch finds 0 GPUs; on 'cpu' a kernel runs on the emulator"):
         validate(conv_bn_scale, SMALL, device="cuda")
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         candidate_from_kernel(tmp_path / "missing.cu", "kernel")
 
 
-def test_problem_73_is_the_default_on_a_gpu_and_a_small_one_elsewhere():
+def test_default_problem_depends_on_the_device():
     shape = KERNELBENCH_73 if torch.cuda.is_available() else SMALL_73
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         report = validate(conv_bn_scale, device=None if torch.cuda.is_available() else "cpu")
@@ -372,7 +379,7 @@ def test_problem_73_is_the_default_on_a_gpu_and_a_small_one_elsewhere():
 
 
 @pytest.mark.gpu
-def test_on_a_card_an_address_outside_all_memory_is_a_reason():
+def test_fault_on_a_gpu_is_a_reason():
     """In a process of its own, which the fault leaves without its context, but alive."""
     script = (
         "import pathlib, sys, fusedref, tempfile\n"
@@ -389,7 +396,7 @@ def test_on_a_card_an_address_outside_all_memory_is_a_reason():
     assert "the GPU is lost to this process: restart it" in done.stdout
 
 
-def test_a_result_in_channels_last_is_judged_as_any():
+def test_result_in_channels_last():
     def right(*inputs):
         return conv_bn_scale(*inputs).contiguous(memory_format=torch.channels_last)
 

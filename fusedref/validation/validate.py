@@ -52,7 +52,11 @@ def validate(
     message names the argument.
     """
     if not callable(candidate):
-        raise TypeError(f"candidate must be callable, got {type(candidate).__name__}")
+        raise TypeError(
+            f"candidate must be a function of the nine arguments that returns y, got {type(candidate).__name__}"
+        )
+    if on_case is not None and not callable(on_case):
+        raise TypeError(f"on_case must be a function of one case, got {type(on_case).__name__}")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed must be an integer, got {seed!r}")
     if not 0 <= seed < 2**63:
@@ -63,7 +67,7 @@ def validate(
     if problem is None:
         problem = KERNELBENCH_73 if device.type == "cuda" else SMALL_73
     if not isinstance(problem, Problem):
-        raise TypeError(f"problem must be a Problem, got {type(problem).__name__}")
+        raise TypeError(f"problem must be a Problem, such as fusedref.KERNELBENCH_73, got {type(problem).__name__}")
     if problem.batch == 0:
         raise ValueError(f"problem must have a batch of at least 1, got {problem}")
     check_precision(precision, problem.dtype)
