@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fusedref.cuda.compile import HEADERS, NVCC_OPTIONS
+from fusedref.cuda.compile import HEADERS
+from fusedref.cuda.nvcc import OPTIONS as NVCC_OPTIONS
 from tests import processes
 
 ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]

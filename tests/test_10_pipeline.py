@@ -15,9 +15,10 @@ from fusedref.cuda.compile import HEADERS, allow_shared, source_module
 from fusedref.cuda.launch import Out, launch
 from fusedref.emulator import driver, watch
 from fusedref.ops.runner import run_plan, target_of
-from fusedref.plans import EMULATED, KernelVariant, pipeline_plan
+from fusedref.plans import KernelVariant, pipeline_plan
 from fusedref.problem import SMALL_73
 from fusedref.reference import conv_bn_scale, oracle
+from fusedref.target import EMULATED
 from fusedref.validation import compare, random_inputs
 from kernels import ladder
 from tests.ranges import convolution, folded, spread

@@ -1,15 +1,16 @@
 """The cubin cache, with a compiler that only counts; and the real one, where there is an nvcc."""
 
-import multiprocessing
 import os
 import shutil
-from pathlib import Path
 
 import pytest
+import torch
 
-from fusedref import KERNELBENCH_73, cuda
-from fusedref.cuda import compile as compile_module
-from fusedref.cuda.compile import CompileError, cubin
+from fusedref import KERNELBENCH_73
+from fusedref import cache as compile_cache
+from fusedref.cuda import nvcc
+from fusedref.cuda.compile import HEADERS, source_module
+from fusedref.cuda.nvcc import CompileError
 from fusedref.plans import folded_plan
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
@@ -21,9 +22,7 @@ needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc
 def cache(monkeypatch, tmp_path):
     """An empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    compile_module._cache_folder.cache_clear()
-    yield tmp_path / "home" / "fusedref"
-    compile_module._cache_folder.cache_clear()
+    return tmp_path / "home" / "fusedref"
 
 
 @pytest.fixture
@@ -31,14 +30,18 @@ def compiled(monkeypatch):
     """Every call that reaches the compiler, which here gives back what it was given."""
     calls = []
 
-    def compile_(source, options, arch, include_dirs):
+    def compile_(source, options, architecture, include_dirs, folder):
         calls.append(source)
-        return f"{source}|{options}|{arch}".encode()
+        return f"{source}|{options}|{architecture}".encode()
 
-    monkeypatch.setattr(compile_module, "_compile", compile_)
-    monkeypatch.setattr(compile_module, "nvcc", lambda: "nvcc")
-    monkeypatch.setattr(compile_module, "_nvcc_version", lambda path: "13.0")
+    monkeypatch.setattr(nvcc, "_compile", compile_)
+    monkeypatch.setattr(nvcc, "nvcc", lambda: "nvcc")
+    monkeypatch.setattr(nvcc, "_version", lambda path: "13.0")
     return calls
+
+
+def cubin(source, options, architecture, include_dirs=(HEADERS,)):
+    return nvcc.cubin(source, options, architecture, list(include_dirs))
 
 
 def test_the_second_call_reads_the_first_one_s_file(cache, compiled):
@@ -65,9 +68,9 @@ def test_whatever_the_machine_code_depends_on_is_in_its_name(cache, compiled, mo
     call()
     inner.write_text("// changed")
     call()
-    monkeypatch.setattr(compile_module, "_nvcc_version", lambda path: "13.1")
+    monkeypatch.setattr(nvcc, "_version", lambda path: "13.1")
     call()
-    monkeypatch.setattr(compile_module, "NVCC_OPTIONS", ("-O0",))
+    monkeypatch.setattr(nvcc, "OPTIONS", ("-O0",))
     call()
     assert len(compiled) == 9
     call()
@@ -94,58 +97,24 @@ def test_a_damaged_file_is_built_again(cache, compiled):
     assert cubin("text", (), "sm_90") == whole and len(compiled) == 2
 
 
-def test_a_home_that_cannot_be_written(monkeypatch, compiled, tmp_path):
+def test_unwritable_home(monkeypatch, compiled, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    compile_module._cache_folder.cache_clear()
-    try:
-        assert cubin("text", (), "sm_90") == cubin("text", (), "sm_90")
-        assert len(compiled) == 1
-        assert compile_module._cache_folder().stat().st_mode & 0o777 == 0o700  # nobody else's machine code
-    finally:
-        compile_module._cache_folder.cache_clear()
+    assert cubin("text", (), "sm_90") == cubin("text", (), "sm_90")
+    assert len(compiled) == 1
+    assert compile_cache._temporary(os.getpid()).stat().st_mode & 0o777 == 0o700  # nobody else's machine code
 
 
-def test_no_home_at_all(monkeypatch, compiled):
-    def no_home():
-        raise RuntimeError("Could not determine home directory.")
-
+def test_no_home(monkeypatch, compiled):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", no_home)
-    compile_module._cache_folder.cache_clear()
-    try:
-        assert cubin("text", (), "sm_90") == b"text|()|sm_90"
-    finally:
-        compile_module._cache_folder.cache_clear()
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert cubin("text without a home", (), "sm_90") == b"text without a home|()|sm_90"
 
 
-def test_a_folder_that_goes_away(cache, compiled):
+def test_folder_that_goes_away(cache, compiled):
     cubin("text", (), "sm_90")
     shutil.rmtree(cache)
     assert cubin("text", (), "sm_90") == b"text|()|sm_90"
-
-
-def write_and_read(path: str, letter: bytes, seen) -> None:
-    for _ in range(300):
-        compile_module._write(Path(path), letter * 200_000)
-        image = compile_module._read(Path(path))
-        seen.put(None if image is None else (len(image), image[:1] * len(image) == image))
-
-
-def test_two_processes_at_once(tmp_path):
-    """Each writes the same file again and again; every read gives all of one or all of the other."""
-    spawn = multiprocessing.get_context("spawn")
-    seen = spawn.Queue()
-    arguments = [(str(tmp_path / "one.cubin"), letter, seen) for letter in (b"a", b"b")]
-    processes = [spawn.Process(target=write_and_read, args=given) for given in arguments]
-    for process in processes:
-        process.start()
-    results = [seen.get(timeout=120) for _ in range(600)]
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
-    assert set(results) == {(200_000, True)}
-    assert os.listdir(tmp_path) == ["one.cubin"]
 
 
 @needs_nvcc
@@ -163,26 +132,22 @@ def test_what_nvcc_refuses_is_told(cache):
 
 
 def test_without_nvcc(monkeypatch, tmp_path):
-    monkeypatch.setattr(cuda, "find_nvcc", lambda: None)
+    monkeypatch.setattr(nvcc, "find_nvcc", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"no nvcc on PATH: .* pip install fusedref\[gpu\]"):
         cubin("text", (), "sm_90")
 
 
 def test_tensors_on_a_card_without_pycuda(monkeypatch):
-    import torch
-
     monkeypatch.setenv("FUSEDREF_DEVICE", "emulator")
     with pytest.raises(RuntimeError, match=r"needs PyCUDA \(pip install fusedref\[gpu\]\)"):
-        compile_module.source_module("text", (), torch.device("cuda:0"))
+        source_module("text", (), torch.device("cuda:0"))
 
 
 @pytest.mark.gpu
 def test_one_module_for_each_device_and_source():
-    import torch
-
     text = 'extern "C" __global__ void f(float* y) { *y = VALUE; }'
     device = torch.device("cuda:0")
-    one = compile_module.source_module(text, ("-DVALUE=1",), device)
-    assert compile_module.source_module(text, ("-DVALUE=1",), device) is one
-    assert compile_module.source_module(text, ("-DVALUE=2",), device) is not one
+    one = source_module(text, ("-DVALUE=1",), device)
+    assert source_module(text, ("-DVALUE=1",), device) is one
+    assert source_module(text, ("-DVALUE=2",), device) is not one

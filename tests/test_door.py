@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fusedref import cuda
+from fusedref.cuda import backend
 from tests import processes
 
 ROOT = str(Path(__file__).parents[1])
@@ -13,14 +14,14 @@ ROOT = str(Path(__file__).parents[1])
 
 @pytest.fixture
 def no_gpu(monkeypatch):
-    monkeypatch.setattr(cuda, "_gpu_count", lambda: 0)
+    monkeypatch.setattr(backend, "_gpu_count", lambda: 0)
     monkeypatch.delenv("FUSEDREF_DEVICE", raising=False)
 
 
 @pytest.fixture
 def pretended_gpu(monkeypatch):
-    monkeypatch.setattr(cuda, "_gpu_count", lambda: 2)
-    monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(backend, "_gpu_count", lambda: 2)
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: object())
     monkeypatch.delenv("FUSEDREF_DEVICE", raising=False)
 
 
@@ -42,10 +43,10 @@ def test_with_a_gpu_the_environment_still_decides(pretended_gpu, monkeypatch):
 
 def test_a_gpu_that_is_not_there_is_a_clear_error(no_gpu, monkeypatch):
     monkeypatch.setenv("FUSEDREF_DEVICE", "gpu")
-    monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="FUSEDREF_DEVICE=gpu, but PyCUDA is not installed"):
         cuda.device()
-    monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(RuntimeError, match="FUSEDREF_DEVICE=gpu, but no GPU was found"):
         cuda.device()
     with pytest.raises(RuntimeError, match="no GPU was found"):

@@ -16,8 +16,9 @@ from fusedref import Problem, fused_conv_bn_scale, plan, validate
 from fusedref.emulator import driver
 from fusedref.ops import inference
 from fusedref.ops.runner import run_plan
-from fusedref.plans import KernelVariant, Target, folded_plan
+from fusedref.plans import KernelVariant, folded_plan
 from fusedref.reference import conv_bn_scale, oracle
+from fusedref.target import Target
 from fusedref.validation import compare, random_inputs
 from tests import processes
 from tests.strategies import compiling, fast, options, problems
@@ -196,7 +197,7 @@ class TestTorchOnTheCpu:
 
     def test_no_compiler_and_no_device_are_asked_for(self, monkeypatch):
         monkeypatch.setattr("fusedref.ops.runner.source_module", None)
-        monkeypatch.setattr("fusedref.ops.runner.launch", None)
+        monkeypatch.setattr("fusedref.ops.runner.backend_of", None)
         assert case_of(PROBLEM, "cpu").ok
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0])

@@ -14,9 +14,10 @@ from fusedref.cuda.compile import HEADERS, allow_shared, source_module
 from fusedref.cuda.launch import Out, launch
 from fusedref.emulator import driver, watch
 from fusedref.ops.runner import run_plan, target_of
-from fusedref.plans import KernelVariant, Target, gemm_tiles, implicit_gemm_plan
+from fusedref.plans import KernelVariant, gemm_tiles, implicit_gemm_plan
 from fusedref.problem import ELEMENTS
 from fusedref.reference import oracle
+from fusedref.target import Target
 from fusedref.validation import compare, random_inputs
 from tests import nvcc
 from tests.nvcc import ARCHITECTURES, assert_no_spills, needs_nvcc

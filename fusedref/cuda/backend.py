@@ -1,10 +1,226 @@
-"""The choice between a GPU and the emulator."""
+"""What kernels run on: a GPU through PyCUDA, or the emulator. Chosen here and nowhere else."""
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusedref.cuda import nvcc
+from fusedref.cuda.context import keep, make_current, primary, pushed
+from fusedref.cuda.kernel import Kernel
+from fusedref.cuda.modules import LoadedModules
+from fusedref.cuda.streams import raw_stream, twin_of
+from fusedref.target import EMULATED, Target
+
+SHARED_WITHOUT_ASKING = 48 * 1024  # bytes of dynamic shared memory that every kernel may have
+
+
+class Gpu:
+    """CUDA devices, by PyCUDA, in torch's contexts and streams."""
+
+    name = "gpu"
+
+    def __init__(self) -> None:
+        """Make nothing yet: the driver is first touched by a method."""
+        self._modules = LoadedModules()
+
+    def public_names(self) -> dict[str, Any]:
+        """Return PyCUDA's SourceModule, driver and gpuarray, with a context current in this thread."""
+        nvcc.find_nvcc()
+        make_current()
+        import pycuda.compiler
+        import pycuda.driver
+        import pycuda.gpuarray
+
+        return {"SourceModule": pycuda.compiler.SourceModule, "drv": pycuda.driver, "gpuarray": pycuda.gpuarray}
+
+    def target(self, index: int | None) -> Target:
+        """Return the architecture (``sm_90a`` where there is wgmma) and multiprocessors of CUDA device ``index``."""
+        properties = torch.cuda.get_device_properties(_index(index))
+        capability = properties.major, properties.minor
+        architecture = "sm_90a" if capability == (9, 0) else f"sm_{capability[0]}{capability[1]}"
+        return Target(architecture, properties.multi_processor_count)
+
+    def load(self, source: str, options: tuple[str, ...], include_dirs: list[Path], index: int | None) -> Any:
+        """Return the module of CUDA C ``source``, compiled by nvcc and loaded on CUDA device ``index``."""
+        index = _index(index)
+        architecture = self.target(index).architecture
+        name = nvcc.cubin_name(source, options, architecture, include_dirs)
+        return self._modules.get(name, index, lambda: nvcc.cubin(source, options, architecture, include_dirs))
+
+    def allow_shared(self, function: Any, size: int, index: int | None) -> None:
+        """Allow launches of ``function`` with ``size`` bytes of dynamic shared memory."""
+        if size > SHARED_WITHOUT_ASKING:
+            import pycuda.driver as drv
+
+            with pushed(_index(index)):
+                function.set_attribute(drv.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, size)
+
+    def launch(
+        self, kernels: Sequence[Kernel], tensors: Sequence[Tensor | None], numbers: Sequence[Any], index: int | None
+    ) -> None:
+        """Launch ``kernels`` one after the other in torch's current stream of CUDA device ``index``.
+
+        The values that they choose their arguments from are ``tensors``, as addresses, and ``numbers``.
+        """
+        values: list[Any] = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+        values += numbers
+        assert index is not None  # a CUDA tensor's device has one
+        handle = raw_stream(index)
+        context = primary(index)
+        context.push()
+        try:
+            if handle == 0:  # the default stream, which is where PyCUDA launches when it is given none
+                for kernel in kernels:
+                    kernel.start(values, None)
+                return
+            twin = twin_of(index, handle)
+            with twin.lock:
+                stream = twin.fork()
+                if torch.cuda.is_current_stream_capturing():
+                    for kernel in kernels:
+                        keep(kernel.function)  # the graph launches it again when nothing else refers to it
+                for kernel in kernels:
+                    kernel.start(values, stream)
+                twin.join()
+        finally:
+            context.pop()
+
+
+class Emulator:
+    """The emulator, which runs CUDA C on the CPU."""
+
+    name = "emulator"
+
+    def public_names(self) -> dict[str, Any]:
+        """Return the emulator's SourceModule, driver and gpuarray."""
+        from fusedref import emulator
+
+        return {"SourceModule": emulator.SourceModule, "drv": emulator.driver, "gpuarray": emulator.gpuarray}
+
+    def target(self, index: int | None) -> Target:
+        """Return the GPU that the emulator stands for."""
+        return EMULATED
+
+    def load(self, source: str, options: tuple[str, ...], include_dirs: list[Path], index: int | None) -> Any:
+        """Return the module of CUDA C ``source``, compiled for the CPU."""
+        from fusedref.emulator import SourceModule
+
+        folders = [str(folder) for folder in include_dirs]
+        return SourceModule(source, options=list(options), no_extern_c=True, include_dirs=folders)
+
+    def allow_shared(self, function: Any, size: int, index: int | None) -> None:
+        """Allow launches of ``function`` with ``size`` bytes of dynamic shared memory."""
+        if size > SHARED_WITHOUT_ASKING:
+            from fusedref.emulator import driver
+
+            function.set_attribute(driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, size)
+
+    def launch(
+        self, kernels: Sequence[Kernel], tensors: Sequence[Tensor | None], numbers: Sequence[Any], index: int | None
+    ) -> None:
+        """Launch ``kernels`` one after the other on the values of ``tensors``, which are the CPU's, and ``numbers``.
+
+        The tensors are copied into the emulator's memory, where those that are only written start as NaN. Those that a
+        kernel writes are copied back.
+        """
+        from fusedref.emulator import driver
+
+        read: set[int] = set()
+        written: set[int] = set()
+        for kernel in kernels:
+            read |= kernel.read - written
+            written |= kernel.written
+        values: list[Any] = [0] * len(tensors)
+        for place, tensor in enumerate(tensors):
+            if tensor is None or tensor.numel() == 0:
+                continue
+            values[place] = driver.mem_alloc(tensor.nbytes)  # new memory of the emulator holds NaN in every float
+            if place in read:
+                driver.memcpy_htod(values[place], _bytes(tensor))
+        for kernel in kernels:
+            kernel.start([*values, *numbers], None)
+        for place in sorted(written):
+            tensor = tensors[place]
+            if tensor is not None and tensor.numel():
+                driver.memcpy_dtoh(_bytes(tensor), values[place])
+
+
+Backend = Gpu | Emulator
+GPU, EMULATOR = Gpu(), Emulator()
+
+
+def chosen() -> Backend:
+    """Return the backend that the environment variable FUSEDREF_DEVICE names, else the GPU if it and PyCUDA are here.
+
+    It is chosen anew in every call.
+
+    Raises:
+        ValueError: FUSEDREF_DEVICE is neither ``gpu`` nor ``emulator``.
+        RuntimeError: FUSEDREF_DEVICE is ``gpu``, and there is no GPU or no PyCUDA.
+    """
+    wanted = os.environ.get("FUSEDREF_DEVICE", "")
+    if wanted not in ("", "gpu", "emulator"):
+        raise ValueError(f"FUSEDREF_DEVICE is {wanted!r}; it must be 'gpu' or 'emulator', or not set")
+    if wanted == "emulator":
+        return EMULATOR
+    has_pycuda = importlib.util.find_spec("pycuda") is not None
+    if has_pycuda and _gpu_count():
+        return GPU
+    if wanted == "gpu":
+        missing = "no GPU was found" if has_pycuda else "PyCUDA is not installed (pip install fusedref[gpu])"
+        raise RuntimeError(f"FUSEDREF_DEVICE=gpu, but {missing}")
+    return EMULATOR
+
+
+def backend_of(device: torch.device) -> Backend:
+    """Return the backend for tensors on ``device``: the GPU for CUDA's, the emulator for the CPU's.
+
+    Raises:
+        RuntimeError: ``device`` is a CUDA device, and there is no PyCUDA or FUSEDREF_DEVICE is ``emulator``.
+    """
+    if device.type == "cpu":
+        return EMULATOR
+    backend = chosen()
+    if backend is not GPU:
+        raise RuntimeError(
+            f"running a kernel on {device} needs PyCUDA (pip install fusedref[gpu]) and FUSEDREF_DEVICE unset or 'gpu'"
+        )
+    return backend
 
 
 def forced_to_emulator() -> bool:
     """Return whether tensors on the CPU go through CUDA kernels on the emulator."""
     return os.environ.get("FUSEDREF_DEVICE") == "emulator"
+
+
+def _gpu_count() -> int:
+    """Return how many devices libcuda sees, 0 where there is no libcuda. Make no context."""
+    try:
+        library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if library.cuInit(0) or library.cuDeviceGetCount(ctypes.byref(count)):
+        return 0
+    return count.value
+
+
+def _index(index: int | None) -> int:
+    return torch.cuda.current_device() if index is None else index
+
+
+def _bytes(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return the memory of a tensor without gaps, of any dtype and order, as an array that shares it."""
+    array: np.ndarray[Any, np.dtype[np.uint8]]
+    array = torch.as_strided(tensor.detach(), (tensor.numel(),), (1,)).view(torch.uint8).numpy()
+    return array

@@ -5,36 +5,83 @@ Nothing is left pushed, so any thread may call, those of autograd included, and 
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_thread = threading.local()
 
 
 @cache
-def primary(index: int):
-    """The retained primary context of CUDA device ``index``."""
+def primary(index: int) -> Any:
+    """Return the retained primary context of CUDA device ``index``."""
     import pycuda.driver as drv
 
     drv.init()
-    return kept(drv.Device(index).retain_primary_context())
+    return keep(drv.Device(index).retain_primary_context())
 
 
-def kept(thing):
-    """``thing``, a context of PyCUDA's or what belongs to one, never to be freed.
+def keep(thing: T) -> T:
+    """Return ``thing``, an object of PyCUDA's, which is then never freed.
 
-    PyCUDA frees it only in the thread that made the context, and at the end of the process, in another, it would warn.
+    PyCUDA frees it only in the thread that made its context; at the end of the process, in another, it would warn.
     """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
     return thing
 
 
+def release(thing: object) -> None:
+    """Undo one ``keep``."""
+    ctypes.pythonapi.Py_DecRef(ctypes.py_object(thing))
+
+
 @contextmanager
 def pushed(index: int) -> Iterator[None]:
-    """The primary context of CUDA device ``index`` is current inside the block."""
+    """Make the primary context of CUDA device ``index`` current inside the block."""
     context = primary(index)
     context.push()
     try:
         yield
     finally:
         context.pop()
+
+
+def make_current() -> None:
+    """Make the primary context, which torch uses too, current in this thread until the thread or the process ends."""
+    if getattr(_thread, "context", None) is not None:
+        return
+    index = 0
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        index = torch.cuda.current_device()
+    context = primary(index)
+    context.push()
+    _thread.context = _Guard(context)
+    if threading.current_thread() is threading.main_thread():
+        atexit.register(_leave)
+
+
+class _Guard:
+    """Pops the context when the thread that pushed it ends: one that exits with a pushed context aborts the process."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    def pop(self) -> None:
+        if self._context is not None:
+            self._context.pop()
+            self._context = None
+
+    __del__ = pop
+
+
+def _leave() -> None:
+    guard, _thread.context = getattr(_thread, "context", None), None
+    if guard is not None:
+        guard.pop()

@@ -138,13 +138,14 @@ def _case(descriptions: Any, stride: Any, padding: Any, dilation: Any, groups: A
 
 
 def _folded_by_torch(parameters: Parameters, problem: Problem) -> Tensor:
-    x, weight, *vectors = _in_float32(parameters)
-    a, b = folding.affine(*vectors)
+    in_float32 = _in_float32(parameters)
+    x, weight = in_float32[:2]
+    a, b = folding.affine(*in_float32[2:])
     if a.isfinite().all() and b.isfinite().all():
         y = F.conv2d(x, folding.fold(weight, a), b, **problem.conv_options)
     else:
         # Folded into the filter, an infinite or NaN channel would spread where torch's operators do not spread it.
-        y = conv_bn_scale(x, weight, *vectors, **problem.conv_options)
+        y = conv_bn_scale(*in_float32, **problem.conv_options)
     return y.to(parameters.x.dtype)
 
 
@@ -156,7 +157,7 @@ def _by_torch(parameters: Parameters, problem: Problem) -> Tensor:
 
 
 def _in_float32(parameters: Parameters) -> Parameters:
-    return Parameters(*[value.float() if isinstance(value, Tensor) else value for value in parameters])
+    return Parameters._make(value.float() if isinstance(value, Tensor) else value for value in parameters)
 
 
 def _needs_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
@@ -164,5 +165,5 @@ def _needs_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
     if torch.is_grad_enabled() and any([tensor is not None and tensor.requires_grad for tensor in tensors]):
         return True
     return forward_ad._current_level >= 0 and any(
-        [tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors]
+        [tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors]  # type: ignore[no-untyped-call]
     )

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from operator import itemgetter
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fusedref.cuda.compile import allow_shared, architecture, source_module
-from fusedref.cuda.launch import InOut, Out, launch, launch_on_gpu
+from fusedref.cuda.backend import backend_of
+from fusedref.cuda.compile import source_module
+from fusedref.cuda.kernel import Kernel
 from fusedref.parameters import TENSOR_NAMES, Parameters
-from fusedref.plans import EMULATED, Launch, Plan, Target
+from fusedref.plans import Launch, Plan
 from fusedref.problem import Problem
+from fusedref.target import Target
 
-VALUE_NAMES = (*TENSOR_NAMES, "scaling_factor", "eps", "y", "batch")  # the order of PlanRunner's values
-STRUCT_LETTERS = {"in": "P", "out": "P", "inout": "P", "float": "f", "int64": "q"}
-EMULATOR_WRAPPERS: dict[str, Any] = {"out": Out, "inout": InOut, "float": np.float32, "int64": np.int64}
+# The values that a launch chooses its arguments from: tensors first, then numbers.
+VALUE_NAMES = (*TENSOR_NAMES, "y", "scaling_factor", "eps", "batch")
 
 
 class PlanRunner:
@@ -27,11 +26,11 @@ class PlanRunner:
 
     def __init__(self, plan: Plan, problem: Problem, device: torch.device) -> None:
         """Compile the kernels of ``plan`` for ``device``, unless the batch is empty."""
-        self.channels_last, self.device, self.batch = plan.variant.channels_last, device, problem.batch
-        self.memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
+        self.memory_format = torch.channels_last if plan.variant.channels_last else torch.contiguous_format
         y = torch.empty(problem.output_shape, device="meta", memory_format=self.memory_format)
         self.shape, self.strides = y.shape, y.stride()
-        self.launches = [PreparedLaunch(launch, device) for launch in plan.launches] if self.batch else []
+        self.batch, self.index, self.backend = problem.batch, device.index, backend_of(device)
+        self.kernels = [_kernel(launch, device) for launch in plan.launches] if self.batch else []
 
     def contiguous(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return the tensors as the kernels read them, copied where they lie in memory otherwise."""
@@ -42,66 +41,32 @@ class PlanRunner:
 
     def __call__(self, tensors: Sequence[Tensor | None], scaling_factor: float, eps: float) -> Tensor:
         """Return y of x, weight and the five vectors, which must be ``contiguous``."""
-        x = tensors[0]
-        assert x is not None
-        y = x.new_empty_strided(self.shape, self.strides)
-        if self.device.type == "cuda":
-            values = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-            values += scaling_factor, eps, y.data_ptr(), self.batch
-            for prepared in self.launches:
-                prepared.on_gpu(values)
-        else:
-            # The emulator copies tensors that are contiguous; channels_last ones are so in their own order.
-            x, out = (t.permute(0, 2, 3, 1) if self.channels_last else t for t in (x, y))
-            for prepared in self.launches:
-                prepared.on_emulator([x, *tensors[1:], scaling_factor, eps, out, self.batch])
+        y: Tensor = tensors[0].new_empty_strided(self.shape, self.strides)  # type: ignore[union-attr]  # x is never None
+        if self.kernels:
+            self.backend.launch(self.kernels, (*tensors, y), (scaling_factor, eps, self.batch), self.index)
         return y
-
-
-class PreparedLaunch:
-    """A launch with its kernel compiled and loaded."""
-
-    def __init__(self, launch: Launch, device: torch.device) -> None:
-        """Compile the kernel for ``device``."""
-        self.function = compiled_function(launch, device)
-        self.device_index = device.index
-        self.select = itemgetter(*[VALUE_NAMES.index(argument.name) for argument in launch.signature])
-        self.kinds = [argument.kind for argument in launch.signature]
-        self.types = "".join(STRUCT_LETTERS[kind] for kind in self.kinds)
-        self.geometry = launch.grid, launch.block, launch.shared
-
-    def on_gpu(self, values: list[Any]) -> None:
-        """Launch with ``values`` in the order of VALUE_NAMES, tensors as their addresses."""
-        launch_on_gpu(self.function, self.types, self.select(values), self.device_index, *self.geometry)
-
-    def on_emulator(self, values: list[Any]) -> None:
-        """Launch with ``values`` in the order of VALUE_NAMES."""
-        arguments = [
-            EMULATOR_WRAPPERS[kind](value) if kind in EMULATOR_WRAPPERS else value
-            for kind, value in zip(self.kinds, self.select(values))
-        ]
-        grid, block, shared = self.geometry
-        launch(self.function, *arguments, grid=grid, block=block, shared=shared)
 
 
 def run_plan(plan: Plan, problem: Problem, parameters: Parameters) -> Tensor:
     """Return y of ``problem``, computed by ``plan``."""
-    x = parameters.x
-    runner = PlanRunner(plan, problem, x.device)
+    runner = PlanRunner(plan, problem, parameters.x.device)
     return runner(runner.contiguous(parameters.tensors), parameters.scaling_factor, parameters.eps)
+
+
+def target_of(device: torch.device) -> Target:
+    """Return the GPU that plans for ``device`` are made for; the CPU's is the one that the emulator stands for."""
+    return backend_of(device).target(device.index)
 
 
 @lru_cache(maxsize=1024)
 def compiled_function(launch: Launch, device: torch.device) -> Any:
-    """Return the loaded kernel of ``launch``."""
+    """Return the loaded function of ``launch``, which may be launched with the shared memory that it needs."""
     function = source_module(launch.source, launch.options, device).get_function(launch.symbol)
-    allow_shared(function, launch.shared, device)
+    backend_of(device).allow_shared(function, launch.shared, device.index)
     return function
 
 
-@lru_cache(maxsize=64)
-def target_of(device: torch.device) -> Target:
-    """Return what plans need to know of ``device``; the CPU's is the emulator's."""
-    if device.type == "cpu":
-        return EMULATED
-    return Target(architecture(device.index), torch.cuda.get_device_properties(device).multi_processor_count)
+def _kernel(launch: Launch, device: torch.device) -> Kernel:
+    kinds = [argument.kind for argument in launch.signature]
+    places = [VALUE_NAMES.index(argument.name) for argument in launch.signature]
+    return Kernel(compiled_function(launch, device), kinds, places, launch.grid, launch.block, launch.shared)

@@ -8,20 +8,19 @@ import torch
 
 from fusedref.arguments import check_precision
 from fusedref.plans.base import Argument, Launch, Plan
-from fusedref.plans.device import EMULATED, Target, predict
+from fusedref.plans.device import predict
 from fusedref.plans.folded import folded_plan
 from fusedref.plans.implicit_gemm import best_gemm_tile, gemm_tiles, implicit_gemm_plan, unserved_by_implicit_gemm
 from fusedref.plans.pipeline import pipeline_plan, unserved_by_pipeline
 from fusedref.plans.variant import KernelVariant
 from fusedref.problem import Problem
+from fusedref.target import EMULATED, Target
 
 __all__ = [
-    "EMULATED",
     "Argument",
     "KernelVariant",
     "Launch",
     "Plan",
-    "Target",
     "folded_plan",
     "gemm_tiles",
     "implicit_gemm_plan",

@@ -16,14 +16,14 @@ class Argument(NamedTuple):
     """One parameter of a kernel: the name of its value and how the value is passed."""
 
     name: str
-    kind: str  # "in", "out" or "inout": a pointer to a tensor that is read, written whole, or both; "float"; "int64"
+    kind: str  # "in", "out", "inout": a tensor that is read, written whole, or both; else a number's NumPy dtype
 
 
 # What every kernel of inference takes.
 INFERENCE_SIGNATURE = (
     *[Argument(name, "in") for name in ("x", "weight", "bias", "running_mean", "running_var", "gamma", "beta")],
-    Argument("scaling_factor", "float"),
-    Argument("eps", "float"),
+    Argument("scaling_factor", "float32"),
+    Argument("eps", "float32"),
     Argument("y", "out"),
     Argument("batch", "int64"),
 )

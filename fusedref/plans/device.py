@@ -1,9 +1,8 @@
-"""The GPU that a plan is made for, and what an H200 needs for a problem at the least."""
+"""What an H200 needs for a problem at the least."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 from fusedref.plans.variant import KernelVariant
 from fusedref.problem import Problem
@@ -11,28 +10,6 @@ from fusedref.problem import Problem
 # An H200's data sheet: bytes a second, and multiplications and additions a second (fp16 with fp32 sums, and fp32).
 H200 = {"memory": 4.8e12, "tensor cores": 989e12, "CUDA cores": 67e12}
 LAUNCH_OVERHEAD = 2.3  # microseconds of an empty kernel on an H200, less those of the events around it
-
-SHARED_KILOBYTES = {80: 163, 86: 99, 87: 163, 89: 99, 120: 99, 121: 99}  # that a block can have; elsewhere 227
-
-
-class Target(NamedTuple):
-    """The GPU that a plan is made for."""
-
-    architecture: str  # nvcc's name: "sm_80", "sm_90a"
-    multiprocessors: int
-
-    @property
-    def compute_capability(self) -> int:
-        """Return 80 for ``"sm_80"``, 90 for ``"sm_90a"``."""
-        return int("".join(filter(str.isdigit, self.architecture)))
-
-    @property
-    def shared_limit(self) -> int:
-        """Return the bytes of shared memory that a block can have."""
-        return 1024 * SHARED_KILOBYTES.get(self.compute_capability, 227)
-
-
-EMULATED = Target("sm_90a", 132)  # the emulator stands for an H200
 
 
 def predict(problem: Problem, variant: KernelVariant, unit: str) -> dict[str, float]:

@@ -11,9 +11,10 @@ from typing import NamedTuple
 import torch
 
 from fusedref.plans.base import INFERENCE_SIGNATURE, KERNELS, Launch, Plan
-from fusedref.plans.device import EMULATED, Target, predict
+from fusedref.plans.device import predict
 from fusedref.plans.variant import KernelVariant, common_macros, stride_and_group_macros
 from fusedref.problem import Problem
+from fusedref.target import EMULATED, Target
 
 
 class GemmTile(NamedTuple):

@@ -7,9 +7,10 @@ import math
 import torch
 
 from fusedref.plans.base import INFERENCE_SIGNATURE, KERNELS, Launch, Plan
-from fusedref.plans.device import EMULATED, Target, predict
+from fusedref.plans.device import predict
 from fusedref.plans.variant import KernelVariant, common_macros
 from fusedref.problem import Problem
+from fusedref.target import EMULATED, Target
 
 STEADY = 3.96e12  # bytes a second that the turns allow for: the best of those tried on an H200
 
