@@ -138,6 +138,11 @@ class Error(Structure):
 
 
 @_layout
+class Outcome(Structure):
+    """How a launch ended, and what it printed."""
+
+
+@_layout
 class Report(Structure):
     """One finding of a watched launch."""
 

@@ -50,7 +50,7 @@ class LoadedImage:
             self.module = abi.Module.from_address(address)
             _registered[address] = _registered.get(address, 0) + 1
             if not self.module.image_begin:
-                library.emu_module_loaded(self.module)
+                runtime.register(self.module)
             _images.add(self)
         self.shared: list[abi.Shared] = runtime.chain(self.module.shared)
         self.variables = {

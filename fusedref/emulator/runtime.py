@@ -1,24 +1,28 @@
-"""The runtime library as Python sees it: loading, the structures it shares with kernels, launching."""
+"""The runtime library: loading it, device memory, modules and launches."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
 import threading
-from ctypes import byref, c_uint32, c_uint64
+import warnings
+from ctypes import byref, c_uint32, c_uint64, c_void_p
 from typing import Any
 
 from . import abi
 from .abi import Error, Kernel, Module
 from .compile import build
 
+_Three = c_uint32 * 3
 _lock = threading.Lock()
-_library = None
+_library: ctypes.CDLL | None = None
+_run: Any = None
 
 
 def memory_bytes() -> int:
-    """How much device memory the emulator offers: the machine's memory."""
+    """Return how much device memory the emulator offers: the machine's memory."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
@@ -26,26 +30,37 @@ def memory_bytes() -> int:
 
 
 def library() -> ctypes.CDLL:
-    """The runtime, compiled and loaded at first use.
+    """Return the runtime, compiled and loaded at first use.
 
     Raises:
         build.NoCompiler: there is no C++ compiler.
         OSError: the library cannot be loaded, or there are no addresses left for the device's memory.
     """
-    global _library
     if _library is None:
         with _lock:
             if _library is None:
-                loaded = ctypes.CDLL(str(build.runtime()))
-                abi.declare(loaded)
-                if not loaded.emu_init(memory_bytes()):
-                    raise OSError("the emulator cannot reserve addresses for its device memory (4 GiB at least)")
-                _library = loaded
+                _load()
+    assert _library is not None
     return _library
 
 
+def _load() -> None:
+    global _library, _run
+    path = str(build.runtime())
+    loaded = ctypes.CDLL(path)
+    abi.declare(loaded)
+    python = ctypes.pythonapi
+    needed = (python.PyEval_SaveThread, python.PyEval_RestoreThread, python.PyErr_CheckSignals)
+    loaded.emu_python(*(ctypes.cast(function, c_void_p) for function in needed))
+    if not loaded.emu_init(memory_bytes()):
+        raise OSError("the emulator cannot reserve addresses for its device memory (4 GiB at least)")
+    run = ctypes.PyDLL(path).emu_run  # keeps Python's lock: the runtime gives it back itself, and looks for signals
+    run.restype, run.argtypes = loaded.emu_run.restype, loaded.emu_run.argtypes
+    _run, _library = run, loaded
+
+
 def chain(head: Any) -> list[Any]:
-    """The members of a linked list, in the order in which they were registered."""
+    """Return the members of a linked list, in the order in which they were registered."""
     members = []
     while head:
         members.append(head.contents)
@@ -53,26 +68,85 @@ def chain(head: Any) -> list[Any]:
     return members[::-1]
 
 
-def flush_output() -> None:
-    """Pass on what kernels have printed, to Python's standard output."""
-    buffer = ctypes.create_string_buffer(1 << 16)
-    while taken := library().emu_take_output(buffer, len(buffer)):
-        sys.stdout.write(buffer.raw[:taken].decode("utf-8", "replace"))
+def register(module: Module) -> None:
+    """Give a loaded module its shared memory and the addresses that stand for its variables.
+
+    Raises:
+        ValueError: the module's variables do not fit.
+    """
+    status = library().emu_module_loaded(module)
+    if status == abi.SHARED_TOO_LARGE:
+        largest = max(chain(module.shared), key=lambda variable: int(variable.size))
+        raise ValueError(
+            f"the __shared__ variables of the module need too much memory: {largest.name.decode()} in "
+            f"{largest.owner.decode()} has {largest.size} bytes"
+        )
+    if status == abi.VARIABLES_TOO_LARGE:
+        raise ValueError("the loaded modules' __constant__ and __device__ variables need more than 1 GiB")
+
+
+def unregister(module: Module) -> None:
+    """Take back what ``register`` gave. Call it before the module's library is closed."""
+    library().emu_module_unloaded(module)
 
 
 def allocation(address: int) -> tuple[int, int] | None:
-    """(address, bytes) of the allocation that holds ``address``, or else of the last one before it."""
+    """Return (address, bytes) of the allocation that holds ``address``, or else of the last one before it."""
     out = (c_uint64 * 2)()
     return (out[0], out[1]) if library().emu_allocation(address, out) else None
 
 
 def live() -> list[tuple[int, int]]:
-    """(address, bytes) of every allocation."""
+    """Return (address, bytes) of every allocation."""
     lib = library()
     room = 2 * lib.emu_allocations(None, 0)
     out = (c_uint64 * max(room, 1))()
     lib.emu_allocations(out, room // 2)
     return [(out[i], out[i + 1]) for i in range(0, room, 2) if out[i]]
+
+
+class Watch:
+    """What a watched launch records. It is freed with the object."""
+
+    def __init__(self) -> None:
+        """Reserve its memory.
+
+        Raises:
+            OSError: there are no addresses left for it.
+        """
+        self.handle = c_void_p()
+        library().emu_watch_new(byref(self.handle))
+        if not self.handle:
+            raise OSError("the emulator cannot reserve addresses for what it notes of the memory")
+
+    def __del__(self) -> None:
+        library().emu_watch_free(byref(self.handle))
+
+
+class _Outcome(abi.Outcome):
+    def __del__(self) -> None:
+        if self.output:
+            library().emu_outcome_free(self)
+
+    def show(self) -> None:
+        """Write what the kernel printed to Python's standard output."""
+        if self.output:
+            sys.stdout.write(ctypes.string_at(self.output, self.output_bytes).decode("utf-8", "replace"))
+        if self.output_lost:
+            warnings.warn(
+                f"a kernel printed more than the {abi.OUTPUT_BYTES} bytes that the device keeps of a launch: "
+                f"the first {self.output_lost} bytes were overwritten",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def _ends_at_ctrl_c() -> bool:
+    """Whether Ctrl-C must end this thread's launches too: Python raises KeyboardInterrupt in its main thread only."""
+    return (
+        threading.current_thread() is not threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
 
 
 def launch(
@@ -84,31 +158,33 @@ def launch(
     shared: int,
     workers: int,
     seed: int = 0,
-    watch: int | None = None,
+    watch: Watch | None = None,
 ) -> Error | None:
-    """Run a kernel to its end and give back what stopped it, if anything did. Ctrl-C ends it too."""
-    lib = library()
-    handle = lib.emu_launch(
-        byref(kernel),
-        byref(module),
-        arguments,
-        len(arguments),
-        (c_uint32 * 3)(*grid),
-        (c_uint32 * 3)(*block),
-        shared,
-        workers,
-        seed,
-        watch,
-    )
+    """Run a kernel to its end and return what stopped it, if anything did.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, in whichever thread the launch waits. The kernel has ended then.
+    """
+    library()
+    outcome = _Outcome()
     try:
-        while not lib.emu_wait(handle, 50):  # between two waits Python looks for signals
-            pass
-    except BaseException:
-        while not lib.emu_wait(handle, 20):
-            lib.emu_cancel(handle)
-        lib.emu_release(handle)
-        raise
-    error = Error.from_buffer_copy(lib.emu_error(handle).contents)
-    lib.emu_release(handle)
-    flush_output()
+        ended = _run(
+            kernel,
+            module,
+            arguments,
+            len(arguments),
+            _Three(*grid),
+            _Three(*block),
+            shared,
+            workers,
+            seed,
+            watch.handle if watch else None,
+            _ends_at_ctrl_c(),
+            outcome,
+        )
+    finally:
+        outcome.show()
+    if not ended:
+        raise KeyboardInterrupt
+    error: Error = outcome.error
     return error if error.kind else None

@@ -411,7 +411,20 @@ EMU_INLINE unsigned short atomicCAS(unsigned short* p, unsigned short compare, u
 #define __stcs(p, ...) ((void)(*(p) = (__VA_ARGS__)))
 #define __stwt(p, ...) ((void)(*(p) = (__VA_ARGS__)))
 
+#define __builtin_unreachable() emu_unreachable()
+
 EMU_INLINE unsigned __cvta_generic_to_shared(const void* p) { return (unsigned)(uintptr_t)p; }
+
+// A kernel's malloc and free are those of the device. Defined in the kernel's own image, they hide the host's from it.
+#define EMU_HEAP __attribute__((always_inline, visibility("hidden"))) inline
+extern "C" EMU_HEAP void* malloc(size_t bytes) noexcept { return emu_malloc(bytes); }
+extern "C" EMU_HEAP void free(void* p) noexcept { emu_heap_free(p); }
+EMU_HEAP void* operator new(size_t bytes) { return emu_malloc(bytes); }
+EMU_HEAP void* operator new[](size_t bytes) { return emu_malloc(bytes); }
+EMU_HEAP void operator delete(void* p) noexcept { emu_heap_free(p); }
+EMU_HEAP void operator delete[](void* p) noexcept { emu_heap_free(p); }
+EMU_HEAP void operator delete(void* p, size_t) noexcept { emu_heap_free(p); }
+EMU_HEAP void operator delete[](void* p, size_t) noexcept { emu_heap_free(p); }
 
 EMU_INLINE void* emu_memcpy(void* to, const void* from, size_t n) {
     emu_access(from, n, 0);

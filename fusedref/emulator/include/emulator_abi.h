@@ -93,12 +93,14 @@ EMU_EXPORT uint32_t emu_active_mask(void);
 EMU_EXPORT int emu_syncthreads(int mode, int predicate);          // mode 0 plain, 1 count, 2 and, 3 or
 EMU_EXPORT void emu_barrier(uint32_t number, uint32_t threads, int wait);  // bar.sync / bar.arrive number, threads
 EMU_EXPORT void emu_yield(void);                                  // let the block's other threads run
-EMU_EXPORT void emu_wait_until(int (*condition)(void*), void* argument);
 EMU_EXPORT void emu_fence(int scope);                             // 0 block, 1 device, 2 system
 EMU_EXPORT uint64_t emu_clock(void);
 EMU_EXPORT int emu_printf(const char* format, ...) __attribute__((format(printf, 1, 2)));
 EMU_EXPORT void emu_assert_fail(const char* expression, const char* file, int line, const char* function);
 EMU_EXPORT void emu_trap(void);
+EMU_EXPORT void emu_unreachable(void) __attribute__((noreturn));
+EMU_EXPORT void* emu_malloc(size_t bytes);                        // of device memory
+EMU_EXPORT void emu_heap_free(void* address);
 
 // A declared access that the compiler cannot see, such as that of a copy instruction.
 EMU_EXPORT void emu_access(const void* address, size_t bytes, int write);

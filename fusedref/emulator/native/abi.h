@@ -10,6 +10,7 @@ struct Watch;
 
 static const uint32_t MAX_WORKERS = 64;
 static const uint64_t DYNAMIC_ROOM = 1 << 20;   // dynamic shared memory: the first bytes of a worker's region
+static const uint64_t OUTPUT_BYTES = 1 << 20;   // of what a launch prints, the latest that are kept
 static const uint32_t MAX_REPORTS = 256;        // of one launch
 static const uint64_t NOWHERE = ~0;             // an address or offset that does not exist
 
@@ -36,12 +37,19 @@ enum Advice {                    // what a race lacks
     PRODUCT
 };
 enum Space { GLOBAL = 1, SHARED, CONSTANT };
+enum ModuleStatus { MODULE_READY, SHARED_TOO_LARGE, VARIABLES_TOO_LARGE };
 
 struct Error {                   // what stopped a launch
     uint32_t kind, write;        // an ErrorKind; 0: nothing
     uint64_t address, bytes, pc;
     uint32_t block[3], thread[3], worker;
     char text[512];
+};
+
+struct Outcome {                 // of a launch
+    Error error;
+    char* output;                // what it printed; emu_outcome_free() frees it
+    uint64_t output_bytes, output_lost;
 };
 
 struct Report {                  // one finding of a watched launch
@@ -72,22 +80,22 @@ EMU_EXPORT void emu_mark(uint64_t address, uint64_t bytes);
 EMU_EXPORT uint64_t emu_unwritten(uint64_t address, uint64_t bytes, uint64_t* how_many);
 
 // Modules.
-EMU_EXPORT void emu_module_loaded(emu::Module* module);
+EMU_EXPORT int emu_module_loaded(emu::Module* module);     // a ModuleStatus
+EMU_EXPORT void emu_module_unloaded(emu::Module* module);  // before its library is closed
 EMU_EXPORT const char* emu_symbol(void* function);
 
-// Launches.
-EMU_EXPORT emu::Launch* emu_launch(emu::Kernel* kernel, emu::Module* module, const void* arguments,
-                                   uint64_t argument_bytes, const uint32_t* grid, const uint32_t* block,
-                                   uint64_t dynamic_shared, uint32_t workers, uint64_t seed, emu::Watch* watch);
-EMU_EXPORT int emu_wait(emu::Launch* launch, uint32_t milliseconds);
-EMU_EXPORT void emu_cancel(emu::Launch* launch);
-EMU_EXPORT const emu::Error* emu_error(emu::Launch* launch);
-EMU_EXPORT void emu_release(emu::Launch* launch);
-EMU_EXPORT uint64_t emu_take_output(char* to, uint64_t room);
+// Launches. emu_python() comes first: it takes PyEval_SaveThread, PyEval_RestoreThread and PyErr_CheckSignals.
+// emu_run() is called with Python's global lock. It returns 1 when the launch has ended, 0 when it was interrupted:
+// Python's exception is set then, except at a Ctrl-C that `ends_at_ctrl_c` wants seen in another than the main thread.
+EMU_EXPORT void emu_python(void* save_thread, void* restore_thread, void* check_signals);
+EMU_EXPORT int emu_run(emu::Kernel* kernel, emu::Module* module, const void* arguments, uint64_t argument_bytes,
+                       const uint32_t* grid, const uint32_t* block, uint64_t dynamic_shared, uint32_t workers,
+                       uint64_t seed, emu::Watch* watch, int ends_at_ctrl_c, emu::Outcome* outcome);
+EMU_EXPORT void emu_outcome_free(emu::Outcome* outcome);
 
 // What a watched launch has seen.
-EMU_EXPORT emu::Watch* emu_watch_new(void);
-EMU_EXPORT void emu_watch_free(emu::Watch* watch);
+EMU_EXPORT void emu_watch_new(emu::Watch** out);           // leaves it null if there are no addresses for it
+EMU_EXPORT void emu_watch_free(emu::Watch** watch);        // and sets it to null
 EMU_EXPORT uint32_t emu_watch_reports(emu::Watch* watch, emu::Report* out);
 EMU_EXPORT uint32_t emu_watch_sites(emu::Watch* watch, emu::Site* out, uint64_t* samples, uint32_t* masks);
 EMU_EXPORT uint64_t emu_watch_barriers(emu::Watch* watch);

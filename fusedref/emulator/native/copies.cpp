@@ -1,10 +1,7 @@
-// What runs beside the threads: cp.async, bulk copies both ways, the mbarriers that bulk loads report to, and wgmma.
+// Asynchronous copies: cp.async, bulk copies both ways, and the mbarriers that bulk loads report to.
 //
-// A copy lands only when somebody waits for it, as late as a card may finish it: an access that comes before the wait
-// meets old data. A bulk store reads its shared memory as late, so that a buffer that is filled again too early shows.
-// So does a product of wgmma, and its accumulators keep what they held before until it is waited for.
-#include <stdio.h>
-#include <stdlib.h>
+// A copy lands only when a thread waits for it, as late as a card may finish it: an access before the wait finds old data.
+// A bulk store reads its shared memory as late, so that a buffer that is filled again too early shows.
 #include <string.h>
 
 #include "runtime.h"
@@ -35,9 +32,10 @@ static void issue(int kind, void* to, const void* from, uint32_t bytes, uint32_t
     uint32_t slot = 0;
     while (slot < w->pending_room && w->pending[slot].bytes) slot++;
     if (slot == w->pending_room) {
-        w->pending_room = w->pending_room ? 2 * w->pending_room : 256;
-        w->pending = (Pending*)realloc(w->pending, w->pending_room * sizeof(Pending));
-        memset(w->pending + slot, 0, (w->pending_room - slot) * sizeof(Pending));
+        const uint32_t room = w->pending_room ? 2 * w->pending_room : 256;
+        w->pending = (Pending*)resize(w->pending, room * sizeof(Pending));
+        memset(w->pending + slot, 0, (room - slot) * sizeof(Pending));
+        w->pending_room = room;
     }
     const uint32_t group = kind == BULK_LOAD ? 0 : t->group[kind];
     w->pending[slot] = Pending{(char*)to, (const char*)from, bytes, source_bytes, t->linear, group, pc, kind, barrier};
@@ -54,96 +52,43 @@ static void wait_groups(int kind, uint32_t groups_left) {
     }
 }
 
-struct Offer {                 // what a lane brings to a wgmma
-    void* operands;
-    uint32_t bytes;
-    Matrix matrix;
-    WarpAction run;
-    void* pc;
-};
-
-// Each lane's share of the rows of 16 bytes that a product reads.
-template <class F>
-static void rows_of(const Matrix& matrix, uint32_t lane, F f) {
-    for (uint32_t row = lane; row < matrix.rows; row += 32)
-        for (int half = 0; half < 2; half++) f(matrix.begin + row * 16 + half * matrix.next);
-}
-
-static void take_up(void* const payload[32], uint32_t, const void*) {
-    Worker* w = self;
-    const Offer* first = (const Offer*)payload[0];
-    Product* product = (Product*)malloc(sizeof(Product) + 32 * first->bytes);
-    const uint32_t warp = w->current->linear / 32;
-    *product = Product{0, first->run, w->product_group[warp], first->bytes, first->matrix, {}, first->pc};
-    for (int lane = 0; lane < 32; lane++) {
-        const Offer* offer = (const Offer*)payload[lane];
-        product->sums[lane] = offer->matrix.sums;
-        memcpy(product->operands + lane * first->bytes, offer->operands, first->bytes);
-    }
-    Product** last = &w->products[warp];
-    while (*last) last = &(*last)->next;
-    *last = product;
-}
-
-static void close_group(void* const*, uint32_t, const void*) { self->product_group[self->current->linear / 32]++; }
-
-static void work_out(void* const payload[32], uint32_t, const void*) {
-    Worker* w = self;
-    const uint32_t warp = w->current->linear / 32, groups_left = *(const uint32_t*)payload[0];
-    while (Product* product = w->products[warp]) {
-        if (product->group + groups_left >= w->product_group[warp]) return;
-        void* operands[32];
-        for (int lane = 0; lane < 32; lane++) operands[lane] = product->operands + lane * product->bytes;
-        product->run(operands, 0xffffffffu, 0);
-        for (uint32_t lane = 0; watching && lane < 32; lane++)
-            rows_of(product->matrix, lane, [&](const char* row) { watch_product_done(w, row, 16, 32 * warp + lane); });
-        w->products[warp] = product->next;
-        free(product);
-    }
-}
-
-static void forget_products(Worker* w) {
-    for (int warp = 0; warp < 32; warp++) {
-        while (Product* product = w->products[warp]) {
-            w->products[warp] = product->next;
-            free(product);
-        }
-        w->product_group[warp] = 0;
-    }
-}
-
 void copies_block_begin(Worker* w) {
-    forget_products(w);  // of a block that failed, or that waited for none
+    forget_products(w);  // those that the last block did not wait for
     for (uint32_t i = 0; i < w->pending_room; i++) w->pending[i].bytes = 0;
     for (uint32_t i = 0; i < w->thread_count; i++)
         for (int kind = 0; kind < 2; kind++) w->threads[i].open[kind] = w->threads[i].group[kind] = 0;
 }
 
-// Stores that nobody waited for are complete when the kernel ends; loads have nobody left to see them.
+void copies_worker_end(Worker* w) {
+    forget_products(w);
+    release(w->pending);
+}
+
+// Stores that no thread waited for are complete when the kernel ends; no thread is left to see the loads.
 void copies_block_end(Worker* w) {
     for (uint32_t i = 0; i < w->pending_room; i++)
         if (w->pending[i].bytes && w->pending[i].kind == BULK_STORE) land(w, &w->pending[i]);
 }
 
 // The 64 bits of an mbarrier. Fresh shared memory is all ones, and so never passes for one.
-struct Mbarrier {
-    uint64_t parity : 1;      // of the phase that is under way
+struct Phases {
+    uint64_t parity : 1;      // of the current phase
     uint64_t expected : 20;   // arrivals that end a phase
     uint64_t missing : 20;    // of this phase
-    int64_t bytes : 22;       // expected of bulk loads and not yet there
+    int64_t bytes : 22;       // of bulk loads that have not landed
     uint64_t never : 1;       // 0
 };
-static_assert(sizeof(Mbarrier) == 8, "an mbarrier has 64 bits");
+static_assert(sizeof(Phases) == 8, "an mbarrier has 64 bits");
 
-static Mbarrier* opened(void* address, void* pc, int flags = 0) {
+static Phases* opened(void* address, void* pc, int flags = 0) {
     if ((uintptr_t)address % 8) fail(MISALIGNED, (uint64_t)address, 8, 1, pc, 0);
     slow_access((uintptr_t)address, 8, 0, ATOMIC | UNCOUNTED | flags, pc);
-    Mbarrier* b = (Mbarrier*)address;
+    Phases* b = (Phases*)address;
     if (b->never || !b->expected) fail(MISUSE, 0, 0, 0, pc, "an mbarrier is used that mbarrier_init has not prepared");
     return b;
 }
 
-static void end_phase_if_complete(Mbarrier* b) {
+static void end_phase_if_complete(Phases* b) {
     if (b->missing || b->bytes) return;
     b->parity ^= 1;
     b->missing = b->expected;
@@ -151,7 +96,7 @@ static void end_phase_if_complete(Mbarrier* b) {
 }
 
 struct Wait {
-    Mbarrier* barrier;
+    Phases* barrier;
     uint32_t parity;
 };
 
@@ -183,7 +128,7 @@ void emu_bulk_load(void* to, const void* from, uint32_t bytes, void* barrier) {
     void* pc = __builtin_return_address(0);
     issue(BULK_LOAD, to, from, bytes, bytes, opened(barrier, pc, PROXY), pc);
     self->current->changed = true;
-    emu_yield();  // those who wait go on at once, so that a thread shows that runs ahead without waiting for them
+    emu_yield();  // those who wait go on at once: a thread that does not wait for them shows
 }
 void emu_bulk_store(void* to, const void* from, uint32_t bytes) {
     issue(BULK_STORE, to, from, bytes, bytes, 0, __builtin_return_address(0));
@@ -196,12 +141,12 @@ void emu_mbarrier_init(void* barrier, uint32_t arrivals) {
     if ((uintptr_t)barrier % 8) fail(MISALIGNED, (uint64_t)barrier, 8, 1, pc, 0);
     slow_access((uintptr_t)barrier, 8, 1, UNCOUNTED, pc);
     if (!arrivals || arrivals >= 1u << 20) fail(MISUSE, 0, 0, 0, pc, "an mbarrier takes 1 to 1048575 arrivals");
-    *(Mbarrier*)barrier = Mbarrier{0, arrivals, arrivals, 0, 0};
+    *(Phases*)barrier = Phases{0, arrivals, arrivals, 0, 0};
 }
 
 void emu_mbarrier_arrive(void* barrier, uint32_t bytes) {
     void* pc = __builtin_return_address(0);
-    Mbarrier* b = opened(barrier, pc);
+    Phases* b = opened(barrier, pc);
     if (watching) watch_release(self, barrier);
     b->bytes += bytes;
     b->missing--;
@@ -212,22 +157,10 @@ void emu_mbarrier_arrive(void* barrier, uint32_t bytes) {
 
 void emu_mbarrier_wait(void* barrier, uint32_t parity) {
     Wait wait = {opened(barrier, __builtin_return_address(0)), parity & 1};
-    emu_wait_until(phase_over, &wait);
+    wait_until(phase_over, &wait, __builtin_return_address(0));
     if (watching) watch_acquire(self, barrier);
 }
 
 void emu_fence_proxy(void) {
     if (watching) watch_proxy_fence(self);
 }
-
-void emu_product(void* operands, uint32_t bytes, Matrix matrix, WarpAction run) {
-    void* pc = __builtin_return_address(0);
-    rows_of(matrix, emu_lane(), [&](const char* row) {
-        if ((uintptr_t)row % 16) fail(MISALIGNED, (uint64_t)row, 16, 0, pc, 0);
-        slow_access((uintptr_t)row, 16, 0, ASYNC | UNCOUNTED | PROXY, pc);
-    });
-    Offer offer = {operands, bytes, matrix, run, pc};
-    emu_warp_meet(0xffffffffu, &offer, take_up, 0);
-}
-void emu_product_commit(void) { emu_warp_meet(0xffffffffu, 0, close_group, 0); }
-void emu_product_wait(uint32_t groups_left) { emu_warp_meet(0xffffffffu, &groups_left, work_out, 0); }

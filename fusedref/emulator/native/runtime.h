@@ -1,27 +1,34 @@
-// The runtime's own structures, shared by runtime.cpp (runs kernels) and watch.cpp (tells what they did).
+// The structures of a running launch, and the functions that the runtime's parts offer one another.
+//
+//   memory.cpp    device memory: addresses, allocations and the shadow that knows them to the byte
+//   modules.cpp   loaded kernels: where their image, shared memory and variables lie
+//   hooks.cpp     what the compiler inserts before every load, store and basic block of a kernel
+//   fibers.cpp    a stack for each thread of a block, and switching between them
+//   barriers.cpp  __syncthreads, named barriers and warp operations
+//   block.cpp     the scheduler: runs the threads of one block to their end
+//   signals.cpp   faults and interrupts: how a worker leaves a kernel that will not return
+//   launch.cpp    workers, and waiting for them from Python
+//   atomics.cpp, copies.cpp, products.cpp, output.cpp, position.cpp   what kernels call
+//   watch.h ...   what a watched launch records
 #pragma once
 #include <pthread.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <ucontext.h>
 
 #include "abi.h"
 
 namespace emu {
 
-static const uint64_t SHARED_REGION = 16u << 20;   // a worker's shared memory: variables lie far apart in it
+static const uint64_t SHARED_REGION = 16u << 20;  // a worker's shared memory
 static const uint64_t VARIABLES_BEGIN = MAX_WORKERS * SHARED_REGION;
 static const uint64_t VARIABLE_ROOM = 1ull << 30;  // addresses that stand for __constant__ and __device__ variables
 static const uint64_t STACK_BYTES = 256 << 10;
 
-// What kind of access. UNCOUNTED: no request of a warp; PROXY: by the copy engine or the tensor cores, of shared memory.
-enum { ALIGNED = 1, VOLATILE = 2, ATOMIC = 4, ASYNC = 8, UNCOUNTED = 16, PROXY = 32 };
-enum { CP_ASYNC, BULK_STORE, BULK_LOAD };                    // Pending::kind
-enum { DONE, READY, BARRIER, RENDEZVOUS, CONDITION };       // what a thread of a block does
-
-struct Allocation {
-    uint64_t offset, bytes, span;
-    uint32_t flags;
-};
+// Flags of an access. UNCOUNTED: not a request of a warp. PROXY: by the copy engine or the tensor cores, of shared memory.
+enum AccessFlags { ALIGNED = 1, VOLATILE = 2, ATOMIC = 4, ASYNC = 8, UNCOUNTED = 16, PROXY = 32 };
+enum CopyKind { CP_ASYNC, BULK_STORE, BULK_LOAD };
+enum ThreadState { DONE, READY, BARRIER, RENDEZVOUS, CONDITION, CONVERGING };
 
 struct Coroutine {
     Coroutine *next, *all;
@@ -35,7 +42,7 @@ struct Thread {
     Coroutine* coroutine;
     uint32_t index[3], linear;
     uint8_t state, yielded;
-    bool changed;              // it has done more since it last gave way than to look and find nothing new
+    bool changed;                // since it last yielded it has done more than look and find nothing new
     uint32_t spins, mask, barrier;
     void* payload;
     WarpAction action;
@@ -43,61 +50,68 @@ struct Thread {
     int (*condition)(void*);
     void* argument;
     void* pc;
-    uint32_t open[2], group[2];  // asynchronous copies under way, and the group that takes new ones: CP_ASYNC, BULK_STORE
+    uint32_t open[2], group[2];  // asynchronous copies in flight, and the group that takes new ones, by CopyKind
 };
 
 struct Warp {
-    uint32_t living, waiting;  // lanes that have not returned; lanes that stand at a rendezvous
+    uint32_t living, waiting, converging;  // lanes that have not returned; at a rendezvous; in __activemask()
 };
 
 struct Barrier {
     uint32_t arrived, count, expected, result_count, result_and;
 };
 
-struct Pending {               // an asynchronous copy under way; bytes 0: a free slot
+struct Pending {                 // an asynchronous copy in flight; bytes 0: a free slot
     char* to;
     const char* from;
     uint32_t bytes, source_bytes, thread, group;
     void* pc;
     int kind;
-    void* barrier;             // the mbarrier that a bulk load reports to
+    void* barrier;               // the mbarrier that a bulk load reports to
 };
 
-struct Product {               // a warp's share of a wgmma, worked out when it is waited for (copies.cpp)
+struct Product {                 // a warp's share of a wgmma, computed when the warp waits for it
     Product* next;
     WarpAction run;
-    uint32_t group, bytes;     // bytes: of each lane's operands
+    uint32_t group, bytes;       // bytes: of each lane's operands
     Matrix matrix;
     float* sums[32];
     void* pc;
     char operands[];
 };
 
-struct Launch;
+struct Output {                  // what the kernel prints: a ring of records (a length, then the text)
+    pthread_mutex_t lock;
+    char* ring;
+    uint64_t begin, end, lost;   // positions that only grow; bytes overwritten
+};
 
 struct Worker {
     Launch* launch;
     pthread_t handle;
     bool started;
     volatile bool finished;
-    volatile uint64_t seen, vain;  // how often its threads gave way in vain since `seen` of the launch's changes
+    volatile uint64_t seen, vain;  // how often its threads yielded in vain since `seen` of the launch's changes
     uint32_t index;
     uintptr_t shared;
     uint32_t block_index[3], thread_count, living;
-    bool released;             // a barrier has just let its threads go
+    bool released;               // a barrier has just released its threads
     uint64_t block_number, block_serial;
-    Thread *threads, *current;
+    Thread* threads;
+    Thread* volatile current;
     Warp warps[32];
     Barrier barriers[16];
-    uint64_t* poisoned;        // per shared variable: the block that poisoned it last
+    uint64_t* poisoned;          // per shared variable: the block that poisoned it last
     Coroutine *idle, *owned;
     Pending* pending;
     uint32_t pending_room;
-    Product* products[32];     // of each warp, the oldest first
+    Product* products[32];       // of each warp, the oldest first
     uint32_t product_group[32];
-    volatile int in_runtime;   // a signal must not leave the runtime half done
+    volatile int critical;       // it holds a lock or is in the allocator: no signal may leave it
+    jmp_buf* volatile probe;     // where a fault goes on while printf tests a pointer
+    Error failure;
     jmp_buf scheduler, escape;
-    void* log;                 // of a watched launch
+    Watch* watch;                // of a watched launch
 };
 
 struct Launch {
@@ -107,10 +121,13 @@ struct Launch {
     uint64_t grid[3];
     uint32_t block[3];
     uint64_t dynamic_shared, seed, next_block;
-    uint64_t changes;          // counts whatever may be what a spinning thread waits for
+    uint64_t changes;            // counts whatever a spinning thread may wait for
+    uint64_t serial;             // owner of what its kernel allocates
     Watch* watch;
-    volatile int cancel;
+    volatile int cancel;         // stop: a thread has failed, or the launch was interrupted
+    bool interrupted;
     Error error;
+    Output output;
     Worker* workers[MAX_WORKERS];
     uint32_t worker_count, workers_left;
     pthread_mutex_t lock;
@@ -119,39 +136,100 @@ struct Launch {
 
 extern EMU_TLS Worker* self;
 extern EMU_TLS int watching;
+extern EMU_TLS int attention;    // hooks must not take their fast path: the launch is watched or being cancelled
 extern uintptr_t arena_base;
 extern uint64_t arena_size;
-extern uint8_t* shadow;
+extern uint8_t* shadow;          // of each 8 bytes: how many are allocated, from the first on
 
+// Between construction and destruction no signal leaves the worker: it holds a lock or is inside the allocator.
+struct Critical {
+    Worker* w;
+    Critical();
+    ~Critical() {
+        if (w) w->critical--;
+    }
+};
+
+// signals.cpp
 [[noreturn]] void fail(int kind, uint64_t address, uint64_t bytes, int write, void* pc, const char* text);
-void slow_access(uintptr_t address, uint64_t bytes, int write, int flags, void* pc);
+[[noreturn]] void escape();
+void check_cancelled();          // escapes from a launch that is cancelled
+void find_mathematics();         // where libm lies: a kernel may be left there too
+void block_others(sigset_t* set);  // every signal except those that a worker handles
+void install_handlers();
+void remove_handlers();
+uint32_t ctrl_c_count();         // how often SIGINT came since install_ctrl_c()
+void install_ctrl_c();
+void remove_ctrl_c();
+bool readable_text(const char* text, uint64_t most);
+void* allocate(uint64_t bytes);  // zeroed; fails the launch when there is no memory left
+void* resize(void* memory, uint64_t bytes);
+void release(void* memory);
+
+// memory.cpp
 void* reserve_pages(uint64_t bytes);
 void release_pages(void* begin, uint64_t bytes);
 void clear_pages(void* begin, uint64_t bytes);
+void set_shadow(uint64_t offset, uint64_t bytes, bool allocated);
+uint64_t first_outside(uint64_t offset, uint64_t bytes);
+uint64_t allocate_device(uint64_t bytes, uint64_t owner);  // an address; 0: no room
+bool free_device(uint64_t address, bool heap);
+void free_heap_of(uint64_t owner);
+uint64_t reserve_variables(uint64_t bytes);                // an offset or NOWHERE
+void release_variables(uint64_t offset, uint64_t bytes);
+void memory_before_fork();
+void memory_after_fork(bool child);
 
-// copies.cpp
+// modules.cpp
+bool find_image(uintptr_t address, uintptr_t* begin, uintptr_t* end);
+
+// hooks.cpp
+void slow_access(uintptr_t address, uint64_t bytes, int write, int flags, void* pc);
+
+// fibers.cpp
+void suspend(Coroutine* c);
+void resume(Worker* w, Thread* t);
+void block_on(int state, void* pc);  // until another thread sets this one's state to READY
+void release_coroutines(Worker* w);
+void fibers_before_fork();
+void fibers_after_fork(bool child);
+
+// barriers.cpp
+void thread_left(Worker* w, Thread* t);
+void wait_until(int (*condition)(void*), void* argument, void* pc);
+bool converge(Worker* w, Warp* warp);  // answers __activemask() for some of the warp's lanes; false: none waits
+void deadlock(Worker* w);
+
+// output.cpp
+void hand_over_output(Output* from, Outcome* to);
+
+// block.cpp
+void run_block(Worker* w, uint64_t number);
+
+// copies.cpp, products.cpp
 void copies_block_begin(Worker* w);
 void copies_block_end(Worker* w);
+void copies_worker_end(Worker* w);
+void forget_products(Worker* w);
 
-// watch.cpp: called only in watched launches, but for watch_init and watch_forget.
+// watch.cpp and the files beside it: called in watched launches only, except watch_init and watch_forget.
 bool watch_init();
 void watch_access(Worker* w, uint64_t offset, uint64_t bytes, int write, int flags, void* pc);
 void watch_barrier(Worker* w, uint32_t number);
 void watch_arrive(Worker* w, uint32_t number, uint32_t threads, void* pc);
 void watch_meeting(Worker* w, uint32_t warp, uint32_t present);
-void watch_exit(Worker* w, Thread* t);
+void watch_exit(Worker* w);
 void watch_fence(Worker* w, int scope);
 void watch_proxy_fence(Worker* w);
-void watch_release(Worker* w, void* mbarrier);  // an arrival: what this thread did before is seen by those who wait
+void watch_release(Worker* w, void* mbarrier);  // an arrival: those who wait see what this thread did before
 void watch_phase_over(Worker* w, void* mbarrier);
-void watch_acquire(Worker* w, void* mbarrier);  // a wait that is over
+void watch_acquire(Worker* w, void* mbarrier);  // a wait is over
 void watch_block_begin(Worker* w);
 void watch_warp_done(Worker* w, uint32_t warp);
 void watch_block_end(Worker* w);
-void watch_worker_begin(Worker* w);
 void watch_worker_end(Worker* w);
 void watch_copy_landed(Worker* w, Pending* p);
-void watch_sums(Worker* w, uintptr_t address, int write, void* pc);  // of a thread's own memory
+void watch_sums(Worker* w, uintptr_t address, int write, void* pc);  // an access to a thread's own memory
 void watch_product_done(Worker* w, const void* address, uint32_t bytes, uint32_t thread);
 void watch_fresh(uint64_t offset, uint64_t bytes);   // shared memory of a new block
 void watch_block_of_code(Worker* w, void* pc);

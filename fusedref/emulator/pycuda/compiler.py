@@ -52,16 +52,23 @@ class SourceModule:
         words = [*(options or []), *(["-arch", arch] if arch else [])]
         text = read_source(source, words, map(str, include_dirs or []), extern_c=not no_extern_c)
         self._watch = watch
-        self._image = LoadedImage(kernel_library(text, cache_dir, keep), text.texts)
-        for name in self._image.kernels:
+
+        def refuse(reason: str) -> CompileError:
+            return CompileError(
+                f"nvcc compilation of {text.name} failed", [], stdout="", stderr=f"ptxas error   : {reason}"
+            )
+
+        try:
+            self._image = LoadedImage(kernel_library(text, cache_dir, keep), text.texts)
+        except ValueError as error:
+            raise refuse(str(error)) from None
+        for name in {variable.owner.decode() for variable in self._image.shared}:
             used = self._image.static_shared(name)
             if used > SHARED_DEFAULT:
-                raise CompileError(
-                    f"nvcc compilation of {text.name} failed",
-                    [],
-                    stdout="",
-                    stderr=f"ptxas error   : Entry function '{function_name(name)}' uses too much shared data "
-                    f"(0x{used:x} bytes, 0x{SHARED_DEFAULT:x} max)",
+                kind = "Entry function" if name in self._image.kernels else "Function"
+                raise refuse(
+                    f"{kind} '{function_name(name)}' uses too much shared data "
+                    f"(0x{used:x} bytes, 0x{SHARED_DEFAULT:x} max)"
                 )
 
     def get_function(self, name: str) -> Function:

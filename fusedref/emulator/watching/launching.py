@@ -32,7 +32,7 @@ def run(launch: Launch, workers: int, module_is_watched: bool = False) -> None:
         raise error_for(launch, error)
 
 
-def _run(launch: Launch, workers: int, seed: int = 0, watch: int | None = None) -> abi.Error | None:
+def _run(launch: Launch, workers: int, seed: int = 0, watch: runtime.Watch | None = None) -> abi.Error | None:
     kernel = launch.kernel
     return runtime.launch(
         kernel.record,
@@ -72,21 +72,16 @@ class _Seen:
 
 def _record(launch: Launch, seed: int) -> _Seen:
     library = runtime.library()
-    handle = library.emu_watch_new()
-    if not handle:
-        raise OSError("the emulator cannot reserve addresses for what it notes of the memory")
-    try:
-        error = _run(launch, 1, seed, handle)
-        reports = (abi.Report * abi.MAX_REPORTS)()
-        report_count = library.emu_watch_reports(handle, reports)
-        site_count = library.emu_watch_sites(handle, None, None, None)
-        sites = (abi.Site * site_count)()
-        samples = (ctypes.c_uint64 * (32 * site_count))()
-        masks = (ctypes.c_uint32 * site_count)()
-        library.emu_watch_sites(handle, sites, samples, masks)
-        barriers = library.emu_watch_barriers(handle)
-    finally:
-        library.emu_watch_free(handle)
+    watch = runtime.Watch()
+    error = _run(launch, 1, seed, watch)
+    reports = (abi.Report * abi.MAX_REPORTS)()
+    report_count = library.emu_watch_reports(watch.handle, reports)
+    site_count = library.emu_watch_sites(watch.handle, None, None, None)
+    sites = (abi.Site * site_count)()
+    samples = (ctypes.c_uint64 * (32 * site_count))()
+    masks = (ctypes.c_uint32 * site_count)()
+    library.emu_watch_sites(watch.handle, sites, samples, masks)
+    barriers = library.emu_watch_barriers(watch.handle)
     return _Seen(error, reports[:report_count], list(sites), samples[:], masks[:], barriers)
 
 

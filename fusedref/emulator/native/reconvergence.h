@@ -1,11 +1,10 @@
-// The order in which the parts of a warp run. A card lets lanes that a branch has parted meet again as soon as their
-// ways come together, whether they left a loop early, went on to its next round or chose between two branches. Running
-// those lanes first that are furthest behind does the same, if the order of the code is known: a graph of all the steps
-// that lanes took, in this warp or another, each loop of it whole, what comes behind a loop after all of it, and the way
-// back to its beginning, for the next round, after all of it too.
+// The order in which the parts of a warp run. A card lets lanes that a branch has separated reconverge as soon as their
+// paths join, whether they left a loop early, went on to its next round or took different branches. To do the same,
+// run those lanes first that are furthest behind in the code. The order of the code comes from a graph of all steps that
+// lanes took, in this warp or another: each loop is whole, what follows a loop comes after all of it, and the step back
+// to its head, for the next round, comes after all of it too.
 #pragma once
-#include <stdint.h>
-#include <stdlib.h>
+#include "runtime.h"
 
 namespace emu {
 
@@ -14,37 +13,39 @@ template <class T> struct List {
     uint32_t count, room;
     void add(const T& item) {
         if (count == room) {
+            items = (T*)resize(items, (room ? 2 * room : 256) * sizeof(T));
             room = room ? 2 * room : 256;
-            items = (T*)realloc(items, room * sizeof(T));
         }
         items[count++] = item;
     }
     T& operator[](uint32_t i) { return items[i]; }
 };
 
-struct Ways {
+struct ReconvergenceOrder {
     static constexpr uint32_t BEGIN = 0, NONE = ~0u;
     enum State { UNSEEN, ON_PATH, DONE };
-    struct Node {                  // a piece of code
+    struct Node {                  // a basic block or an access
         uint64_t pc;
         uint32_t out, in;          // its first edges
-        uint32_t behind;           // the first of the bounds that begin here
-        uint32_t next, next_behind;  // what is to be looked at next, while the node is on the path
-        uint32_t place;            // in the order
-        uint32_t loop;             // the beginning of the loop whose nodes are being collected
-        uint32_t last;             // the last place of the loop that begins here
+        uint32_t after;            // its first constraint
+        uint32_t next, next_after;  // of the search: what to visit next
+        uint32_t position;         // in the order
+        uint32_t loop;             // the head of the loop that was collected last
+        uint32_t last;             // the last position in the loop that this node heads
         State state;
     };
     struct Edge {                  // a step from one to another
         uint32_t from, to, next_out, next_in;
-        bool back;                 // to the beginning of a loop that it is in
+        bool back;                 // to the head of a loop that it is in
         uint64_t order;            // of the step among all
     };
-    struct Bound { uint32_t to, next; };  // the end of a loop comes before what is behind the loop
+    struct Constraint {            // the end of a loop comes before what follows the loop
+        uint32_t to, next;
+    };
     List<Node> nodes;
     List<Edge> edges;
-    List<Bound> bounds;
-    List<uint32_t> table, path;    // the nodes by pc; of a search
+    List<Constraint> constraints;
+    List<uint32_t> table, path;    // the nodes by pc; the search's stack
     uint32_t ordered;              // edges that have an order
 
     uint32_t node(uint64_t pc) {
@@ -70,12 +71,12 @@ struct Ways {
         return nodes[from].out = nodes[to].in = edges.count - 1;
     }
 
-    // To be called when all nodes and edges are there; from then on `order` holds.
+    // Call it when all nodes and edges are there; `Edge::order` holds from then on.
     void find_order() {
         if (ordered == edges.count) return;
-        bounds.count = 0;
+        constraints.count = 0;
         for (uint32_t n = 0; n < nodes.count; n++) {
-            nodes[n].behind = nodes[n].loop = NONE;
+            nodes[n].after = nodes[n].loop = NONE;
             nodes[n].last = 0;
         }
         for (uint32_t e = 0; e < edges.count; e++) edges[e].back = false;
@@ -84,23 +85,23 @@ struct Ways {
             if (edges[e].back && nodes[edges[e].to].loop != edges[e].to) close_loop(edges[e].to);
         search();
         for (uint32_t e = 0; e < edges.count; e++)
-            if (edges[e].back && nodes[edges[e].from].place > nodes[edges[e].to].last)
-                nodes[edges[e].to].last = nodes[edges[e].from].place;
+            if (edges[e].back && nodes[edges[e].from].position > nodes[edges[e].to].last)
+                nodes[edges[e].to].last = nodes[edges[e].from].position;
         for (uint32_t e = 0; e < edges.count; e++) {
             const Node& to = nodes[edges[e].to];
-            // Of two loops that end at the same place the inner one, which begins later, goes on first.
-            edges[e].order = edges[e].back ? (2ull * to.last + 1) << 32 | (nodes.count - to.place) : 2ull * to.place << 32;
+            // Of two loops that end at the same position the inner one, which begins later, goes on first.
+            edges[e].order = edges[e].back ? (2ull * to.last + 1) << 32 | (nodes.count - to.position) : 2ull * to.position << 32;
         }
         ordered = edges.count;
     }
 
     void free_all() {
-        free(nodes.items);
-        free(edges.items);
-        free(bounds.items);
-        free(table.items);
-        free(path.items);
-        *this = Ways{};
+        release(nodes.items);
+        release(edges.items);
+        release(constraints.items);
+        release(table.items);
+        release(path.items);
+        *this = ReconvergenceOrder{};
     }
 
 private:
@@ -112,10 +113,10 @@ private:
 
     void add_node(uint64_t pc) { nodes.add(Node{pc, NONE, NONE, NONE, NONE, NONE, 0, NONE, 0, UNSEEN}); }
 
-    // Depth first from BEGIN: finds the edges that lead back, and gives each node a place behind all that lead to it.
+    // Depth first from BEGIN: finds the edges that lead back, and gives each node a position after all that lead to it.
     void search() {
         for (uint32_t n = 0; n < nodes.count; n++) nodes[n].state = UNSEEN;
-        uint32_t place = nodes.count;
+        uint32_t position = nodes.count;
         enter(BEGIN);
         while (path.count) {
             Node& n = nodes[path[path.count - 1]];
@@ -125,12 +126,12 @@ private:
                 n.next = e.next_out;
                 to = e.to;
                 e.back |= nodes[to].state == ON_PATH;
-            } else if (n.next_behind != NONE) {
-                to = bounds[n.next_behind].to;
-                n.next_behind = bounds[n.next_behind].next;
+            } else if (n.next_after != NONE) {
+                to = constraints[n.next_after].to;
+                n.next_after = constraints[n.next_after].next;
             } else {
                 n.state = DONE;
-                n.place = --place;
+                n.position = --position;
                 path.count--;
                 continue;
             }
@@ -141,11 +142,11 @@ private:
     void enter(uint32_t n) {
         nodes[n].state = ON_PATH;
         nodes[n].next = nodes[n].out;
-        nodes[n].next_behind = nodes[n].behind;
+        nodes[n].next_after = nodes[n].after;
         path.add(n);
     }
 
-    // Collects the loop that begins at `head`, and binds its ends to come before all that it is left for.
+    // Collects the loop that begins at `head`, and makes its ends come before everything that the loop leaves for.
     void close_loop(uint32_t head) {
         collect(head, head);
         for (uint32_t e = nodes[head].in; e != NONE; e = edges[e].next_in)
@@ -156,13 +157,13 @@ private:
             for (uint32_t e = nodes[path[i]].out; e != NONE; e = edges[e].next_out)
                 if (nodes[edges[e].to].loop != head)
                     for (uint32_t b = nodes[head].in; b != NONE; b = edges[b].next_in)
-                        if (edges[b].back) bind(edges[b].from, edges[e].to);
+                        if (edges[b].back) constrain(edges[b].from, edges[e].to);
         path.count = 0;
     }
 
-    void bind(uint32_t end, uint32_t behind) {
-        bounds.add(Bound{behind, nodes[end].behind});
-        nodes[end].behind = bounds.count - 1;
+    void constrain(uint32_t end, uint32_t follower) {
+        constraints.add(Constraint{follower, nodes[end].after});
+        nodes[end].after = constraints.count - 1;
     }
 
     void collect(uint32_t n, uint32_t head) {
