@@ -52,14 +52,21 @@ def device():
 
 @pytest.fixture
 def plant(tmp_path, monkeypatch):
-    """Return ``plant(file, right, wrong)``, which makes the ladder run a copy of its kernels with one text replaced."""
+    """Return ``plant(file, right, wrong)``, which makes the ladder run a copy of its kernels with one text replaced.
 
-    def plant(file, right, wrong):
+    ``number`` says which occurrence of the text is replaced, from 0; without it all are.
+    """
+
+    def plant(file, right, wrong, number=None):
         for path in ladder.KERNELS.glob("*.cu"):
             shutil.copy(path, tmp_path)
-        text = (tmp_path / file).read_text()
-        assert right in text, f"{file} has no {right!r} to replace"
-        (tmp_path / file).write_text(text.replace(right, wrong))
+        parts = (tmp_path / file).read_text().split(right)
+        assert len(parts) > 1 + (number or 0), f"{file} has no {right!r} to replace"
+        if number is None:
+            text = wrong.join(parts)
+        else:
+            text = right.join(parts[: number + 1]) + wrong + right.join(parts[number + 1 :])
+        (tmp_path / file).write_text(text)
         monkeypatch.setattr(ladder, "KERNELS", tmp_path)
 
     return plant

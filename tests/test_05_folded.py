@@ -50,7 +50,7 @@ def test_the_rung_is_the_kernel_of_the_package(device):
 
 
 @pytest.mark.gpu
-def test_every_rung_that_fits_validates_at_problem_73(device):
+def test_every_rung_at_problem_73(device):
     for rung in ladder.LADDER:
         if rung.fits(KERNELBENCH_73):
             report = validate(rung.candidate, KERNELBENCH_73, precision=rung.precision, device=device)

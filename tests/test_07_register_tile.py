@@ -58,7 +58,7 @@ def test_a_missing_barrier_is_a_race(plant):
 
 
 @needs_emulator
-def test_what_it_asks_of_memory():
+def test_memory_requests():
     counters = watched(RUNG.candidate, *TILE)
     x = at(counters, RUNG.candidate, "inside ? x[")
     assert (x.global_load_requests, x.global_load_sectors) == (8 * 6 * 130 / 32, 4 * 8 * 6 * 130 / 32)

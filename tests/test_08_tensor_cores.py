@@ -62,7 +62,7 @@ def test_a_missing_barrier_is_a_race(plant):
 
 
 @needs_emulator
-def test_what_it_asks_of_memory():
+def test_memory_requests():
     counters = watched(RUNG.candidate, *TILE)
     x = at(counters, RUNG.candidate, "ptx::to_tf32(real ? x[")
     assert (x.global_load_requests, x.global_load_sectors) == (8 * 8 * 66 / 32, 4 * 8 * 8 * 66 / 32)

@@ -13,6 +13,14 @@ from tests.tiles import at, compiled, findings, needs_emulator, refused, watched
 from tests.whole_numbers import inputs
 
 RUNG = next(rung for rung in ladder.LADDER if rung.number == 9)
+# Each without which threads race: the text, and which of its occurrences.
+BARRIERS = [
+    ("__syncthreads();", 0),
+    ("__syncthreads();", 1),
+    ("__syncthreads();", 2),
+    ("__syncwarp();", 0),
+    ("__syncwarp();", 1),
+]
 TILE = 1, 8, 64, 8, 66, 3  # exactly one tile of 6 x 64 outputs and 64 channels
 
 
@@ -82,22 +90,14 @@ def test_without_a_bug_it_is_not_refused(device):
 
 
 @needs_emulator
-@pytest.mark.parametrize(
-    "missing",
-    [
-        "    __syncthreads();\n\n    // And x",
-        "    __syncthreads();\n\n    const int warp_first",
-        "            __syncwarp();\n            for",
-        "            __syncwarp();  // before",
-    ],
-)
-def test_a_missing_barrier_is_a_race(plant, missing):
-    plant("09_split_fp32.cu", missing, missing.replace("__syncthreads();", "").replace("__syncwarp();", ""))
+@pytest.mark.parametrize(("barrier", "number"), BARRIERS)
+def test_a_missing_barrier_is_a_race(plant, barrier, number):
+    plant("09_split_fp32.cu", barrier, "", number)
     assert "race" in {finding.kind for finding in findings(RUNG.candidate, *TILE)}
 
 
 @needs_emulator
-def test_what_it_asks_of_memory():
+def test_memory_requests():
     counters = watched(RUNG.candidate, *TILE)
     x = at(counters, RUNG.candidate, "real ? x[")
     assert (x.global_load_requests, x.global_load_sectors) == (8 * 17, 4 * 8 * 8 * 66 / 32)  # 17 warps have pixels

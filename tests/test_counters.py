@@ -69,14 +69,14 @@ def conflicts_by_line(counters) -> dict[str, dict[str, int]]:
     return found
 
 
-def test_the_card_counted_these_problems_and_every_kernel(measured):
+def test_the_card_counted_the_same(measured):
     assert set(measured["kernels"]) == set(KERNELS)
     assert measured["card"].startswith("NVIDIA")
     assert measured["problems"] == [bench.describe(profile.PROBLEM), bench.describe(profile.WIDER)]
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_requests_and_sectors_are_the_cards_in_every_run(kernel, counted, measured):
+def test_requests_and_sectors_equal_the_cards(kernel, counted, measured):
     ours = {name: getattr(counted[kernel], name) // counted[kernel].launches for name in OF_THE_SOURCE}
     if kernel == "implicit_gemm":
         ours |= {name: DIFFERS[name][1] for name in ours if name in DIFFERS and ours[name] == DIFFERS[name][0]}
@@ -86,7 +86,7 @@ def test_requests_and_sectors_are_the_cards_in_every_run(kernel, counted, measur
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_the_bank_conflicts_of_every_line_are_the_cards(kernel, counted, measured):
+def test_bank_conflicts_equal_the_cards(kernel, counted, measured):
     ours = conflicts_by_line(counted[kernel])
     if kernel == "implicit_gemm":
         ours |= {line: card for line, (here, card) in DIFFERS.items() if ".cu: " in line and ours.get(line) == here}
@@ -95,7 +95,7 @@ def test_the_bank_conflicts_of_every_line_are_the_cards(kernel, counted, measure
 
 @pytest.mark.parametrize("name", OF_THE_BANKS)
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_what_the_banks_lose_beyond_the_lines_conflicts_is_little_and_never_the_same(kernel, name, counted, measured):
+def test_hardware_conflict_noise_is_small(kernel, name, counted, measured):
     card = measured["kernels"][kernel]
     of_lines = sum(counts.get(name, 0) for counts in card["bank_conflicts"].values())
     beyond = [run[name] - of_lines for run in card["runs"]]
@@ -135,7 +135,7 @@ extern "C" __global__ void joint(float* y, const float* x) {  // what lies betwe
     ("kernel", "loads", "stores"), [("choice", 6, 8), ("loops", 6, 1), ("leaving", 7, 7), ("joint", 1, 2)]
 )
 def test_lanes_that_part_meet_again(kernel, loads, stores):
-    """A request is the warp's, and not a part's, where the lanes' ways have come together."""
+    """Count one request for the whole warp once its lanes have come together again."""
     if build.compiler().clang:
         pytest.skip("clang copies code into the branches that lead to it, and each copy counts by itself")
     function = SourceModule(PARTING, no_extern_c=True).get_function(kernel)
@@ -155,7 +155,7 @@ RAW = """==PROF== Connected
 """
 
 
-def test_what_ncu_counts_is_read():
+def test_read_counters():
     def columns(values):
         return ",".join(f'"{value}"' for value in values)
 
@@ -187,7 +187,7 @@ SOURCE = """"Kernel Name","conv2d(int)",
 """
 
 
-def test_conflicts_of_instructions_are_read_and_summed_by_line():
+def test_read_conflicts_by_line():
     conflicts = profile.read_conflicts(SOURCE)
     assert conflicts == {"conv2d": {1: ("store", 16), 3: ("load", 3)}, "scale": {}}
     places = [("03_scale.cu", 1)] + [("03_scale.cu", 2)] * 3
@@ -213,11 +213,11 @@ ASSEMBLY = """.text.tensor_cores:
 """
 
 
-def test_profile_knows_the_headers_that_the_emulator_replaces():
+def test_replaced_headers():
     assert {path.name for path in build.INCLUDE.iterdir() if (HEADERS / path.name).exists()} == profile.REPLACED
 
 
-def test_lines_of_instructions_are_read_as_the_emulator_names_them():
+def test_read_lines_of_instructions():
     assert profile.read_places(ASSEMBLY) == {
         "tensor_cores": [("08_tensor_cores.cu", 29)] * 2 + [("08_tensor_cores.cu", 54), ("pipeline.cu", 7)],
         "another": [("03_scale.cu", 5)],
@@ -226,7 +226,7 @@ def test_lines_of_instructions_are_read_as_the_emulator_names_them():
 
 
 @pytest.mark.skipif(not (shutil.which("nvcc") and shutil.which("nvdisasm")), reason="nvcc or nvdisasm is not on PATH")
-def test_the_lines_of_a_compiled_kernel_are_read(tmp_path):
+def test_read_lines_of_a_compiled_kernel(tmp_path):
     options = ladder.tensor_cores.options(profile.PROBLEM)
     cubin = nvcc.cubin(ladder.KERNELS / "08_tensor_cores.cu", tmp_path, "90a", options)
     done = processes.run(["nvdisasm", "-gi", "-c", cubin], check=True)

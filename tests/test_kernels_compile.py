@@ -48,7 +48,7 @@ def test_the_general_kernel_compiles_for_halves(dtype, variant, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_kernel_for_newer_architectures_alone_is_refused(tmp_path):
+def test_a_newer_instruction_is_refused(tmp_path):
     source = tmp_path / "newer.cu"
     source.write_text('#include "ptx.cuh"\n__global__ void f() { asm("griddepcontrol.wait;"); }\n')
     done = compile_for_all(source, tmp_path)
@@ -66,13 +66,13 @@ def test_a_kernel_for_newer_architectures_alone_is_refused(tmp_path):
     ],
     ids=str,
 )
-def test_the_pipeline_neither_spills_nor_waits_for_each_product(problem, tmp_path):
+def test_the_pipeline_neither_spills_nor_serializes(problem, tmp_path):
     report = pipeline_report(problem, (HEADERS / "pipeline.cu").read_text(), tmp_path)
     nvcc.assert_no_spills(report)
     assert "serialized" not in report
 
 
-def test_a_pipeline_with_too_many_accumulators_would_wait(tmp_path):
+def test_too_many_accumulators_serialize(tmp_path):
     text = (HEADERS / "pipeline.cu").read_text()
     text = text.replace("more_registers<168>", "more_registers<152>")
     assert "serialized" in pipeline_report(KERNELBENCH_73, text, tmp_path)

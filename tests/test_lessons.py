@@ -150,7 +150,7 @@ def test_a_failing_cell_fails_the_run():
 # --- times: measured on a GPU, committed elsewhere ---
 
 
-def test_every_time_in_a_lesson_is_committed_and_from_the_card_of_its_outputs():
+def test_times_are_committed():
     record = json.loads(workbench.COMMITTED.read_text())
     devices = {read(path).metadata["fusedref"]["device"] for path in LESSONS if takes_times(path)}
     assert devices == {record["card"]}
@@ -181,7 +181,7 @@ def test_without_a_gpu_a_time_is_the_committed_one(record, monkeypatch):
     assert "NVIDIA Test" in workbench.about()
 
 
-def test_on_a_gpu_a_time_is_measured_and_recorded_when_lessons_are_executed(record, monkeypatch):
+def test_on_a_gpu_a_time_is_measured_and_recorded(record, monkeypatch):
     monkeypatch.setattr(workbench, "on_gpu", lambda: True)
     monkeypatch.setattr(workbench.torch.cuda, "get_device_name", lambda: "NVIDIA Test")
     monkeypatch.setattr(workbench.bench, "microseconds", lambda call: call())
@@ -603,7 +603,7 @@ def test_a_blank_is_not_an_answer(name):
     assert "Not answered yet" in EXERCISES[name].check(f"int x = {BLANK};").text
 
 
-def test_a_solution_does_not_hide_in_a_weak_comparison():
+def test_the_comparison_is_strict():
     expected = np.arange(12.0).reshape(1, 2, 2, 3) + 1
     kernels.compare(expected.astype(np.float32), expected, e01.AXES)
     last_column = expected.copy()

@@ -64,7 +64,7 @@ def wheel(tmp_path_factory):
     return copy / done.stdout.splitlines()[-1]
 
 
-def test_the_wheel_holds_all_of_fusedref_and_nothing_else(wheel):
+def test_the_wheel_holds_fusedref_alone(wheel):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     there = {str(path.relative_to(ROOT)) for path in (ROOT / "fusedref").rglob("*") if path.is_file()}
     assert held == {name for name in there if "__pycache__" not in name}

@@ -1,0 +1,226 @@
+"""What is mutated, and the checks that a mutant must fail one of."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import itertools
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import fusedref.emulator
+from fusedref import Problem, validate
+from fusedref.emulator import driver, watch
+from fusedref.ops.runner import run_plan
+from fusedref.parameters import Parameters
+from fusedref.plans import EMULATED, KernelVariant, Target, folded_plan, gemm_tiles, implicit_gemm_plan, pipeline_plan
+from fusedref.validation import compare, random_inputs
+from kernels import ladder
+from tests.mutants import Mutant, chosen, cuda_rules, python_rules
+from tests.strategies import options
+
+ROOT = Path(__file__).parents[2]
+CSRC = ROOT / "fusedref" / "csrc"
+CANDIDATES = Path(__file__).with_name("candidates.py")
+
+
+@dataclass(frozen=True)
+class Check:
+    """A candidate and the problem that it is checked on."""
+
+    name: str
+    candidate: Callable
+    problem: Problem
+    precision: str = "fp32"
+    watched: bool = True
+    wide: tuple[str, ...] = ()  # the ranges of _wide that it must be right on, too
+
+
+def folded(*inputs: object, **kept: object) -> torch.Tensor:
+    """Run folded.cu, whatever the plan would choose."""
+    problem = problem_of(*inputs[:3], **kept)
+    return run_plan(folded_plan(problem), problem, Parameters(*inputs))
+
+
+def implicit_gemm(*inputs: object, **kept: object) -> torch.Tensor:
+    """Run implicit_gemm.cu with chunks and tiles that come round."""
+    problem, variant = problem_of(*inputs[:3], **kept), KernelVariant()
+    tiles = list(gemm_tiles(problem, Target("sm_90a", 1), variant))
+    small = [tile for tile in tiles if tile.chunk == 8 and tile.warp_channels == 16]
+    tile = min(small or tiles, key=lambda tile: (-tile.slots, tile.cycles))
+    return run_plan(implicit_gemm_plan(problem, tile, variant), problem, Parameters(*inputs))
+
+
+def pipeline(*inputs: object, **kept: object) -> torch.Tensor:
+    """Run pipeline.cu on one multiprocessor, so that its stages and buffers come round."""
+    problem = problem_of(*inputs[:3], **kept)
+    chosen_plan = pipeline_plan(problem, EMULATED._replace(multiprocessors=1), KernelVariant())
+    return run_plan(chosen_plan, problem, Parameters(*inputs))
+
+
+def problem_of(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, **kept: object) -> Problem:
+    """Return the problem that the arguments of a candidate belong to."""
+    sizes = x.shape[0], x.shape[1], weight.shape[0], x.shape[2], x.shape[3], tuple(weight.shape[2:])
+    return Problem(*sizes, bias=bias is not None, dtype=x.dtype, **kept)
+
+
+PLAIN = Problem(2, 3, 5, 9, 12, 3)
+GENERAL = Problem(2, 4, 6, 9, 11, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2)
+GEMM = Problem(2, 12, 20, 8, 9, 3, stride=(1, 2), padding=(1, 0))
+TILES = Problem(2, 8, 64, 9, 128, 3)  # four tiles an image
+
+WIDE = ("wall", "huge", "heavy channel")
+RUNGS = {rung.name: rung for rung in ladder.LADDER}
+
+
+def rung(name: str, problem: Problem) -> Check:
+    """Return the check of a rung of the ladder."""
+    return Check(
+        name, RUNGS[name].candidate, problem, RUNGS[name].precision, wide=("huge",) if name == "split_fp32" else ()
+    )
+
+
+OF_FOLDED = Check("folded", folded, GENERAL)
+OF_GEMM = Check("implicit_gemm", implicit_gemm, GEMM, wide=WIDE)
+OF_PIPELINE = Check("pipeline", pipeline, TILES, wide=WIDE)
+# ptx.cuh is missing: the emulator has its own in its place. 05 and 10 include the kernels of csrc.
+CUDA: dict[str, list[Check]] = {
+    "01_conv2d.cu": [rung("conv2d", PLAIN)],
+    "02_batch_norm.cu": [rung("batch_norm", PLAIN)],
+    "03_scale.cu": [rung("scale", PLAIN), rung("bn_scale", PLAIN)],
+    "04_fused.cu": [rung("fused", PLAIN), rung("fused_block", PLAIN)],
+    "06_shared_tile.cu": [rung("shared_tile", Problem(2, 3, 20, 10, 38, 3))],
+    "07_register_tile.cu": [rung("register_tile", Problem(2, 3, 70, 7, 131, 2))],
+    "08_tensor_cores.cu": [rung("tensor_cores", Problem(2, 9, 70, 7, 67, 2))],
+    "09_split_fp32.cu": [rung("split_fp32", Problem(2, 7, 70, 7, 67, 2))],
+    "folded.cu": [OF_FOLDED],
+    "split.cuh": [OF_GEMM, OF_PIPELINE],
+    "implicit_gemm.cu": [OF_GEMM],
+    "pipeline.cu": [OF_PIPELINE],
+}
+MOST = {"barrier": 8, "guard always": 3, "guard never": 3}  # mutants of a file; of every other rule 2
+
+
+def path_of(file: str) -> Path:
+    """Return where a mutated file lies in this checkout."""
+    if file == CANDIDATES.name:
+        return CANDIDATES
+    (path,) = [path for folder in (ROOT / "kernels", CSRC) for path in folder.rglob(file)]
+    return path
+
+
+def files() -> list[str]:
+    """Return the names of the files that mutants are made of."""
+    return [*CUDA, CANDIDATES.name]
+
+
+def mutants_of(file: str) -> list[Mutant]:
+    """Return the mutants of a file, those that a run takes."""
+    text = path_of(file).read_text()
+    if file == CANDIDATES.name:
+        return chosen(python_rules.mutants(file, text), 15)
+    every = cuda_rules.mutants(file, text)
+    return [
+        each for rule in cuda_rules.RULES for each in chosen([m for m in every if m.rule == rule], MOST.get(rule, 2))
+    ]
+
+
+def original(file: str) -> Mutant:
+    """Return the mutant that changes nothing."""
+    return Mutant(file, "none", 1, "", "", path_of(file).read_text())
+
+
+class Uncompiled(Exception):
+    """The mutant does not compile, so that it does not count."""
+
+
+def caught_by(mutant: Mutant, folder: Path) -> str | None:
+    """Return the check that notices the mutant, or None. The process is of no use for anything else afterwards.
+
+    Raises Uncompiled.
+    """
+    torch.set_num_threads(1)
+    if mutant.file == CANDIDATES.name:
+        return next(_checks_of_python(mutant), None)
+    put_in_place(mutant, folder)
+    return next((found for check in CUDA[mutant.file] for found in _checks_of_kernel(check)), None)
+
+
+def put_in_place(mutant: Mutant, folder: Path) -> None:
+    """Let everything that this process compiles have the mutant's text, and include it from ``folder``."""
+    text, compile_ = path_of(mutant.file).read_text(), fusedref.emulator.SourceModule
+    for header in CSRC.rglob("*.cu*"):
+        copy = folder / header.relative_to(CSRC)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(mutant.text if header.name == mutant.file else header.read_text())
+
+    def moved(directory: str) -> str:
+        return str(folder / Path(directory).relative_to(CSRC)) if Path(directory).is_relative_to(CSRC) else directory
+
+    def compiled(source: str, *, include_dirs: list[str], **kept: object) -> object:
+        changed = source.replace(text, mutant.text)
+        return compile_(changed, include_dirs=[moved(directory) for directory in include_dirs], **kept)
+
+    fusedref.emulator.SourceModule = compiled
+
+
+def _checks_of_kernel(check: Check) -> Iterator[str]:
+    """Yield the name of every check that fails, the cheapest first."""
+    problem = check.problem
+    candidate = functools.partial(check.candidate, **(options(problem) if check in GENERAL_CHECKS else {}))
+    inputs = random_inputs(problem, 0)
+
+    def wrong(inputs: Parameters) -> bool:
+        try:
+            y = candidate(*(each.clone() if isinstance(each, torch.Tensor) else each for each in inputs))
+        except driver.CompileError as error:
+            raise Uncompiled(str(error)) from error
+        except (driver.Error, IndexError):
+            return True
+        return not compare("", problem, inputs, y, precision=check.precision).ok
+
+    if wrong(inputs):
+        yield "the problem"
+    for seed in (0, 1):
+        with watch(seed=seed) as seen:
+            failed = wrong(inputs)
+        if failed or seen.findings:
+            yield "the watched emulator"
+    if not validate(candidate, problem, precision=check.precision, device="cpu").ok:
+        yield "other shapes"
+    for wide in check.wide:
+        if wrong(_wide(inputs, wide)):
+            yield "wide ranges"
+
+
+GENERAL_CHECKS = (OF_FOLDED, OF_GEMM, OF_PIPELINE)  # whose candidates take strides, paddings and the like
+
+
+def _wide(inputs: Parameters, name: str) -> Parameters:
+    """Return inputs whose magnitudes lie far apart, within x or weight or between them."""
+    x, weight = inputs.x.clone(), inputs.weight.clone()
+    if name == "wall":  # left of it are windows that see nothing of what is large
+        x[..., x.shape[3] // 2 :] *= 1e12
+    if name == "huge":
+        x, weight = x * 1e30, weight * 1e-20
+    if name == "heavy channel":
+        weight[:, 0] *= 1e12
+    return inputs._replace(x=x, weight=weight)
+
+
+def _checks_of_python(mutant: Mutant) -> Iterator[str]:
+    """Yield the problems that the mutated candidate fails on."""
+    functions = [node for node in ast.parse(path_of(mutant.file).read_text()).body if isinstance(node, ast.FunctionDef)]
+    changed = [each.name for each in functions if each.lineno <= mutant.line <= each.end_lineno]
+    names = changed or [each.name for each in functions]  # the original: all of them
+    module = types.ModuleType("mutant")
+    exec(compile(mutant.text, mutant.file, "exec"), module.__dict__)
+    for name, (problem, words) in itertools.product(names, ((PLAIN, "the problem"), (GENERAL, "other options"))):
+        kept = {**options(problem), "stride": problem.strides, "padding": [low for low, _ in problem.pads]}
+        kept["dilation"] = problem.dilation if isinstance(problem.dilation, tuple) else (problem.dilation,) * 2
+        if not validate(functools.partial(getattr(module, name), **kept), problem, device="cpu").ok:
+            yield words
