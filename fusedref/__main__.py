@@ -12,6 +12,7 @@ from rich.console import Console
 from fusedref import Problem, bench, cuda, validate
 from fusedref.commandline import DONE, REFUSED, help_texts, not_run, picture_file, progress_bar, run
 from fusedref.cuda.compile import source_module
+from fusedref.problem import SMALL_73
 from fusedref.validation import Report, candidate_from_kernel, shapes_around
 
 PROGRAM = "python -m fusedref"
@@ -151,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _validated(file: Path, kernel: str, problem: Problem | None, device: torch.device, seed: int) -> Report:
     with progress_bar() as progress:
-        task = progress.add_task(f"validating {kernel}", total=None if problem is None else len(shapes_around(problem)))
+        task = progress.add_task(f"validating {kernel}", total=len(shapes_around(problem or SMALL_73)))
         return validate(
             candidate_from_kernel(file, kernel),
             problem,

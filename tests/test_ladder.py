@@ -1,4 +1,4 @@
-"""The ladder: its ledger, its table and picture, and that a broken rung is told from a whole one."""
+"""The ladder: bytes, table, picture and README, and the refusal of a broken rung."""
 
 import dataclasses
 import json

@@ -1,6 +1,6 @@
-"""The validator's own check: kernels and functions that are wrong in one place, each of which it must refuse.
+"""Kernels and functions with one bug each: the validator must refuse them all.
 
-Each bug is the right thing with one slip. Where the report has words for it, the words are tested too.
+Each is the right kernel or function with one change. Where the report has words for the bug, they are tested too.
 """
 
 import functools

@@ -364,9 +364,26 @@ def test_gpu_that_is_not_here():
         validate(conv_bn_scale, SMALL, device="cuda")
 
 
-def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        candidate_from_kernel(tmp_path / "missing.cu", "kernel")
+@pytest.mark.parametrize(
+    ("path", "name", "error", "words"),
+    [
+        ("missing.cu", "kernel", FileNotFoundError, "no such file: missing.cu"),
+        (3, "kernel", TypeError, "path must be the path of a .cu file, got int"),
+        ("any.cu", None, TypeError, "name must be the name of a kernel in the file, got NoneType"),
+    ],
+)
+def test_wrong_arguments_of_candidate_from_kernel(path, name, error, words):
+    with pytest.raises(error, match=words):
+        candidate_from_kernel(path, name)
+
+
+@pytest.mark.parametrize("problem", [Problem(1, 4, 4, 9, 9, 3, groups=2), Problem(1, 4, 4, 9, 9, (3, 2))], ids=str)
+def test_kernel_candidate_refuses_other_filters(problem, tmp_path):
+    """On a GPU the kernel would read beyond the weights."""
+    (tmp_path / "any.cu").write_text("")
+    (reason,) = validate(candidate_from_kernel(tmp_path / "any.cu", "k"), problem).reasons
+    words = f"the kernel serves one group and a square filter, got weight {problem.weight_shape}"
+    assert reason == f"every case: raised ValueError: {words}"
 
 
 def test_default_problem_depends_on_the_device():

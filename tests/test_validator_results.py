@@ -171,12 +171,13 @@ def raising(error):
     [
         (recursion, "every case: raised RecursionError: maximum recursion depth exceeded"),
         (raising(SystemExit(3)), "every case: raised SystemExit: 3"),
+        (raising(GeneratorExit()), "every case: raised GeneratorExit: "),
         (raising(MemoryError()), "every case: raised MemoryError: "),
         (raising(Unprintable()), "every case: raised Unprintable: (its message cannot be printed)"),
         (lambda x: x, "every case: raised TypeError: <lambda>() takes 1 positional argument but 9 were given"),
         (lambda *inputs: next(iter(())), "every case: raised StopIteration: "),
     ],
-    ids=["recursion", "exit", "memory", "unprintable", "one argument", "stop iteration"],
+    ids=["recursion", "exit", "generator exit", "memory", "unprintable", "one argument", "stop iteration"],
 )
 def test_exceptions_become_reasons(candidate, reason):
     (found,) = validate(candidate, SMALL, device="cpu").reasons

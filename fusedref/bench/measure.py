@@ -95,8 +95,11 @@ def compile_ours(problems: list[Problem]) -> None:
 
     with progress_bar() as progress, ThreadPoolExecutor() as pool:
         compilations = [pool.submit(compile_one, problem, peer) for problem in problems for peer in OURS]
-        for compilation in progress.track(compilations, description="compiling"):
-            compilation.result()
+        try:
+            for compilation in progress.track(compilations, description="compiling"):
+                compilation.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # so that Ctrl-C or an error does not wait for the rest
 
 
 def host_rows() -> list[Row]:

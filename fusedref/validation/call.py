@@ -50,7 +50,7 @@ def call(
             y = candidate(*given)
         if given.x.is_cuda:
             torch.cuda.synchronize(given.x.device)  # the error of a kernel appears only here
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, GeneratorExit) as error:
         reasons.append(f"raised {type(error).__name__}: {_message(error)}")
         return None
 
@@ -155,8 +155,8 @@ def _message(error: BaseException) -> str:
 class _PoisonedMemory:
     """Fill memory that torch allocates inside with NaN; several threads may be inside at a time.
 
-    torch fills it in its deterministic mode, of which the process has one: the first thread to enter turns it on, and
-    the last one to leave restores what was before.
+    torch fills it in its deterministic mode, a setting of the whole process: the first thread to enter turns the mode
+    on, and the last one to leave restores the setting.
     """
 
     def __init__(self) -> None:

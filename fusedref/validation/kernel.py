@@ -24,9 +24,14 @@ def candidate_from_kernel(path: str | Path, name: str) -> Candidate:
     256 threads, for stride 1, no padding, a square kernel and one group. It never gets a null pointer: where bias,
     gamma or beta is None it gets zeros, ones and zeros.
 
-    Raises FileNotFoundError where there is no such file. The candidate raises TypeError where x is not float32 and
+    Raises TypeError where an argument has another type and FileNotFoundError where there is no such file. The candidate
+    raises TypeError where x is not float32, ValueError for several groups or a filter that is not square, and
     IndexError where the kernel writes beside y.
     """
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"path must be the path of a .cu file, got {type(path).__name__}")
+    if not isinstance(name, str):
+        raise TypeError(f"name must be the name of a kernel in the file, got {type(name).__name__}")
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
@@ -47,6 +52,8 @@ def candidate_from_kernel(path: str | Path, name: str) -> Candidate:
             raise TypeError(f"the kernel takes float32 tensors, got {x.dtype}")
         batch, in_channels, height, width = x.shape
         out_channels, _, kernel_size, _ = weight.shape
+        if weight.shape[1:] != (in_channels, kernel_size, kernel_size):
+            raise ValueError(f"the kernel serves one group and a square filter, got weight {tuple(weight.shape)}")
         shape = batch, out_channels, height - kernel_size + 1, width - kernel_size + 1
         outputs = math.prod(shape)
         memory = torch.full((GUARD + outputs + GUARD,), torch.nan, device=x.device)
