@@ -1,5 +1,5 @@
-// 05 folded: BatchNorm and scale as one multiply-add per channel. This is the kernel that `import fusedref` runs wherever
-// rung 10's does not serve.
+// 05 folded: BatchNorm and scale as one multiply-add per channel. `import fusedref` runs this kernel where neither of its
+// faster ones, pipeline and implicit_gemm, serves the problem.
 //
 //   y = scale * (gamma * (conv + bias - mean) / sqrt(var + eps) + beta)  =  a * (conv + shift) + b
 //   with, for each channel,  a = scale * gamma / sqrt(var + eps)   shift = bias - mean   b = scale * beta

@@ -23,7 +23,7 @@ import torch
 
 from fusedref import bench, cuda, fused_conv_bn_scale
 from fusedref.commandline import DONE, help_texts, not_run, output_file, run, written_whole
-from fusedref.cuda.compile import HEADERS
+from fusedref.csrc import COMMON, INFERENCE
 from fusedref.problem import Problem
 from fusedref.validation import random_inputs
 from kernels.ladder import KERNELS, LADDER
@@ -47,7 +47,7 @@ REPLACED = {"ptx.cuh"}  # headers of csrc that the emulator replaces: none of th
 
 def kernel_names() -> set[str]:
     """Return the name of every kernel in kernels/ and fusedref/csrc."""
-    sources = [*KERNELS.glob("*.cu"), *HEADERS.glob("*.cu")]
+    sources = [*KERNELS.glob("*.cu"), *INFERENCE.glob("*.cu")]
     pattern = re.compile(r"__global__\s+void(?:\s+__launch_bounds__\([^;{]*?\))?\s+(\w+)\s*\(")
     return {name for source in sources for name in pattern.findall(source.read_text())}
 
@@ -120,12 +120,12 @@ def read_places(assembly: str) -> dict[str, list[tuple[str, int]]]:
 
 
 def _ours(file: str) -> bool:
-    return file not in REPLACED and any((folder / file).exists() for folder in (KERNELS, HEADERS))
+    return file not in REPLACED and any((folder / file).exists() for folder in (KERNELS, COMMON, INFERENCE))
 
 
 def line(file: str, number: int) -> str:
     """Name a line of a kernel's source by its text, which stays the same when lines before it come and go."""
-    (path,) = [folder / file for folder in (KERNELS, HEADERS) if (folder / file).exists()]
+    (path,) = [folder / file for folder in (KERNELS, COMMON, INFERENCE) if (folder / file).exists()]
     return f"{file}: {path.read_text().splitlines()[number - 1].strip()}"
 
 

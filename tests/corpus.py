@@ -7,10 +7,11 @@ on the emulator (test_emulator_watch.py) and on a card (corpus_on_card.py).
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+
+from fusedref.csrc import COMMON
 
 
 @dataclass(frozen=True)
@@ -1066,8 +1067,7 @@ CORRECT = [case for case in CASES if not case.expected]
 def run(case: Case, SourceModule: type, drv: ModuleType, gpuarray: ModuleType) -> None:
     """Launch a case: on a card with PyCUDA's objects, on the emulator with its own of the same names."""
     own = 'extern "C"' in case.source
-    headers = Path(__file__).parents[1] / "fusedref" / "csrc"
-    module = SourceModule(case.source, no_extern_c=own, include_dirs=[str(headers)], options=list(case.options))
+    module = SourceModule(case.source, no_extern_c=own, include_dirs=[str(COMMON)], options=list(case.options))
     arguments = []
     for argument in case.arguments:
         if isinstance(argument, int):

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from fusedref.cuda.compile import HEADERS
+from fusedref.cuda.compile import INCLUDE_DIRS
 from fusedref.cuda.nvcc import OPTIONS as NVCC_OPTIONS
 from tests import processes
 
+INCLUDES = [f"-I{folder}" for folder in INCLUDE_DIRS]
 ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
 
@@ -23,7 +24,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Compile ``source`` to folder/kernel.fatbin for the ``architectures`` ("90a"), where a warning is an error."""
     targets = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures]
-    always = [*NVCC_OPTIONS, "--Werror=all-warnings", "-Xptxas=-v", f"-I{HEADERS}"]
+    always = [*NVCC_OPTIONS, "--Werror=all-warnings", "-Xptxas=-v", *INCLUDES]
     command = ["nvcc", "-fatbin", *always, *targets, *options, "-o", folder / "kernel.fatbin", source]
     return processes.run(command, cwd=folder)
 
@@ -38,7 +39,7 @@ def report(source: Path, folder: Path, architecture: str, options: Iterable[str]
 def cubin(source: Path, folder: Path, architecture: str, options: Iterable[str] = ()) -> Path:
     """Compile ``source`` to the machine code of one architecture, and return its file."""
     done = processes.run(
-        ["nvcc", "-cubin", f"-arch=sm_{architecture}", *NVCC_OPTIONS, f"-I{HEADERS}", *options, source], cwd=folder
+        ["nvcc", "-cubin", f"-arch=sm_{architecture}", *NVCC_OPTIONS, *INCLUDES, *options, source], cwd=folder
     )
     assert done.returncode == 0, done.stderr
     return folder / f"{source.stem}.cubin"

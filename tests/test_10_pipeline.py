@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusedref import KERNELBENCH_73, Problem, fused_conv_bn_scale, plan
-from fusedref.cuda.compile import HEADERS
+from fusedref.csrc import INFERENCE
 from fusedref.emulator import watch
 from fusedref.ops.runner import run_plan, target_of
 from fusedref.plans import KernelVariant, pipeline_plan
@@ -18,6 +18,7 @@ from fusedref.reference import conv_bn_scale, oracle
 from fusedref.target import EMULATED
 from fusedref.validation import compare, random_inputs
 from kernels import ladder
+from tests.sources import inlined
 from tests.strategies import compiling
 from tests.tensor_cores import (
     LARGEST,
@@ -35,7 +36,7 @@ from tests.tensor_cores import (
 )
 from tests.tiles import needs_emulator
 
-SOURCE = HEADERS / "pipeline.cu"
+SOURCE = INFERENCE / "pipeline.cu"
 SMALL = Problem(2, 8, 64, 8, 34, 3)  # rows of 32, seven of six a tile: two tiles an image
 
 
@@ -312,7 +313,7 @@ class TestPlantedBugs:
     @pytest.mark.parametrize("name", PLANTED)
     def test_it_shows(self, device, name):
         right, wrong, expected = PLANTED[name]
-        text = SOURCE.read_text()
+        text = inlined(SOURCE)
         assert text.count(right) == 1
         assert expected in what_shows(text.replace(right, wrong), device)
 

@@ -9,7 +9,7 @@ import torch
 from fusedref import KERNELBENCH_73
 from fusedref import cache as compile_cache
 from fusedref.cuda import nvcc
-from fusedref.cuda.compile import HEADERS, source_module
+from fusedref.cuda.compile import INCLUDE_DIRS, source_module
 from fusedref.cuda.nvcc import CompileError
 from fusedref.plans import folded_plan
 
@@ -40,7 +40,7 @@ def compiled(monkeypatch):
     return calls
 
 
-def cubin(source, options, architecture, include_dirs=(HEADERS,)):
+def cubin(source, options, architecture, include_dirs=INCLUDE_DIRS):
     return nvcc.cubin(source, options, architecture, list(include_dirs))
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from fusedref import bench
-from fusedref.cuda.compile import HEADERS
+from fusedref.csrc import COMMON
 from fusedref.emulator import SourceModule, gpuarray, watch
 from fusedref.emulator.compile import build
 from kernels import ladder, profile
@@ -214,7 +214,7 @@ ASSEMBLY = """.text.tensor_cores:
 
 
 def test_replaced_headers():
-    assert {path.name for path in build.INCLUDE.iterdir() if (HEADERS / path.name).exists()} == profile.REPLACED
+    assert {path.name for path in build.INCLUDE.iterdir() if (COMMON / path.name).exists()} == profile.REPLACED
 
 
 def test_read_lines_of_instructions():

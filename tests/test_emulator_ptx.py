@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fusedref import emulator
-from fusedref.cuda.compile import HEADERS as KERNELS
+from fusedref.csrc import COMMON
 from fusedref.emulator import driver
 
 # One warp a block: d = a b + c, the fragments given and taken lane by lane.
@@ -35,7 +35,7 @@ def run_mma(door, name, a, b, c, options=()):
     """d of the instruction for fragments a [warps, 32, 4], b [warps, 32, 2] and c [warps, 32, 4]."""
     SourceModule, drv = door
     source = MMA.replace("MULTIPLY", f"ptx::{name}{INSTRUCTIONS[name][0]}")
-    module = SourceModule(source, no_extern_c=True, options=list(options), include_dirs=[str(KERNELS)])
+    module = SourceModule(source, no_extern_c=True, options=list(options), include_dirs=[str(COMMON)])
     d = np.empty_like(c)
     module.get_function("mma")(drv.In(a), drv.In(b), drv.In(c), drv.Out(d), block=(32, 1, 1), grid=(len(a), 1))
     return d
@@ -176,7 +176,7 @@ def test_ldmatrix(matrices, transposed):
     name = f"ldmatrix_x{matrices}" + ("_trans" if transposed else "")
     source = LDMATRIX.replace("COUNT", str(matrices)).replace("NAME", name)
     source = source.replace("DEST", "d[0]" if matrices == 1 else "d")
-    module = emulator.SourceModule(source, no_extern_c=True, include_dirs=[str(KERNELS)])
+    module = emulator.SourceModule(source, no_extern_c=True, include_dirs=[str(COMMON)])
     out = np.empty((32, matrices), np.uint32)
     module.get_function("load")(driver.In(elements), driver.Out(out), block=(32, 1, 1))
     for lane in range(32):
@@ -229,7 +229,7 @@ def run_copies(name, arguments, block, **removed):
     source = COPIES
     for piece, text in pieces.items():
         source = source.replace(f" {piece}", f" {text}")
-    module = emulator.SourceModule(source, no_extern_c=True, include_dirs=[str(KERNELS)])
+    module = emulator.SourceModule(source, no_extern_c=True, include_dirs=[str(COMMON)])
     module.get_function(name)(*arguments, block=(block, 1, 1))
 
 
@@ -266,7 +266,7 @@ def test_a_bulk_load_nobody_waits_for_has_not_happened():
 def test_an_mbarrier_that_nobody_prepared():
     source = COPIES.replace("if (threadIdx.x == 0) { ptx::mbarrier_init(&full, 1); ptx::mbarrier_init_fence(); }", "")
     source = source.replace(" MBARRIER_WAIT", "").replace(" STORE_WAIT", "").replace(" WAIT", "")
-    module = emulator.SourceModule(source, no_extern_c=True, include_dirs=[str(KERNELS)])
+    module = emulator.SourceModule(source, no_extern_c=True, include_dirs=[str(COMMON)])
     x = np.zeros(64, np.float32)
     with pytest.raises(driver.LaunchError, match="mbarrier_init has not prepared"):
         module.get_function("bulk")(driver.In(x), driver.Out(x), np.int32(1), block=(64, 1, 1))
@@ -275,7 +275,7 @@ def test_an_mbarrier_that_nobody_prepared():
 def test_a_bulk_copy_of_an_odd_length():
     source = COPIES.replace("x + 64 * i, 256,", "x + 64 * i, 250,")
     source = source.replace(" MBARRIER_WAIT", "").replace(" STORE_WAIT", "").replace(" WAIT", "")
-    module = emulator.SourceModule(source, no_extern_c=True, include_dirs=[str(KERNELS)])
+    module = emulator.SourceModule(source, no_extern_c=True, include_dirs=[str(COMMON)])
     x = np.zeros(64, np.float32)
     with pytest.raises(driver.LaunchError, match="multiple of 16 bytes"):
         module.get_function("bulk")(driver.In(x), driver.Out(x), np.int32(1), block=(64, 1, 1))

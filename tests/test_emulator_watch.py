@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fusedref.csrc import COMMON
 from fusedref.emulator import SourceModule, gpuarray, watch
 from fusedref.emulator import driver as drv
 from fusedref.emulator.findings import KINDS
@@ -286,7 +287,7 @@ def test_products_that_do_not_wait(right, wrong, expected):
     source = WGMMA.replace(right, wrong, 1) if right else WGMMA
     y = gpuarray.empty(2048, float32)
     with watch() as seen:
-        module = SourceModule(source, no_extern_c=True, include_dirs=[str(ROOT / "fusedref" / "csrc")])
+        module = SourceModule(source, no_extern_c=True, include_dirs=[str(COMMON)])
         module.get_function("k")(y, block=(128, 1, 1))
     assert {(f.kind, f.argument, f.line) for f in seen.findings} == expected
     if not expected:
@@ -443,7 +444,7 @@ extern "C" __global__ void k(int* y, const int* x) {
 
 def test_copies_are_no_stores_of_the_warp():
     x, y = gpuarray.zeros(256, int32), gpuarray.zeros(256, int32)
-    include = [str(ROOT / "fusedref" / "csrc")]
+    include = [str(COMMON)]
     with watch() as seen:
         SourceModule(COPIES, no_extern_c=True, include_dirs=include).get_function("k")(y, x, block=(64, 1, 1))
     assert seen.findings == []

@@ -21,6 +21,7 @@ from fusedref.reference import conv_bn_scale, oracle
 from fusedref.target import Target
 from fusedref.validation import compare, random_inputs
 from tests import processes
+from tests.sources import inlined
 from tests.strategies import compiling, fast, options, problems
 
 PROBLEM = Problem(2, 6, 8, 9, 11, 3, stride=2, padding=1, groups=2)
@@ -302,8 +303,7 @@ def test_planted_bugs_of_the_general_kernel_show(device, tmp_path, name, dtype):
     problem = dataclasses.replace(PROBLEM, dtype=dtype)
     chosen = folded_plan(problem, KernelVariant(channels_last=True, vectors=torch.float32))
     (launch,) = chosen.launches
-    text = launch.source.read_text()
-    text = text.replace('#include "elements.cuh"', (launch.source.parent / "elements.cuh").read_text())
+    text = inlined(launch.source)
     assert right in text
     (tmp_path / "folded.cu").write_text(text.replace(right, wrong))
     chosen = dataclasses.replace(chosen, launches=(dataclasses.replace(launch, source=tmp_path / "folded.cu"),))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusedref import Problem, fused_conv_bn_scale, plan
-from fusedref.cuda.compile import HEADERS
+from fusedref.csrc import INFERENCE
 from fusedref.emulator import watch
 from fusedref.ops.runner import run_plan, target_of
 from fusedref.plans import KernelVariant, gemm_tiles, implicit_gemm_plan
@@ -19,6 +19,7 @@ from fusedref.target import Target
 from fusedref.validation import compare, random_inputs
 from tests import nvcc
 from tests.nvcc import ARCHITECTURES, assert_no_spills, needs_nvcc
+from tests.sources import inlined
 from tests.strategies import compiling, options
 from tests.tensor_cores import (
     NOT_FINITE,
@@ -32,7 +33,7 @@ from tests.tensor_cores import (
 )
 from tests.tiles import needs_emulator
 
-SOURCE = HEADERS / "implicit_gemm.cu"
+SOURCE = INFERENCE / "implicit_gemm.cu"
 SMALL = Problem(1, 16, 24, 6, 10, 3, padding=1)  # two chunks of input channels, two blocks of output channels
 
 
@@ -225,7 +226,7 @@ class TestPlantedBugs:
     @pytest.mark.parametrize("name", PLANTED)
     def test_it_shows(self, name):
         right, wrong, expected = PLANTED[name]
-        text = SOURCE.read_text()
+        text = inlined(SOURCE)
         assert text.count(right) == 1
         assert expected in what_shows(text.replace(right, wrong))
 

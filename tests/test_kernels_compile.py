@@ -6,15 +6,16 @@ import pytest
 import torch
 
 from fusedref import KERNELBENCH_73, Problem
-from fusedref.cuda.compile import HEADERS
+from fusedref.csrc import INFERENCE
 from fusedref.plans import KernelVariant, folded_plan, pipeline_plan
 from fusedref.problem import SMALL_73
 from kernels.ladder import KERNELS, LADDER, Tiled
 from tests import nvcc
+from tests.sources import inlined
 
 TILED = {rung.candidate.file for rung in LADDER if isinstance(rung.candidate, Tiled)}
 OTHERS = TILED | {"implicit_gemm"}  # their own tests compile these
-FILES = sorted(path for path in [*KERNELS.glob("*.cu"), *HEADERS.glob("*.cu")] if path.stem not in OTHERS)
+FILES = sorted(path for path in [*KERNELS.glob("*.cu"), *INFERENCE.glob("*.cu")] if path.stem not in OTHERS)
 
 pytestmark = nvcc.needs_nvcc
 
@@ -67,13 +68,13 @@ def test_a_newer_instruction_is_refused(tmp_path):
     ids=str,
 )
 def test_the_pipeline_neither_spills_nor_serializes(problem, tmp_path):
-    report = pipeline_report(problem, (HEADERS / "pipeline.cu").read_text(), tmp_path)
+    report = pipeline_report(problem, inlined(INFERENCE / "pipeline.cu"), tmp_path)
     nvcc.assert_no_spills(report)
     assert "serialized" not in report
 
 
 def test_too_many_accumulators_serialize(tmp_path):
-    text = (HEADERS / "pipeline.cu").read_text()
+    text = inlined(INFERENCE / "pipeline.cu")
     text = text.replace("more_registers<168>", "more_registers<152>")
     assert "serialized" in pipeline_report(KERNELBENCH_73, text, tmp_path)
 

@@ -10,6 +10,7 @@ from fusedref import KERNELBENCH_73, Problem, plan
 from fusedref.plans import KernelVariant, folded_plan, pipeline_plan, predict
 from fusedref.problem import SMALL_73
 from tests import nvcc
+from tests.sources import inlined
 
 WIDE = Problem(32, 64, 64, 56, 56, 3, padding=1)
 HALF_73 = dataclasses.replace(KERNELBENCH_73, dtype=torch.float16)
@@ -107,7 +108,7 @@ def fits(chosen, folder, right="", wrong=""):
     """Whether the compiler needs no more registers than the plan says, and spills none."""
     (launch,) = chosen.launches
     source = folder / "kernel.cu"
-    text = launch.source.read_text()
+    text = inlined(launch.source)
     assert right in text
     source.write_text(text.replace(right, wrong))
     report = nvcc.report(source, folder, "90a", launch.options)

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from fusedref.csrc import COMMON, INFERENCE
 from fusedref.cuda.backend import backend_of, chosen
 
-HEADERS = Path(__file__).parents[1] / "csrc"  # what every kernel may #include
+INCLUDE_DIRS = [COMMON, INFERENCE]  # what every kernel may #include
 
 
 def source_module(source: str | Path, options: tuple[str, ...] = (), device: torch.device | None = None) -> Any:
@@ -22,11 +23,11 @@ def source_module(source: str | Path, options: tuple[str, ...] = (), device: tor
 
     Raise CompileError (the emulator: its own) where the source does not compile.
     """
-    text, include_dirs = source, [HEADERS]
+    text, include_dirs = source, INCLUDE_DIRS
     if isinstance(source, Path):
         text = f"#line 1 {_quoted(source.name)}\n{source.read_text(encoding='utf-8-sig')}"  # errors tell this name
-        if source.parent != HEADERS:
-            include_dirs = [source.parent, HEADERS]
+        if source.parent not in INCLUDE_DIRS:
+            include_dirs = [source.parent, *INCLUDE_DIRS]
     backend, index = (chosen(), None) if device is None else (backend_of(device), device.index)
     return backend.load(str(text), options, include_dirs, index)
 

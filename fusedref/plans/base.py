@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 from fusedref.plans.variant import KernelVariant
 
-KERNELS = Path(__file__).parents[1] / "csrc"
-
 
 class Argument(NamedTuple):
     """One parameter of a kernel: the name of its value and how the value is passed."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from fusedref.plans.base import INFERENCE_SIGNATURE, KERNELS, Launch, Plan
+from fusedref.csrc import INFERENCE
+from fusedref.plans.base import INFERENCE_SIGNATURE, Launch, Plan
 from fusedref.plans.device import predict
 from fusedref.plans.variant import KernelVariant, common_macros, stride_and_group_macros
 from fusedref.problem import Problem
@@ -35,7 +36,7 @@ def folded_plan(
         predicted=predict(problem, variant, "CUDA cores"),
         launches=(
             Launch(
-                source=KERNELS / "folded.cu",
+                source=INFERENCE / "folded.cu",
                 symbol="folded",
                 signature=INFERENCE_SIGNATURE,
                 macros=tuple(macros.items()),

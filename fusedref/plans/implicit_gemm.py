@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from fusedref.plans.base import INFERENCE_SIGNATURE, KERNELS, Launch, Plan
+from fusedref.csrc import INFERENCE
+from fusedref.plans.base import INFERENCE_SIGNATURE, Launch, Plan
 from fusedref.plans.device import predict
 from fusedref.plans.variant import KernelVariant, common_macros, stride_and_group_macros
 from fusedref.problem import Problem
@@ -84,7 +85,7 @@ def implicit_gemm_plan(
         predicted=predict(problem, variant, "tensor cores"),
         launches=(
             Launch(
-                source=KERNELS / "implicit_gemm.cu",
+                source=INFERENCE / "implicit_gemm.cu",
                 symbol="implicit_gemm",
                 signature=INFERENCE_SIGNATURE,
                 macros=tuple(macros.items()),

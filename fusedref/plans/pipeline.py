@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from fusedref.plans.base import INFERENCE_SIGNATURE, KERNELS, Launch, Plan
+from fusedref.csrc import INFERENCE
+from fusedref.plans.base import INFERENCE_SIGNATURE, Launch, Plan
 from fusedref.plans.device import predict
 from fusedref.plans.variant import KernelVariant, common_macros
 from fusedref.problem import Problem
@@ -63,7 +64,7 @@ def pipeline_plan(problem: Problem, target: Target = EMULATED, variant: KernelVa
         predicted=predict(problem, variant, "tensor cores"),
         launches=(
             Launch(
-                source=KERNELS / "pipeline.cu",
+                source=INFERENCE / "pipeline.cu",
                 symbol="pipeline",
                 signature=INFERENCE_SIGNATURE,
                 macros=tuple(macros.items()),

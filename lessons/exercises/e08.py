@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fusedref.cuda.compile import HEADERS
+from fusedref.csrc import COMMON
 from fusedref.emulator import SourceModule, driver
 from lessons.exercises import Exercise, Wrong
 
@@ -32,7 +32,7 @@ def one_mma(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
     Return a [16, 8] times b [8, 8] as the lanes hold it: [32, 4].
     """
-    kernel = SourceModule(ONE_MMA, no_extern_c=True, include_dirs=[str(HEADERS)]).get_function("one_mma")
+    kernel = SourceModule(ONE_MMA, no_extern_c=True, include_dirs=[str(COMMON)]).get_function("one_mma")
     d = np.empty((32, 4), dtype=np.float32)
     operands = (driver.In(np.ascontiguousarray(matrix, dtype=np.float32)) for matrix in (a, b))
     kernel(*operands, driver.Out(d), block=(32, 1, 1), grid=(1, 1))

@@ -1,4 +1,4 @@
-// The emulator's ptx.cuh: the functions of fusedref/csrc/ptx.cuh, with the same names, arguments and meaning.
+// The emulator's ptx.cuh: the functions of fusedref/csrc/common/ptx.cuh, with the same names, arguments and meaning.
 // Copies that run on their own land only when they are waited for, so that a missing wait shows.
 #pragma once
 
@@ -77,7 +77,7 @@ struct Operands {
 
 enum Type { f16, bf16, tf32 };
 
-// The warp's d[16, 8] = a[16, K] b[K, 8] + c[16, 8]; which lane holds what is in fusedref/csrc/ptx.cuh.
+// The warp's d[16, 8] = a[16, K] b[K, 8] + c[16, 8]; which lane holds what is in fusedref/csrc/common/ptx.cuh.
 template <Type TYPE, int K>
 EMU_UNWATCHED void multiply(void* const payload[32], uint32_t, const void*)
 {

@@ -13,6 +13,7 @@
 // last. Blocks take units until none is left, so a grid of any size will do; units and offsets are counted in 64 bits.
 //
 // Launch: block (256), grid (any number of blocks, at best one per unit).
+#include "affine.cuh"
 #include "elements.cuh"
 
 constexpr int THREADS = 256;
@@ -81,9 +82,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) folded(
             filter += KERNEL_HEIGHT * KERNEL_WIDTH;
         }
 
-        const float a = scaling_factor * (gamma ? float(gamma[channel]) : 1.0f) / sqrtf(float(running_var[channel]) + eps);
-        const float shift = (bias ? float(bias[channel]) : 0.0f) - float(running_mean[channel]);
-        const float b = beta ? scaling_factor * float(beta[channel]) : 0.0f;
+        const float a = affine_a(channel, running_var, gamma, scaling_factor, eps);
+        const float shift = affine_shift(channel, bias, running_mean);
+        const float b = affine_b(channel, beta, scaling_factor);
         y[run * RUN + place] = Element(a * (sum + shift) + b);
     }
 }

@@ -27,6 +27,7 @@
 //
 // Launch: block (32 WARPS_DOWN WARPS_ACROSS), grid (CHANNEL_BLOCKS, any number up to the tiles).
 #include <cstdint>
+#include "affine.cuh"
 #include "elements.cuh"
 #include "ptx.cuh"
 #include "split.cuh"
@@ -555,9 +556,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) implicit_gemm(
     for (int e = thread; e < ENTRIES; e += THREADS) shared.places[e] = entry_bytes(e);
     if (thread < CHANNELS) {
         const int channel = in.group * GROUP_OUT + min(in.first_channel + thread, GROUP_OUT - 1);
-        shared.a[thread] = scaling_factor * (gamma ? float(gamma[channel]) : 1.0f) / sqrtf(float(running_var[channel]) + eps);
-        shared.shift[thread] = (bias ? float(bias[channel]) : 0.0f) - float(running_mean[channel]);
-        shared.b[thread] = beta ? scaling_factor * float(beta[channel]) : 0.0f;
+        shared.a[thread] = affine_a(channel, running_var, gamma, scaling_factor, eps);
+        shared.shift[thread] = affine_shift(channel, bias, running_mean);
+        shared.b[thread] = affine_b(channel, beta, scaling_factor);
     }
 
     const int first = warp % WARPS_DOWN * WARP_CHANNELS;

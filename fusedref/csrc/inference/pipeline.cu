@@ -27,6 +27,7 @@
 //
 // Launch: block (512), grid (any number of blocks, at best one per multiprocessor; OUT_CHANNELS / 64, rounded up).
 #include <cuda_fp16.h>
+#include "affine.cuh"
 #include "elements.cuh"
 #include "ptx.cuh"
 #include "split.cuh"
@@ -339,7 +340,7 @@ __device__ __forceinline__ void multiply(Sums<N>& sum, const Weights& w, ptx::Co
     ptx::wgmma_commit();
 }
 
-struct Affine { float a[2], b[2]; };
+struct Affine { float a[2], b[2]; };  // of two channels: y = a * conv + b
 
 // Finishes the outputs of N pixels from number `first` on and puts them in their runs.
 template <int N>
@@ -383,15 +384,6 @@ __device__ __forceinline__ void finish(
     }
 }
 
-// a * (sum + offset) + b, as folded.cu has them.
-struct Channel {
-    float a, offset, b;
-    __device__ __forceinline__ Channel(const Input& in, int c)
-        : a(in.scaling_factor * (in.gamma ? float(in.gamma[c]) : 1.0f) / sqrtf(float(in.var[c]) + in.eps)),
-          offset((in.bias ? float(in.bias[c]) : 0.0f) - float(in.mean[c])),
-          b(in.beta ? in.scaling_factor * float(in.beta[c]) : 0.0f) {}
-};
-
 // A tile in plain float32 as folded.cu computes it: a warp has 8 channels, a lane two pixels.
 __device__ __forceinline__ void finish_plainly(Element* buffer, const Input& in, const Tile& tile, int warp, int lane)
 {
@@ -431,12 +423,14 @@ __device__ __forceinline__ void finish_plainly(Element* buffer, const Input& in,
         #pragma unroll
         for (int c = 0; c < 8; c++) {
             if (first + c >= OUT_CHANNELS) continue;
-            const Channel channel(in, first + c);
+            const float a = affine_a(first + c, in.var, in.gamma, in.scaling_factor, in.eps);
+            const float offset = affine_shift(first + c, in.bias, in.mean);
+            const float b = affine_b(first + c, in.beta, in.scaling_factor);
             Element* staged = buffer + (warp * 8 + c) * RUN_PITCH + shift(tile, warp * 8 + c, first + c);
             #pragma unroll
             for (int p = 0; p < 2; p++)
                 if (pixel + p * 32 < count)
-                    staged[pixel + p * 32] = Element(channel.a * (sum[c][p] + channel.offset) + channel.b);
+                    staged[pixel + p * 32] = Element(a * (sum[c][p] + offset) + b);
         }
     }
 }
