@@ -308,7 +308,7 @@ def wrong_ranges(text, device):
 @needs_emulator  # a race need not show on a card, and a fault there ends the context
 class TestPlantedBugs:
     def test_nothing_is_planted(self, device):
-        assert what_shows(SOURCE.read_text(), device) == set()
+        assert what_shows(inlined(SOURCE), device) == set()
 
     @pytest.mark.parametrize("name", PLANTED)
     def test_it_shows(self, device, name):

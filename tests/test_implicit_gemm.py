@@ -221,7 +221,7 @@ def what_shows(text):
 @needs_emulator
 class TestPlantedBugs:
     def test_nothing_is_planted(self):
-        assert what_shows(SOURCE.read_text()) == set()
+        assert what_shows(inlined(SOURCE)) == set()
 
     @pytest.mark.parametrize("name", PLANTED)
     def test_it_shows(self, name):

@@ -5,13 +5,12 @@ import subprocess
 
 import pytest
 
-from fusedref.cuda.compile import HEADERS
-from fusedref.emulator.compile.build import compiler
+from fusedref.csrc import COMMON
+from fusedref.emulator.compile.build import INCLUDE, compiler
 from tests import processes
 
-(KERNELS,) = HEADERS.rglob("ptx.cuh")
 FUNCTION = re.compile(r"(?:template\s*<([^>]*)>)?[\w\s:&*]*?\b(\w+)\s*\(((?:[^()]|\([^()]*\))*)\)\s*\{\}")
-(EMULATOR,) = (HEADERS.parent / "emulator" / "include").rglob("ptx.cuh")
+KERNELS, EMULATOR = COMMON / "ptx.cuh", INCLUDE / "ptx.cuh"
 
 
 def expanded(path) -> str:

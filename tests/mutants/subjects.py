@@ -98,6 +98,7 @@ CUDA: dict[str, list[Check]] = {
     "08_tensor_cores.cu": [rung("tensor_cores", Problem(2, 9, 70, 7, 67, 2))],
     "09_split_fp32.cu": [rung("split_fp32", Problem(2, 7, 70, 7, 67, 2))],
     "folded.cu": [OF_FOLDED],
+    "affine.cuh": [OF_FOLDED],
     "split.cuh": [OF_GEMM, OF_PIPELINE],
     "implicit_gemm.cu": [OF_GEMM],
     "pipeline.cu": [OF_PIPELINE],
