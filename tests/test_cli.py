@@ -115,6 +115,14 @@ def test_out_of_memory_in_a_launch(kernel, capsys, monkeypatch):
     assert "cuMemAlloc failed: out of memory" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ['a"b', "a\nb", "a\\b", "a\\", "a b", "\udcff", "[red]a", "-a"])
+def test_odd_file_names_and_a_byte_order_mark(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / f"{name}.cu"
+    path.write_bytes(b"\xef\xbb\xbf" + (KERNELS / "04_fused.cu").read_bytes())
+    assert main(["validate", "--kernel", "fused", *SMALL, "--", path.name]) == 0
+
+
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", "// é".encode("latin-1")])
 def test_file_that_is_not_utf_8(tmp_path, capsys, content):
     path = tmp_path / "mine.cu"
