@@ -17,8 +17,7 @@ extern "C" __global__ void conv2d(
     const float* weight,  // [out_channels, in_channels, kernel_size, kernel_size]
     const float* bias,    // [out_channels]
     float* y,             // [batch, out_channels, out_height, out_width]
-    int batch, int in_channels, int height, int width, int out_channels, int kernel_size)
-{
+    int batch, int in_channels, int height, int width, int out_channels, int kernel_size) {
     const int out_height = height - kernel_size + 1;
     const int out_width = width - kernel_size + 1;
     const int output = blockIdx.x * blockDim.x + threadIdx.x;
@@ -35,7 +34,7 @@ extern "C" __global__ void conv2d(
         for (int i = 0; i < kernel_size; i++) {
             for (int j = 0; j < kernel_size; j++) {
                 sum += x[((image * in_channels + in_channel) * height + row + i) * width + column + j]
-                     * weight[((channel * in_channels + in_channel) * kernel_size + i) * kernel_size + j];
+                    * weight[((channel * in_channels + in_channel) * kernel_size + i) * kernel_size + j];
             }
         }
     }

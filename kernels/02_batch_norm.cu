@@ -15,10 +15,9 @@ extern "C" __global__ void batch_norm(
     const float* running_var,   // [channels]
     const float* gamma,         // [channels]
     const float* beta,          // [channels]
-    float eps,
+    float eps,                  // added to the variance
     float* y,                   // [batch, channels, plane]
-    int batch, int channels, int plane)
-{
+    int batch, int channels, int plane) {
     const int index = blockIdx.x * blockDim.x + threadIdx.x;
     if (index >= batch * channels * plane) return;
 

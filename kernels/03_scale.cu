@@ -11,11 +11,10 @@
 // Launch of both: block (256), grid (ceil(numbers / 256)).
 
 extern "C" __global__ void scale(
-    const float* x,  // [size]
-    float scaling_factor,
-    float* y,        // [size]
-    int size)
-{
+    const float* x,        // [size]
+    float scaling_factor,  // multiplies everything
+    float* y,              // [size]
+    int size) {
     const int index = blockIdx.x * blockDim.x + threadIdx.x;
     if (index >= size) return;
     y[index] = x[index] * scaling_factor;
@@ -27,10 +26,10 @@ extern "C" __global__ void bn_scale(
     const float* running_var,   // [channels]
     const float* gamma,         // [channels]
     const float* beta,          // [channels]
-    float scaling_factor, float eps,
+    float scaling_factor,       // multiplies everything
+    float eps,                  // added to the variance
     float* y,                   // [batch, channels, plane]
-    int batch, int channels, int plane)
-{
+    int batch, int channels, int plane) {
     const int index = blockIdx.x * blockDim.x + threadIdx.x;
     if (index >= batch * channels * plane) return;
 

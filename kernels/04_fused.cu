@@ -12,15 +12,14 @@
 
 __device__ float conv_bn_scale(
     const float* x, const float* weight, const float* bias, const float* running_mean, const float* running_var,
-    const float* gamma, const float* beta, float scaling_factor, float eps,
-    int in_channels, int height, int width, int kernel_size, int image, int channel, int row, int column)
-{
+    const float* gamma, const float* beta, float scaling_factor, float eps, int in_channels, int height, int width,
+    int kernel_size, int image, int channel, int row, int column) {
     float sum = bias[channel];
     for (int in_channel = 0; in_channel < in_channels; in_channel++) {
         for (int i = 0; i < kernel_size; i++) {
             for (int j = 0; j < kernel_size; j++) {
                 sum += x[((image * in_channels + in_channel) * height + row + i) * width + column + j]
-                     * weight[((channel * in_channels + in_channel) * kernel_size + i) * kernel_size + j];
+                    * weight[((channel * in_channels + in_channel) * kernel_size + i) * kernel_size + j];
             }
         }
     }
@@ -36,10 +35,10 @@ extern "C" __global__ void fused(
     const float* running_var,   // [out_channels]
     const float* gamma,         // [out_channels]
     const float* beta,          // [out_channels]
-    float scaling_factor, float eps,
+    float scaling_factor,       // multiplies everything
+    float eps,                  // added to the variance
     float* y,                   // [batch, out_channels, out_height, out_width]
-    int batch, int in_channels, int height, int width, int out_channels, int kernel_size)
-{
+    int batch, int in_channels, int height, int width, int out_channels, int kernel_size) {
     const int out_height = height - kernel_size + 1;
     const int out_width = width - kernel_size + 1;
     const int output = blockIdx.x * blockDim.x + threadIdx.x;
@@ -49,8 +48,9 @@ extern "C" __global__ void fused(
     const int row = output / out_width % out_height;
     const int channel = output / (out_width * out_height) % out_channels;
     const int image = output / (out_width * out_height * out_channels);
-    y[output] = conv_bn_scale(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps,
-                              in_channels, height, width, kernel_size, image, channel, row, column);
+    y[output] = conv_bn_scale(
+        x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps, in_channels, height, width,
+        kernel_size, image, channel, row, column);
 }
 
 extern "C" __global__ void fused_block(
@@ -61,15 +61,15 @@ extern "C" __global__ void fused_block(
     const float* running_var,   // [out_channels]
     const float* gamma,         // [out_channels]
     const float* beta,          // [out_channels]
-    float scaling_factor, float eps,
+    float scaling_factor,       // multiplies everything
+    float eps,                  // added to the variance
     float* y,                   // [batch, out_channels, out_height, out_width]
-    int batch, int in_channels, int height, int width, int out_channels, int kernel_size)
-{
+    int batch, int in_channels, int height, int width, int out_channels, int kernel_size) {
     const int column = threadIdx.x;
     const int row = threadIdx.y;
     const int channel = blockIdx.x;
     const int image = blockIdx.y;
-    y[((image * out_channels + channel) * blockDim.y + row) * blockDim.x + column] =
-        conv_bn_scale(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps,
-                      in_channels, height, width, kernel_size, image, channel, row, column);
+    y[((image * out_channels + channel) * blockDim.y + row) * blockDim.x + column] = conv_bn_scale(
+        x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps, in_channels, height, width,
+        kernel_size, image, channel, row, column);
 }

@@ -29,7 +29,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) shared_tile(
     const float* __restrict__ running_var,   // [OUT_CHANNELS]
     const float* __restrict__ gamma,         // [OUT_CHANNELS]
     const float* __restrict__ beta,          // [OUT_CHANNELS]
-    float scaling_factor, float eps,
+    float scaling_factor,                    // multiplies everything
+    float eps,                               // added to the variance
     float* __restrict__ y)                   // [batch, OUT_CHANNELS, OUT_HEIGHT, OUT_WIDTH]
 {
     __shared__ float tile[IN_CHANNELS][HALO_H][HALO_W];
@@ -56,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) shared_tile(
             #pragma unroll
             for (int k = 0; k < K; k++)
                 sum += tile[k / TAPS][threadIdx.y + k / KERNEL_SIZE % KERNEL_SIZE][threadIdx.x + k % KERNEL_SIZE]
-                     * filters[channel - first][k];
+                    * filters[channel - first][k];
             const float a = scaling_factor * gamma[channel] / sqrtf(running_var[channel] + eps);
             const float b = scaling_factor * beta[channel] + a * (bias[channel] - running_mean[channel]);
             if (row < OUT_HEIGHT && column < OUT_WIDTH)

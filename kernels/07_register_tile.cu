@@ -30,7 +30,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) register_tile(
     const float* __restrict__ running_var,   // [OUT_CHANNELS]
     const float* __restrict__ gamma,         // [OUT_CHANNELS]
     const float* __restrict__ beta,          // [OUT_CHANNELS]
-    float scaling_factor, float eps,
+    float scaling_factor,                    // multiplies everything
+    float eps,                               // added to the variance
     float* __restrict__ y)                   // [batch, OUT_CHANNELS, OUT_HEIGHT, OUT_WIDTH]
 {
     extern __shared__ float4 memory[];
@@ -66,8 +67,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) register_tile(
                     pixels[p] = tile[in_channel][row - top + tap / KERNEL_SIZE][lane + 32 * p + tap % KERNEL_SIZE];
                 #pragma unroll
                 for (int c = 0; c < CHANNELS; c += 4) {
-                    const float4 w = *reinterpret_cast<const float4*>(
-                        &filters[in_channel * TAPS + tap][warp * CHANNELS + c]);
+                    const float4 w =
+                        *reinterpret_cast<const float4*>(&filters[in_channel * TAPS + tap][warp * CHANNELS + c]);
                     #pragma unroll
                     for (int p = 0; p < PIXELS; p++) {
                         sum[c][p] += w.x * pixels[p];

@@ -34,12 +34,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) tensor_cores(
     const float* __restrict__ running_var,   // [OUT_CHANNELS]
     const float* __restrict__ gamma,         // [OUT_CHANNELS]
     const float* __restrict__ beta,          // [OUT_CHANNELS]
-    float scaling_factor, float eps,
+    float scaling_factor,                    // multiplies everything
+    float eps,                               // added to the variance
     float* __restrict__ y)                   // [batch, OUT_CHANNELS, OUT_HEIGHT, OUT_WIDTH]
 {
-    extern __shared__ uint4 memory[];  // rows of 4 input channels, in tf32
-    auto tile = reinterpret_cast<uint4 (*)[2][PIXELS]>(memory);            // [CHUNKS][2][PIXELS]
-    auto filters = reinterpret_cast<uint4 (*)[FILTERS_W]>(tile + CHUNKS);  // [STEPS][two times GROUP, and one]
+    extern __shared__ uint4 memory[];                                     // rows of 4 input channels, in tf32
+    auto tile = reinterpret_cast<uint4(*)[2][PIXELS]>(memory);            // [CHUNKS][2][PIXELS]
+    auto filters = reinterpret_cast<uint4(*)[FILTERS_W]>(tile + CHUNKS);  // [STEPS][two times GROUP, and one]
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, group = lane / 4, member = lane % 4;
     const int top = blockIdx.y * TILE_H, left = blockIdx.x * TILE_W;
     const int image = blockIdx.z / GROUPS, first = blockIdx.z % GROUPS * GROUP;
@@ -76,7 +77,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) tensor_cores(
     }
     for (int line = warp / 4; line < TILE_H && top + line < OUT_HEIGHT; line += 2) {
         float sum[TILE_W / 8][4] = {};  // 8 times 8 pixels of 16 channels, dealt out to the lanes
-        #pragma unroll (TAPS <= 9 ? TAPS : 1)
+        #pragma unroll(TAPS <= 9 ? TAPS : 1)
         for (int step = 0; step < STEPS; step++) {
             const int chunk = step / TAPS, tap = step % TAPS;
             const int corner = (line + tap / KERNEL_SIZE) * HALO_W + tap % KERNEL_SIZE;
@@ -99,7 +100,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) tensor_cores(
             for (int n = 0; n < TILE_W / 8; n++) {
                 const int column = left + n * 8 + member * 2;
                 const float even = a[half] * sum[n][half * 2] + b[half], odd = a[half] * sum[n][half * 2 + 1] + b[half];
-                if (OUT_WIDTH % 2 == 0) {  // __stwb is an ordinary store; a float2 assigned here nvcc would store in two
+                if (OUT_WIDTH % 2 == 0) {
+                    // __stwb is an ordinary store. Assigned to *out, nvcc would store a float2 in two halves.
                     if (column < OUT_WIDTH) __stwb(reinterpret_cast<float2*>(out + column), make_float2(even, odd));
                 } else {  // the rows of an odd width do not all start at a multiple of 8 bytes
                     if (column < OUT_WIDTH) out[column] = even;

@@ -47,8 +47,7 @@ __device__ __forceinline__ int shift_of(unsigned magnitude) { return min(14 + 12
 __device__ __forceinline__ float power_of_two(int exponent) { return __int_as_float((exponent + 127) << 23); }
 
 // v = hi + lo / LO_SCALE, but for the last bit or two.
-__device__ __forceinline__ void split(float v, __half& hi, __half& lo)
-{
+__device__ __forceinline__ void split(float v, __half& hi, __half& lo) {
     hi = __float2half_rn(v);
     lo = __float2half_rn((v - __half2float(hi)) * LO_SCALE);
 }
@@ -61,13 +60,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) split_fp32(
     const float* __restrict__ running_var,   // [OUT_CHANNELS]
     const float* __restrict__ gamma,         // [OUT_CHANNELS]
     const float* __restrict__ beta,          // [OUT_CHANNELS]
-    float scaling_factor, float eps,
+    float scaling_factor,                    // multiplies everything
+    float eps,                               // added to the variance
     float* __restrict__ y)                   // [batch, OUT_CHANNELS, OUT_HEIGHT, OUT_WIDTH]
 {
-    extern __shared__ uint4 memory[];  // rows of 8 input channels, in fp16
-    auto tile = reinterpret_cast<uint4 (*)[2][PIXELS]>(memory);            // [CHUNKS][hi, lo][PIXELS]
-    auto filters = reinterpret_cast<uint4 (*)[FILTERS_W]>(tile + CHUNKS);  // [STEPS][GROUP of hi, GROUP of lo, and one]
-    auto runs = reinterpret_cast<float (*)[8][RUN_W]>(filters + STEPS);    // [WARPS][8 channels][RUN_W]
+    extern __shared__ uint4 memory[];                                     // rows of 8 input channels, in fp16
+    auto tile = reinterpret_cast<uint4(*)[2][PIXELS]>(memory);            // [CHUNKS][hi, lo][PIXELS]
+    auto filters = reinterpret_cast<uint4(*)[FILTERS_W]>(tile + CHUNKS);  // [STEPS][GROUP of hi, GROUP of lo, and one]
+    auto runs = reinterpret_cast<float (*)[8][RUN_W]>(filters + STEPS);   // [WARPS][8 channels][RUN_W]
     __shared__ float a[GROUP], b[GROUP];
     __shared__ int w_shift[GROUP];
     __shared__ unsigned largest;
@@ -126,7 +126,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) split_fp32(
         uint4* rows[2] = {&tile[i / PIXELS][0][i % PIXELS], &tile[i / PIXELS][1][i % PIXELS]};
         const uint4 front = *rows[0], back = *rows[1];
         const uint32_t v[8] = {front.x, front.y, front.z, front.w, back.x, back.y, back.z, back.w};
-        union { __half numbers[2][8]; uint4 rows[2]; } pixel;
+        union {
+            __half numbers[2][8];
+            uint4 rows[2];
+        } pixel;
         #pragma unroll
         for (int c = 0; c < 8; c++)
             split(__uint_as_float(v[c]) * power_of_two(x_shift), pixel.numbers[0][c], pixel.numbers[1][c]);
@@ -138,7 +141,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) split_fp32(
     const int warp_first = warp % 4 * 16, warp_left = warp / 4 * WARP_W;  // of the block's channels and columns
     for (int line = 0; line < TILE_H && top + line < OUT_HEIGHT; line++) {
         float sum[WARP_W / 8][4] = {}, cross[WARP_W / 8][4] = {};
-        #pragma unroll (TAPS <= 9 ? TAPS : 1)
+        #pragma unroll(TAPS <= 9 ? TAPS : 1)
         for (int step = 0; step < STEPS; step += 2) {
             const bool two = step + 1 < STEPS;
             uint32_t w[2][4];  // of this step and the next: hi of the lane's two channels, then lo
@@ -147,27 +150,25 @@ extern "C" __global__ void __launch_bounds__(THREADS) split_fp32(
             for (int s = 0; s < 1 + two; s++) {
                 const int chunk = (step + s) / TAPS, tap = (step + s) % TAPS;
                 ptx::ldmatrix_x4(w[s], &filters[step + s][lane / 16 * GROUP + warp_first + lane % 16]);
-                corner[s] = tile[chunk][lane / 8 % 2] + (line + tap / KERNEL_SIZE) * HALO_W
-                          + warp_left + tap % KERNEL_SIZE;
+                corner[s] =
+                    tile[chunk][lane / 8 % 2] + (line + tap / KERNEL_SIZE) * HALO_W + warp_left + tap % KERNEL_SIZE;
             }
             #pragma unroll
             for (int n = 0; n < WARP_W / 8; n += 2) {
                 uint32_t v[2][4];  // of both: 8 pixels' hi, then their lo; and the same of the next 8 pixels
                 #pragma unroll
-                for (int s = 0; s < 1 + two; s++)
-                    ptx::ldmatrix_x4(v[s], corner[s] + n * 8 + lane / 16 * 8 + lane % 8);
+                for (int s = 0; s < 1 + two; s++) ptx::ldmatrix_x4(v[s], corner[s] + n * 8 + lane / 16 * 8 + lane % 8);
                 #pragma unroll
                 for (int m = 0; m < 2; m++) {
                     const int hi = m * 2, lo = hi + 1;
                     #pragma unroll
                     for (int s = 0; s < 1 + two; s++)  // k = 16: w_lo x_hi of 8 channels, w_hi x_lo of the same
-                        ptx::mma_m16n8k16_f16(cross[n + m], w[s][2], w[s][3], w[s][0], w[s][1], v[s][hi], v[s][lo],
-                                              cross[n + m]);
+                        ptx::mma_m16n8k16_f16(
+                            cross[n + m], w[s][2], w[s][3], w[s][0], w[s][1], v[s][hi], v[s][lo], cross[n + m]);
                     float product[4] = {};
                     if (two)
                         ptx::mma_m16n8k16_f16(product, w[0][0], w[0][1], w[1][0], w[1][1], v[0][hi], v[1][hi], product);
-                    else
-                        ptx::mma_m16n8k8_f16(product, w[0][0], w[0][1], v[0][hi], product);
+                    else ptx::mma_m16n8k8_f16(product, w[0][0], w[0][1], v[0][hi], product);
                     #pragma unroll
                     for (int i = 0; i < 4; i++) sum[n + m][i] += product[i];
                 }

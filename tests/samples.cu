@@ -3,69 +3,58 @@
 #define TILE_DIM 32
 #define BLOCK_ROWS 8
 
-__global__ void copy(float *odata, const float *idata)
-{
+__global__ void copy(float* odata, const float* idata) {
     int x = blockIdx.x * TILE_DIM + threadIdx.x;
     int y = blockIdx.y * TILE_DIM + threadIdx.y;
     int width = gridDim.x * TILE_DIM;
 
-    for (int j = 0; j < TILE_DIM; j += BLOCK_ROWS)
-        odata[(y + j) * width + x] = idata[(y + j) * width + x];
+    for (int j = 0; j < TILE_DIM; j += BLOCK_ROWS) odata[(y + j) * width + x] = idata[(y + j) * width + x];
 }
 
-__global__ void transposeNaive(float *odata, const float *idata)
-{
+__global__ void transposeNaive(float* odata, const float* idata) {
     int x = blockIdx.x * TILE_DIM + threadIdx.x;
     int y = blockIdx.y * TILE_DIM + threadIdx.y;
     int width = gridDim.x * TILE_DIM;
 
-    for (int j = 0; j < TILE_DIM; j += BLOCK_ROWS)
-        odata[x * width + (y + j)] = idata[(y + j) * width + x];
+    for (int j = 0; j < TILE_DIM; j += BLOCK_ROWS) odata[x * width + (y + j)] = idata[(y + j) * width + x];
 }
 
-__global__ void transposeCoalesced(float *odata, const float *idata)
-{
+__global__ void transposeCoalesced(float* odata, const float* idata) {
     __shared__ float tile[TILE_DIM][TILE_DIM];
 
     int x = blockIdx.x * TILE_DIM + threadIdx.x;
     int y = blockIdx.y * TILE_DIM + threadIdx.y;
     int width = gridDim.x * TILE_DIM;
 
-    for (int j = 0; j < TILE_DIM; j += BLOCK_ROWS)
-        tile[threadIdx.y + j][threadIdx.x] = idata[(y + j) * width + x];
+    for (int j = 0; j < TILE_DIM; j += BLOCK_ROWS) tile[threadIdx.y + j][threadIdx.x] = idata[(y + j) * width + x];
 
     __syncthreads();
 
     x = blockIdx.y * TILE_DIM + threadIdx.x;
     y = blockIdx.x * TILE_DIM + threadIdx.y;
 
-    for (int j = 0; j < TILE_DIM; j += BLOCK_ROWS)
-        odata[(y + j) * width + x] = tile[threadIdx.x][threadIdx.y + j];
+    for (int j = 0; j < TILE_DIM; j += BLOCK_ROWS) odata[(y + j) * width + x] = tile[threadIdx.x][threadIdx.y + j];
 }
 
-__global__ void transposeNoBankConflicts(float *odata, const float *idata)
-{
+__global__ void transposeNoBankConflicts(float* odata, const float* idata) {
     __shared__ float tile[TILE_DIM][TILE_DIM + 1];
 
     int x = blockIdx.x * TILE_DIM + threadIdx.x;
     int y = blockIdx.y * TILE_DIM + threadIdx.y;
     int width = gridDim.x * TILE_DIM;
 
-    for (int j = 0; j < TILE_DIM; j += BLOCK_ROWS)
-        tile[threadIdx.y + j][threadIdx.x] = idata[(y + j) * width + x];
+    for (int j = 0; j < TILE_DIM; j += BLOCK_ROWS) tile[threadIdx.y + j][threadIdx.x] = idata[(y + j) * width + x];
 
     __syncthreads();
 
     x = blockIdx.y * TILE_DIM + threadIdx.x;
     y = blockIdx.x * TILE_DIM + threadIdx.y;
 
-    for (int j = 0; j < TILE_DIM; j += BLOCK_ROWS)
-        odata[(y + j) * width + x] = tile[threadIdx.x][threadIdx.y + j];
+    for (int j = 0; j < TILE_DIM; j += BLOCK_ROWS) odata[(y + j) * width + x] = tile[threadIdx.x][threadIdx.y + j];
 }
 
 // Tree reduction in dynamic shared memory, one sum per block.
-__global__ void reduceTree(const float *g_idata, float *g_odata, unsigned int n)
-{
+__global__ void reduceTree(const float* g_idata, float* g_odata, unsigned int n) {
     extern __shared__ float sdata[];
 
     unsigned int tid = threadIdx.x;
@@ -77,25 +66,20 @@ __global__ void reduceTree(const float *g_idata, float *g_odata, unsigned int n)
     __syncthreads();
 
     for (unsigned int s = blockDim.x / 2; s > 0; s >>= 1) {
-        if (tid < s) {
-            sdata[tid] = mySum = mySum + sdata[tid + s];
-        }
+        if (tid < s) { sdata[tid] = mySum = mySum + sdata[tid + s]; }
         __syncthreads();
     }
 
     if (tid == 0) g_odata[blockIdx.x] = mySum;
 }
 
-__inline__ __device__ float warpReduceSum(float val)
-{
-    for (int offset = warpSize / 2; offset > 0; offset /= 2)
-        val += __shfl_down_sync(0xffffffff, val, offset);
+__inline__ __device__ float warpReduceSum(float val) {
+    for (int offset = warpSize / 2; offset > 0; offset /= 2) val += __shfl_down_sync(0xffffffff, val, offset);
     return val;
 }
 
 // Warp shuffles first, then one warp over the warps' sums, then an atomic.
-__global__ void reduceShuffle(const float *in, float *out, int N)
-{
+__global__ void reduceShuffle(const float* in, float* out, int N) {
     static __shared__ float shared[32];
     int lane = threadIdx.x % warpSize;
     int wid = threadIdx.x / warpSize;
@@ -115,8 +99,7 @@ __global__ void reduceShuffle(const float *in, float *out, int N)
 __device__ unsigned int retirementCount = 0;
 
 // Every block writes its sum; the last block to finish adds the sums.
-__global__ void reduceSinglePass(const float *g_idata, volatile float *g_odata, unsigned int n)
-{
+__global__ void reduceSinglePass(const float* g_idata, volatile float* g_odata, unsigned int n) {
     extern __shared__ float sdata[];
     __shared__ bool amLast;
 
@@ -156,18 +139,17 @@ __global__ void reduceSinglePass(const float *g_idata, volatile float *g_odata, 
 
 #define BLOCK_SIZE 16
 
-__global__ void matrixMul(float *C, float *A, float *B, int wA, int wB)
-{
+__global__ void matrixMul(float* C, float* A, float* B, int wA, int wB) {
     int bx = blockIdx.x;
     int by = blockIdx.y;
     int tx = threadIdx.x;
     int ty = threadIdx.y;
 
     int aBegin = wA * BLOCK_SIZE * by;
-    int aEnd   = aBegin + wA - 1;
-    int aStep  = BLOCK_SIZE;
+    int aEnd = aBegin + wA - 1;
+    int aStep = BLOCK_SIZE;
     int bBegin = BLOCK_SIZE * bx;
-    int bStep  = BLOCK_SIZE * wB;
+    int bStep = BLOCK_SIZE * wB;
     float Csub = 0;
 
     for (int a = aBegin, b = bBegin; a <= aEnd; a += aStep, b += bStep) {
@@ -179,9 +161,7 @@ __global__ void matrixMul(float *C, float *A, float *B, int wA, int wB)
         __syncthreads();
 
 #pragma unroll
-        for (int k = 0; k < BLOCK_SIZE; ++k) {
-            Csub += As[ty][k] * Bs[k][tx];
-        }
+        for (int k = 0; k < BLOCK_SIZE; ++k) { Csub += As[ty][k] * Bs[k][tx]; }
         __syncthreads();
     }
 
@@ -189,8 +169,7 @@ __global__ void matrixMul(float *C, float *A, float *B, int wA, int wB)
     C[c + wB * ty + tx] = Csub;
 }
 
-__global__ void histogram(const unsigned char *data, unsigned int *bins, int n)
-{
+__global__ void histogram(const unsigned char* data, unsigned int* bins, int n) {
     __shared__ unsigned int local[256];
     for (int i = threadIdx.x; i < 256; i += blockDim.x) local[i] = 0;
     __syncthreads();
@@ -201,8 +180,7 @@ __global__ void histogram(const unsigned char *data, unsigned int *bins, int n)
 }
 
 // Inclusive scan of one block, double-buffered in dynamic shared memory.
-__global__ void scan(float *g_odata, float *g_idata, int n)
-{
+__global__ void scan(float* g_odata, float* g_idata, int n) {
     extern __shared__ float temp[];
     int thid = threadIdx.x;
     int pout = 0, pin = 1;
@@ -213,17 +191,13 @@ __global__ void scan(float *g_odata, float *g_idata, int n)
     for (int offset = 1; offset < n; offset *= 2) {
         pout = 1 - pout;
         pin = 1 - pout;
-        if (thid >= offset)
-            temp[pout * n + thid] = temp[pin * n + thid] + temp[pin * n + thid - offset];
-        else
-            temp[pout * n + thid] = temp[pin * n + thid];
+        if (thid >= offset) temp[pout * n + thid] = temp[pin * n + thid] + temp[pin * n + thid - offset];
+        else temp[pout * n + thid] = temp[pin * n + thid];
         __syncthreads();
     }
     g_odata[thid] = temp[pout * n + thid];
 }
 
-__global__ void saxpy(int n, float a, float *x, float *y)
-{
-    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += blockDim.x * gridDim.x)
-        y[i] = a * x[i] + y[i];
+__global__ void saxpy(int n, float a, float* x, float* y) {
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += blockDim.x * gridDim.x) y[i] = a * x[i] + y[i];
 }

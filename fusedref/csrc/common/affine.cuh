@@ -7,17 +7,14 @@
 #include "elements.cuh"
 
 static __device__ __forceinline__ float affine_a(
-    int channel, const Vector* running_var, const Vector* gamma, float scaling_factor, float eps)
-{
+    int channel, const Vector* running_var, const Vector* gamma, float scaling_factor, float eps) {
     return scaling_factor * (gamma ? float(gamma[channel]) : 1.0f) / sqrtf(float(running_var[channel]) + eps);
 }
 
-static __device__ __forceinline__ float affine_shift(int channel, const Vector* bias, const Vector* running_mean)
-{
+static __device__ __forceinline__ float affine_shift(int channel, const Vector* bias, const Vector* running_mean) {
     return (bias ? float(bias[channel]) : 0.0f) - float(running_mean[channel]);
 }
 
-static __device__ __forceinline__ float affine_b(int channel, const Vector* beta, float scaling_factor)
-{
+static __device__ __forceinline__ float affine_b(int channel, const Vector* beta, float scaling_factor) {
     return beta ? scaling_factor * float(beta[channel]) : 0.0f;
 }

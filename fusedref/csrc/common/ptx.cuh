@@ -5,6 +5,8 @@
 // instruction (the lowest one is in brackets): code for older cards must not call it, and does not compile if it does.
 #pragma once
 
+// clang-format off: it tears an asm statement's operands apart.
+
 #include <cstdint>
 
 #define PTX_SINCE(architecture) (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= (architecture))
@@ -14,8 +16,7 @@ namespace ptx {
 // ---- shared addresses -----------------------------------------------------------------------------------------------
 
 // The 32-bit address by which the instructions below know a byte of shared memory.
-static __device__ __forceinline__ uint32_t shared_address(const void* shared)
-{
+static __device__ __forceinline__ uint32_t shared_address(const void* shared) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
 
@@ -23,40 +24,34 @@ static __device__ __forceinline__ uint32_t shared_address(const void* shared)
 // Lane 8 m + r passes the address of row r of matrix m (16-byte aligned; lanes beyond the matrices are ignored).
 // Lane l gets 4 bytes of each matrix, bytes 4 (l % 4) to 4 (l % 4) + 3 of row l / 4: the fragment layout of mma.
 
-static __device__ __forceinline__ void ldmatrix_x1(uint32_t& d0, const void* row)
-{
+static __device__ __forceinline__ void ldmatrix_x1(uint32_t& d0, const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];"
                  : "=r"(d0) : "r"(shared_address(row)) : "memory");
 }
 
-static __device__ __forceinline__ void ldmatrix_x2(uint32_t (&d)[2], const void* row)
-{
+static __device__ __forceinline__ void ldmatrix_x2(uint32_t (&d)[2], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
                  : "=r"(d[0]), "=r"(d[1]) : "r"(shared_address(row)) : "memory");
 }
 
-static __device__ __forceinline__ void ldmatrix_x4(uint32_t (&d)[4], const void* row)
-{
+static __device__ __forceinline__ void ldmatrix_x4(uint32_t (&d)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(shared_address(row)) : "memory");
 }
 
 // The same with each matrix of 8 x 8 two-byte elements transposed: lane l gets column l / 4, rows 2 (l % 4) and the next.
 
-static __device__ __forceinline__ void ldmatrix_x1_trans(uint32_t& d0, const void* row)
-{
+static __device__ __forceinline__ void ldmatrix_x1_trans(uint32_t& d0, const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];"
                  : "=r"(d0) : "r"(shared_address(row)) : "memory");
 }
 
-static __device__ __forceinline__ void ldmatrix_x2_trans(uint32_t (&d)[2], const void* row)
-{
+static __device__ __forceinline__ void ldmatrix_x2_trans(uint32_t (&d)[2], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
                  : "=r"(d[0]), "=r"(d[1]) : "r"(shared_address(row)) : "memory");
 }
 
-static __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&d)[4], const void* row)
-{
+static __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&d)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(shared_address(row)) : "memory");
 }
@@ -71,8 +66,7 @@ static __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&d)[4], const
 
 // k = 8 in fp16 [sm_75]: there is one half of k only.
 static __device__ __forceinline__ void mma_m16n8k8_f16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0,
-                                                       const float (&c)[4])
-{
+                                                       const float (&c)[4]) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
         : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
         : "r"(a0), "r"(a1), "r"(b0), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
@@ -82,8 +76,7 @@ static __device__ __forceinline__ void mma_m16n8k8_f16(float (&d)[4], uint32_t a
 
 // k = 8 in bf16 [sm_80].
 static __device__ __forceinline__ void mma_m16n8k8_bf16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0,
-                                                        const float (&c)[4])
-{
+                                                        const float (&c)[4]) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
         : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
         : "r"(a0), "r"(a1), "r"(b0), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
@@ -91,8 +84,7 @@ static __device__ __forceinline__ void mma_m16n8k8_bf16(float (&d)[4], uint32_t 
 
 // k = 16 in fp16 [sm_80].
 static __device__ __forceinline__ void mma_m16n8k16_f16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
-                                                        uint32_t a3, uint32_t b0, uint32_t b1, const float (&c)[4])
-{
+                                                        uint32_t a3, uint32_t b0, uint32_t b1, const float (&c)[4]) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
         : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
@@ -101,8 +93,7 @@ static __device__ __forceinline__ void mma_m16n8k16_f16(float (&d)[4], uint32_t 
 
 // k = 16 in bf16 [sm_80].
 static __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
-                                                         uint32_t a3, uint32_t b0, uint32_t b1, const float (&c)[4])
-{
+                                                         uint32_t a3, uint32_t b0, uint32_t b1, const float (&c)[4]) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
         : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
@@ -111,8 +102,7 @@ static __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], uint32_t
 
 // k = 8 in tf32 [sm_80]; the operands are what to_tf32 gives.
 static __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
-                                                        uint32_t a3, uint32_t b0, uint32_t b1, const float (&c)[4])
-{
+                                                        uint32_t a3, uint32_t b0, uint32_t b1, const float (&c)[4]) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
         : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
@@ -120,8 +110,7 @@ static __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], uint32_t 
 }
 
 // The nearest tf32 number (10 fraction bits, ties away from zero), as mma takes it [sm_80].
-static __device__ __forceinline__ uint32_t to_tf32(float x)
-{
+static __device__ __forceinline__ uint32_t to_tf32(float x) {
     uint32_t d;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(d) : "f"(x));
     return d;
@@ -130,64 +119,55 @@ static __device__ __forceinline__ uint32_t to_tf32(float x)
 // ---- cp.async [sm_80]: each thread copies 4, 8 or 16 bytes, global to shared, without waiting ----------------------
 // Both addresses are aligned to the size. Where `valid` is false nothing is read and zeros are written.
 
-static __device__ __forceinline__ void cp_async_4(void* shared, const void* global, bool valid = true)
-{
+static __device__ __forceinline__ void cp_async_4(void* shared, const void* global, bool valid = true) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
                  :: "r"(shared_address(shared)), "l"(global), "r"(valid ? 4 : 0) : "memory");
 }
 
-static __device__ __forceinline__ void cp_async_8(void* shared, const void* global, bool valid = true)
-{
+static __device__ __forceinline__ void cp_async_8(void* shared, const void* global, bool valid = true) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;"
                  :: "r"(shared_address(shared)), "l"(global), "r"(valid ? 8 : 0) : "memory");
 }
 
-static __device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool valid = true)
-{
+static __device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool valid = true) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :: "r"(shared_address(shared)), "l"(global), "r"(valid ? 16 : 0) : "memory");
 }
 
 // Closes this thread's group of cp.async copies.
-static __device__ __forceinline__ void cp_async_commit()
-{
+static __device__ __forceinline__ void cp_async_commit() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
 // Waits until at most `pending` of this thread's latest groups are unfinished. Others see the data after a barrier.
 template <int pending>
-static __device__ __forceinline__ void cp_async_wait()
-{
+static __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" :: "n"(pending) : "memory");
 }
 
 // ---- mbarrier [sm_80]: 8 bytes of shared memory that count arrivals, phase after phase ------------------------------
 
 // One thread prepares the barrier: a phase ends at `arrivals` arrivals. Follow with mbarrier_init_fence, then a barrier.
-static __device__ __forceinline__ void mbarrier_init(uint64_t* barrier, uint32_t arrivals)
-{
+static __device__ __forceinline__ void mbarrier_init(uint64_t* barrier, uint32_t arrivals) {
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" :: "r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
 
 // Shows freshly initialised barriers to the copy engine too.
-static __device__ __forceinline__ void mbarrier_init_fence()
-{
+static __device__ __forceinline__ void mbarrier_init_fence() {
 #if PTX_SINCE(900)
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
 }
 
 // One arrival, with release semantics: what this thread wrote before is seen by whoever waits for the phase.
-static __device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier)
-{
+static __device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier) {
     asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }"
                  :: "r"(shared_address(barrier)) : "memory");
 }
 
 // Waits until the phase of this parity is over: 0 for the first phase, 1 for the second, 0 for the third and so on.
 // Asking for parity 1 of a fresh barrier returns at once.
-static __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity)
-{
+static __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
     uint32_t done;
     do {
 #if PTX_SINCE(900)
@@ -208,43 +188,37 @@ static __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t
 // Addresses and `bytes` are multiples of 16.
 
 // One arrival that also makes the current phase wait for `bytes` of bulk loads.
-static __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t bytes)
-{
+static __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t bytes) {
     asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }"
                  :: "r"(shared_address(barrier)), "r"(bytes) : "memory");
 }
 
 // Global to shared; reports its bytes to `barrier` when they are there.
-static __device__ __forceinline__ void bulk_load(void* shared, const void* global, uint32_t bytes, uint64_t* barrier)
-{
+static __device__ __forceinline__ void bulk_load(void* shared, const void* global, uint32_t bytes, uint64_t* barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                  :: "r"(shared_address(shared)), "l"(global), "r"(bytes), "r"(shared_address(barrier)) : "memory");
 }
 
 // Shared to global. What ordinary stores wrote needs fence_async_shared in the writing threads, then a barrier, first.
-static __device__ __forceinline__ void bulk_store(void* global, const void* shared, uint32_t bytes)
-{
+static __device__ __forceinline__ void bulk_store(void* global, const void* shared, uint32_t bytes) {
     asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;"
                  :: "l"(global), "r"(shared_address(shared)), "r"(bytes) : "memory");
 }
 
 // Closes this thread's group of bulk stores.
-static __device__ __forceinline__ void bulk_commit()
-{
+static __device__ __forceinline__ void bulk_commit() {
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
 
 // Waits until at most `pending` of this thread's latest groups have still to read their shared memory (it may then be
 // written again; the stores themselves are complete when the kernel ends).
 template <int pending>
-static __device__ __forceinline__ void bulk_wait_read()
-{
+static __device__ __forceinline__ void bulk_wait_read() {
     asm volatile("cp.async.bulk.wait_group.read %0;" :: "n"(pending) : "memory");
 }
 
 // Orders this thread's ordinary accesses to shared memory before later ones by the copy engine.
-static __device__ __forceinline__ void fence_async_shared()
-{
+static __device__ __forceinline__ void fence_async_shared() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
@@ -254,8 +228,7 @@ static __device__ __forceinline__ void fence_async_shared()
 
 // True in one lane of the whole warp, the same one every time. Unlike with lane == 0, the compiler knows that it is one
 // [sm_90].
-static __device__ __forceinline__ bool elect()
-{
+static __device__ __forceinline__ bool elect() {
     uint32_t chosen;
     asm volatile("{ .reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p; }" : "=r"(chosen));
     return chosen;
@@ -270,8 +243,7 @@ static __device__ __forceinline__ void keep(float& number) { asm volatile("" : "
 static __device__ __forceinline__ void in_order() { asm volatile("" ::: "memory"); }
 
 // The clock of the whole card; its low 32 bits, which begin again every 4.3 seconds.
-static __device__ __forceinline__ uint32_t nanoseconds()
-{
+static __device__ __forceinline__ uint32_t nanoseconds() {
     uint32_t now;
     asm volatile("mov.u32 %0, %globaltimer_lo;" : "=r"(now) :: "memory");
     return now;
@@ -293,8 +265,7 @@ static __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.comm
 
 // Waits until at most `pending` of its latest groups are unfinished.
 template <int pending>
-static __device__ __forceinline__ void wgmma_wait()
-{
+static __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(pending) : "memory");
 }
 
@@ -305,8 +276,7 @@ struct Columns {
     __device__ __forceinline__ explicit Columns(const void* rows)
         : descriptor((uint64_t)(128 >> 4) << 32 | shared_address(rows) >> 4) {}
     // The columns `bytes` further on, whose second halves lie `next` bytes behind their first.
-    __device__ __forceinline__ Columns at(int bytes, int next) const
-    {
+    __device__ __forceinline__ Columns at(int bytes, int next) const {
         Columns there = *this;
         there.descriptor += (uint32_t)bytes >> 4 | (uint32_t)next >> 4 << 16;
         return there;
@@ -337,14 +307,12 @@ PTX_WGMMAS(wgmma_bf16, bf16)
 // ---- setmaxnreg [sm_90a]: registers move between warpgroups; each thread of this one has so many from here on ---------
 
 template <int registers>
-static __device__ __forceinline__ void more_registers()
-{
+static __device__ __forceinline__ void more_registers() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(registers));
 }
 
 template <int registers>
-static __device__ __forceinline__ void fewer_registers()
-{
+static __device__ __forceinline__ void fewer_registers() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(registers));
 }
 
@@ -353,8 +321,7 @@ static __device__ __forceinline__ void fewer_registers()
 // ---- named barriers: a barrier for part of a block ------------------------------------------------------------------
 
 // Waits until `threads` threads (a multiple of 32) have come to barrier `id` (1 to 15; __syncthreads uses 0).
-static __device__ __forceinline__ void named_barrier_sync(int id, int threads)
-{
+static __device__ __forceinline__ void named_barrier_sync(int id, int threads) {
     asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory");
 }
 

@@ -45,10 +45,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) folded(
     const Vector* __restrict__ running_var,   // [OUT_CHANNELS]
     const Vector* __restrict__ gamma,         // [OUT_CHANNELS] or null: ones
     const Vector* __restrict__ beta,          // [OUT_CHANNELS] or null: zeros
-    float scaling_factor, float eps,
+    float scaling_factor,                     // multiplies everything
+    float eps,                                // added to the variance
     Element* __restrict__ y,                  // [batch, OUT_CHANNELS, OUT_HEIGHT, OUT_WIDTH]
-    long long batch)
-{
+    long long batch) {
     const long long units = batch * RUNS_PER_IMAGE * UNITS_PER_RUN;
     for (long long unit = blockIdx.x; unit < units; unit += gridDim.x) {
         const long long run = unit / UNITS_PER_RUN;  // NCHW: image * OUT_CHANNELS + channel

@@ -38,9 +38,9 @@ constexpr int TAPS = KERNEL_HEIGHT * KERNEL_WIDTH;
 constexpr int IN_PLANE = HEIGHT * WIDTH, OUT_PLANE = OUT_HEIGHT * OUT_WIDTH;
 
 constexpr int WARPS = WARPS_DOWN * WARPS_ACROSS, THREADS = 32 * WARPS;
-constexpr int CHANNELS = WARP_CHANNELS * WARPS_DOWN;  // output channels of a block
+constexpr int CHANNELS = WARP_CHANNELS * WARPS_DOWN;                   // output channels of a block
 constexpr int CHANNEL_BLOCKS = (GROUP_OUT + CHANNELS - 1) / CHANNELS;  // of a group
-constexpr int M = WARP_CHANNELS / 16, N = 4;          // matrices of a warp
+constexpr int M = WARP_CHANNELS / 16, N = 4;                           // matrices of a warp
 constexpr int CHUNKS = (GROUP_IN + CHUNK - 1) / CHUNK;
 constexpr int SLICES = (CHUNK + 7) / 8, SLICE = CHUNK < 8 ? CHUNK : 8;  // a slice of the chunk fills a row
 static_assert((CHUNK % 8 == 0 || CHUNK == GROUP_IN) && (SLOTS == 1 || SLOTS == CHUNKS), "see above");
@@ -50,8 +50,7 @@ constexpr bool SCALED = ELEMENT == 0;
 
 // Taps of a row that share a row of 8. Zeros fill up the last, where it reaches over the window: zero times NaN is NaN,
 // so the taps of what is not measured must come out even.
-constexpr int fold()
-{
+constexpr int fold() {
     int taps = 8 / SLICE < KERNEL_WIDTH ? 8 / SLICE : KERNEL_WIDTH;
     while (!SCALED && KERNEL_WIDTH % taps != 0) taps--;
     return taps;
@@ -66,8 +65,7 @@ constexpr int IN_PIXELS = IN_ROWS * IN_COLUMNS;
 constexpr int PHASE = (IN_COLUMNS + STRIDE_W - 1) / STRIDE_W;
 // Rows of shared memory from one row of pixels to the next: such that 8 outputs that wrap around still have banks of
 // their own, if there is such a pitch.
-constexpr int pitch()
-{
+constexpr int pitch() {
     for (int p = STRIDE_W * PHASE; p < STRIDE_W * PHASE + 8; p++)
         if ((STRIDE_H * p - TILE_COLUMNS) % 8 == 0) return p;
     return STRIDE_W * PHASE;
@@ -82,12 +80,11 @@ __host__ __device__ constexpr int unit_of(int a, int b, int c)  // elements; a, 
     while (a % unit + b % unit + c % unit > 0) unit /= 2;
     return unit;
 }
-__host__ __device__ constexpr int odd_units(int elements, int unit)
-{
+__host__ __device__ constexpr int odd_units(int elements, int unit) {
     const int least = unit * SIZE < 4 ? 2 : unit;  // a bank has 4 bytes
     return ((elements + least - 1) / least | 1) * least;
 }
-constexpr int WEIGHT_UNIT = unit_of(GROUP_IN * TAPS, CHUNK * TAPS, 0);
+constexpr int WEIGHT_UNIT = unit_of(GROUP_IN * TAPS, CHUNK* TAPS, 0);
 constexpr int WEIGHT_PITCH = odd_units(CHUNK * TAPS, WEIGHT_UNIT);
 constexpr int X_UNIT = CHANNELS_LAST ? unit_of(IN_CHANNELS, GROUP_IN, CHUNK)
                                      : unit_of(WIDTH, OUT_WIDTH > TILE_COLUMNS ? TILE_COLUMNS * STRIDE_W : 0, 0);
@@ -96,8 +93,7 @@ constexpr int LEAD = CHANNELS_LAST ? 0 : (X_UNIT - PAD_LEFT % X_UNIT) % X_UNIT;
 constexpr int RAW_COLUMNS = CHANNELS_LAST ? IN_COLUMNS : (LEAD + IN_COLUMNS + X_UNIT - 1) / X_UNIT * X_UNIT;
 constexpr int RAW_PITCH = CHANNELS_LAST ? odd_units(CHUNK, X_UNIT) : IN_ROWS * RAW_COLUMNS;
 constexpr int RAW_X = CHANNELS_LAST ? IN_PIXELS * RAW_PITCH : CHUNK * RAW_PITCH;
-__host__ __device__ constexpr int raw_place(int channel, int row, int column)
-{
+__host__ __device__ constexpr int raw_place(int channel, int row, int column) {
     return CHANNELS_LAST ? (row * IN_COLUMNS + column) * RAW_PITCH + channel
                          : channel * RAW_PITCH + row * RAW_COLUMNS + LEAD + column;
 }
@@ -139,14 +135,12 @@ struct Tile {
 };
 
 // An element of the group's input, as an offset from its image.
-__device__ __forceinline__ int place_in_x(int group, int channel, int row, int column)
-{
+__device__ __forceinline__ int place_in_x(int group, int channel, int row, int column) {
     channel += group * GROUP_IN;
     return CHANNELS_LAST ? (row * WIDTH + column) * IN_CHANNELS + channel : channel * IN_PLANE + row * WIDTH + column;
 }
 
-__device__ __forceinline__ const Element* image_of(const Input& in, const Tile& tile)
-{
+__device__ __forceinline__ const Element* image_of(const Input& in, const Tile& tile) {
     return in.x + (long long)tile.image * IN_CHANNELS * IN_PLANE;
 }
 
@@ -154,8 +148,7 @@ __device__ __forceinline__ const Element* image_of(const Input& in, const Tile& 
 
 // Copies a unit, or zeros where it is not valid. Only what is aligned and has 4 bytes can be copied without waiting.
 template <int UNIT>
-__device__ __forceinline__ void bring(Raw* to, const Element* from, bool valid, bool aligned)
-{
+__device__ __forceinline__ void bring(Raw* to, const Element* from, bool valid, bool aligned) {
     if (UNIT * SIZE == 16 && aligned) ptx::cp_async_16(to, from, valid);
     else if (UNIT * SIZE == 8 && aligned) ptx::cp_async_8(to, from, valid);
     else if (UNIT * SIZE == 4 && aligned) ptx::cp_async_4(to, from, valid);
@@ -173,8 +166,7 @@ __device__ __forceinline__ void bring(Raw* to, const Element* from, bool valid, 
 
 // Visits the thread's units of a chunk of x, with the channel (of the chunk), row and column of the first element.
 template <typename Visit>
-__device__ __forceinline__ void for_units_of_x(const Visit& visit)
-{
+__device__ __forceinline__ void for_units_of_x(const Visit& visit) {
     constexpr int COLUMNS = CHANNELS_LAST ? IN_COLUMNS : RAW_COLUMNS / X_UNIT, PIXELS = IN_ROWS * COLUMNS;
     constexpr int CHANNEL_UNITS = CHANNELS_LAST ? CHUNK / X_UNIT : 1;
     constexpr int EACH = CHANNELS_LAST ? 1 : SLICE;  // channels that one place is good for
@@ -188,8 +180,7 @@ __device__ __forceinline__ void for_units_of_x(const Visit& visit)
     }
 }
 
-__device__ __forceinline__ void bring_x(Shared& shared, const Input& in, const Tile& tile, int chunk)
-{
+__device__ __forceinline__ void bring_x(Shared& shared, const Input& in, const Tile& tile, int chunk) {
     const Element* image = image_of(in, tile);
     const int top = tile.row * STRIDE_H - PAD_TOP, left = tile.column * STRIDE_W - PAD_LEFT, first = chunk * CHUNK;
     const bool aligned = reinterpret_cast<uintptr_t>(in.x) % (X_UNIT * SIZE) == 0;
@@ -203,8 +194,7 @@ __device__ __forceinline__ void bring_x(Shared& shared, const Input& in, const T
 
 // Visits the thread's units of a chunk of weights, a warp a channel, and calls `done` after each.
 template <typename Visit, typename Done>
-__device__ __forceinline__ void for_units_of_weights(const Visit& visit, const Done& done)
-{
+__device__ __forceinline__ void for_units_of_weights(const Visit& visit, const Done& done) {
     #pragma unroll 1
     for (int channel = threadIdx.x / 32; channel < CHANNELS; channel += WARPS) {
         #pragma unroll 4
@@ -213,27 +203,26 @@ __device__ __forceinline__ void for_units_of_weights(const Visit& visit, const D
     }
 }
 
-__device__ __forceinline__ void bring_weights(Shared& shared, const Input& in, int chunk)
-{
+__device__ __forceinline__ void bring_weights(Shared& shared, const Input& in, int chunk) {
     constexpr int ALL = GROUP_IN * TAPS;
     const bool aligned = reinterpret_cast<uintptr_t>(in.weight) % (WEIGHT_UNIT * SIZE) == 0;
     const int first = in.group * GROUP_OUT + in.first_channel, k = chunk * CHUNK * TAPS;
-    for_units_of_weights([&](int channel, int i) {
-        const bool valid = in.first_channel + channel < GROUP_OUT && (GROUP_IN % CHUNK == 0 || k + i < ALL);
-        const Element* from = valid ? in.weight + (long long)(first + channel) * ALL + k + i : in.weight;
-        bring<WEIGHT_UNIT>(&shared.raw_weight[channel][i], from, valid, aligned);
-    }, [](int) {});
+    for_units_of_weights(
+        [&](int channel, int i) {
+            const bool valid = in.first_channel + channel < GROUP_OUT && (GROUP_IN % CHUNK == 0 || k + i < ALL);
+            const Element* from = valid ? in.weight + (long long)(first + channel) * ALL + k + i : in.weight;
+            bring<WEIGHT_UNIT>(&shared.raw_weight[channel][i], from, valid, aligned);
+        },
+        [](int) {});
 }
 
 // Each thread looks at what it has brought itself, so nobody has to wait for the others.
-__device__ __forceinline__ void measure(Shared& shared, bool fresh)
-{
+__device__ __forceinline__ void measure(Shared& shared, bool fresh) {
 #if ELEMENT == 0
     const int lane = threadIdx.x % 32;
     Range range;
-    for_units_of_x([&](int channel, int row, int column) {
-        range.add<X_UNIT>(&shared.raw_x[raw_place(channel, row, column)]);
-    });
+    for_units_of_x(
+        [&](int channel, int row, int column) { range.add<X_UNIT>(&shared.raw_x[raw_place(channel, row, column)]); });
     range = range.of_warp();
     if (lane == 0) shared.x_range[threadIdx.x / 32] = range;
     if (!fresh) return;
@@ -251,8 +240,7 @@ __device__ __forceinline__ void measure(Shared& shared, bool fresh)
 // ---- prepare ----------------------------------------------------------------------------------------------------------
 
 // Eight numbers become a row of each piece.
-__device__ __forceinline__ void put_row(uint4* hi, uint4* lo, const Raw (&v)[8], float scale)
-{
+__device__ __forceinline__ void put_row(uint4* hi, uint4* lo, const Raw (&v)[8], float scale) {
     uint32_t h[4], l[4] = {};
     #pragma unroll
     for (int c = 0; c < 4; c++) {
@@ -269,8 +257,7 @@ __device__ __forceinline__ void put_row(uint4* hi, uint4* lo, const Raw (&v)[8],
 // Where a column of the tile lies in its row of shared memory.
 __host__ __device__ constexpr int place_of(int column) { return column % STRIDE_W * PHASE + column / STRIDE_W; }
 
-__device__ __forceinline__ void prepare(Shared& shared, bool fresh, int slot)
-{
+__device__ __forceinline__ void prepare(Shared& shared, bool fresh, int slot) {
     float scale = 1.0f;
     if (SCALED) {
         const int lane = threadIdx.x % 32;
@@ -303,10 +290,11 @@ __device__ __forceinline__ void prepare(Shared& shared, bool fresh, int slot)
         const int slice = entry / (KERNEL_HEIGHT * FOLDS), i = entry / FOLDS % KERNEL_HEIGHT, j = entry % FOLDS * FOLD;
         Raw v[8] = {};
         #pragma unroll
-        for (int k = 0; k < FOLD * SLICE; k++)
-            if (k < SLICE || j + k / SLICE < KERNEL_WIDTH)
-                v[k] = shared.raw_weight[channel][((slice * 8 + k % SLICE) * KERNEL_HEIGHT + i) * KERNEL_WIDTH + j + k / SLICE];
-        uint4 (&pieces)[PIECES][CHANNELS] = shared.filters[slot][entry];
+        for (int k = 0; k < FOLD * SLICE; k++) {
+            const int place = ((slice * 8 + k % SLICE) * KERNEL_HEIGHT + i) * KERNEL_WIDTH + j + k / SLICE;
+            if (k < SLICE || j + k / SLICE < KERNEL_WIDTH) v[k] = shared.raw_weight[channel][place];
+        }
+        uint4(&pieces)[PIECES][CHANNELS] = shared.filters[slot][entry];
         scale = SCALED ? power_of_two(shared.weight_range[channel].shift()) : 1.0f;
         put_row(&pieces[0][channel], &pieces[PIECES - 1][channel], v, scale);
     }
@@ -314,8 +302,8 @@ __device__ __forceinline__ void prepare(Shared& shared, bool fresh, int slot)
 
 // ---- multiply ---------------------------------------------------------------------------------------------------------
 
-__device__ __forceinline__ void mma_k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4])
-{
+__device__ __forceinline__ void mma_k16(
+    float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4]) {
 #if ELEMENT == 2
     ptx::mma_m16n8k16_bf16(d, a[0], a[1], a[2], a[3], b0, b1, c);
 #else
@@ -323,8 +311,7 @@ __device__ __forceinline__ void mma_k16(float (&d)[4], const uint32_t (&a)[4], u
 #endif
 }
 
-__device__ __forceinline__ void mma_k8(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0, const float (&c)[4])
-{
+__device__ __forceinline__ void mma_k8(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0, const float (&c)[4]) {
 #if ELEMENT == 2
     ptx::mma_m16n8k8_bf16(d, a0, a1, b0, c);
 #else
@@ -333,8 +320,7 @@ __device__ __forceinline__ void mma_k8(float (&d)[4], uint32_t a0, uint32_t a1, 
 }
 
 // Bytes from a pixel's first row to that of an entry.
-__host__ __device__ constexpr int entry_bytes(int entry)
-{
+__host__ __device__ constexpr int entry_bytes(int entry) {
     const int slice = entry / (KERNEL_HEIGHT * FOLDS), i = entry / FOLDS % KERNEL_HEIGHT, j = entry % FOLDS * FOLD;
     return (slice * SLICE_ROWS + i * DILATION_H * PITCH + place_of(j * DILATION_W)) * 16;
 }
@@ -351,9 +337,8 @@ struct Lane {
 // A step: two entries of k = 8, `filter` bytes from the first of weights and `row` from the first rows (those of the lane's
 // entry); or the last of an odd number, and then the pieces stand side by side: lo, hi of weights with hi, lo of pixels.
 template <bool TWO>
-__device__ __forceinline__ void multiply_step(Sums& sum, Sums& cross, const Lane& at, int filter, int row,
-                                              const float (&unit)[M][2])
-{
+__device__ __forceinline__ void multiply_step(
+    Sums& sum, Sums& cross, const Lane& at, int filter, int row, const float (&unit)[M][2]) {
     uint32_t x_hi[2][4], x_lo[2][4];  // of two matrices of pixels: first and second register of each
     #pragma unroll
     for (int q = 0; q < 2; q++) {
@@ -394,8 +379,8 @@ __device__ __forceinline__ void multiply_step(Sums& sum, Sums& cross, const Lane
 }
 
 // Adds a chunk to the warp's sums; units undo the scales of a lane's channels.
-__device__ __forceinline__ void multiply(Sums& sum, const int (&places)[ENTRIES], const Lane& at, const float (&unit)[M][2])
-{
+__device__ __forceinline__ void multiply(
+    Sums& sum, const int (&places)[ENTRIES], const Lane& at, const float (&unit)[M][2]) {
     Sums cross = {};  // 4096 times too large; or all of the chunk, of one piece
     Lane pairs = at;
     pairs.filters += at.filter_second * ENTRY_BYTES;
@@ -416,17 +401,18 @@ __device__ __forceinline__ void multiply(Sums& sum, const int (&places)[ENTRIES]
             for (int n = 0; n < N; n++)
                 #pragma unroll
                 for (int i = 0; i < 4; i++)
-                    sum[m][n][i] = fmaf(cross[m][n][i] * (PIECES == 2 ? 1 / LO_SCALE : 1.0f), unit[m][i / 2], sum[m][n][i]);
+                    sum[m][n][i] =
+                        fmaf(cross[m][n][i] * (PIECES == 2 ? 1 / LO_SCALE : 1.0f), unit[m][i / 2], sum[m][n][i]);
     }
 }
 
 // ---- store ------------------------------------------------------------------------------------------------------------
 
 // One sum in plain float32, as folded.cu computes it.
-__device__ __forceinline__ float plain_sum(const Input& in, const Tile& tile, int channel, int row, int column)
-{
+__device__ __forceinline__ float plain_sum(const Input& in, const Tile& tile, int channel, int row, int column) {
     const Element* image = image_of(in, tile);
-    const Element* filter = in.weight + ((long long)in.group * GROUP_OUT + in.first_channel + channel) * GROUP_IN * TAPS;
+    const Element* filter =
+        in.weight + ((long long)in.group * GROUP_OUT + in.first_channel + channel) * GROUP_IN * TAPS;
     float sum = 0.0f;
     #pragma unroll 1
     for (int k = 0; k < GROUP_IN * TAPS; k++) {
@@ -441,11 +427,10 @@ __device__ __forceinline__ float plain_sum(const Input& in, const Tile& tile, in
 // Outputs that a lane stores at once: neighbours in a row, or with channels last neighbouring channels.
 constexpr int Y_UNIT = CHANNELS_LAST ? unit_of(OUT_CHANNELS, GROUP_OUT, 4) : unit_of(OUT_WIDTH, TILE_COLUMNS, 4);
 struct alignas(4 * Y_UNIT) SumUnit { float value[Y_UNIT]; };
-struct alignas(SIZE * Y_UNIT) OutputUnit { Element value[Y_UNIT]; };
+struct alignas(SIZE* Y_UNIT) OutputUnit { Element value[Y_UNIT]; };
 
-__device__ __forceinline__ void store(Shared& shared, const Input& in, Element* __restrict__ y, const Sums& sum,
-                                      const Tile& tile, int warp, int lane)
-{
+__device__ __forceinline__ void store(
+    Shared& shared, const Input& in, Element* __restrict__ y, const Sums& sum, const Tile& tile, int warp, int lane) {
     const int group = lane / 4, member = lane % 4, first = warp % WARPS_DOWN * WARP_CHANNELS;
     float (&run)[8][RUN_PITCH] = shared.runs[warp];
     y += (long long)tile.image * OUT_CHANNELS * OUT_PLANE;
@@ -538,10 +523,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) implicit_gemm(
     const Vector* __restrict__ running_var,   // [OUT_CHANNELS]
     const Vector* __restrict__ gamma,         // [OUT_CHANNELS] or null: ones
     const Vector* __restrict__ beta,          // [OUT_CHANNELS] or null: zeros
-    float scaling_factor, float eps,
+    float scaling_factor,                     // multiplies everything
+    float eps,                                // added to the variance
     Element* __restrict__ y,                  // [batch, OUT_CHANNELS, OUT_HEIGHT, OUT_WIDTH]
-    long long batch)
-{
+    long long batch) {
     extern __shared__ __align__(16) unsigned char memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;

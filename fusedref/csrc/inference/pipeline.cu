@@ -38,9 +38,9 @@ constexpr int larger(int a, int b) { return a > b ? a : b; }
 
 constexpr int STAGES = ELEMENT == 0 && PIECES == 1 ? 4 : 3;  // tiles of pixels in shared memory
 constexpr int BUFFERS = 2;                                   // and of outputs
-constexpr int CHANNELS = 64;  // output channels of a block
-constexpr int UNIT = 32;      // pixels of one product
-constexpr int CONSUMERS = 8, PRODUCERS = 6, STORERS = 2;  // warps
+constexpr int CHANNELS = 64;                                 // output channels of a block
+constexpr int UNIT = 32;                                     // pixels of one product
+constexpr int CONSUMERS = 8, PRODUCERS = 6, STORERS = 2;     // warps
 constexpr int LOADING_THREADS = PRODUCERS * 32;
 constexpr int THREADS = (CONSUMERS + PRODUCERS + STORERS) * 32;
 constexpr int TAPS = KERNEL_HEIGHT * KERNEL_WIDTH;
@@ -53,8 +53,9 @@ constexpr int RUN = TILE_ROWS * TILE_COLUMNS;  // consecutive outputs of a tile'
 
 // Elements of a sector, of a bulk copy's smallest unit, and the largest power of two that divides where every run starts.
 constexpr int SECTOR = 32 / sizeof(Element), ATOM = 16 / sizeof(Element);
-constexpr int GRAIN = gcd(TILES_PER_PLANE == 1 ? 0 : TILE_ROWS * OUT_WIDTH,
-    gcd(OUT_PLANE, TILES_ACROSS == 1 ? SECTOR : gcd(TILE_COLUMNS, SECTOR)));
+constexpr int GRAIN =
+    gcd(TILES_PER_PLANE == 1 ? 0 : TILE_ROWS * OUT_WIDTH,
+        gcd(OUT_PLANE, TILES_ACROSS == 1 ? SECTOR : gcd(TILE_COLUMNS, SECTOR)));
 constexpr int EXTRA = TILES_DOWN == 1 || TILES_ACROSS > 1 || OUT_WIDTH < SECTOR ? 0 : SECTOR - GRAIN;
 // Whether a run may start or end, at the edge of a plane or wherever there is no EXTRA, inside of ATOM.
 constexpr bool RAGGED = gcd(EXTRA ? OUT_PLANE : GRAIN, ATOM) < ATOM;
@@ -70,9 +71,10 @@ constexpr int PITCH = TILE_COLUMNS + REACH;  // pixels of a row in shared memory
 constexpr int IN_PIXELS = IN_ROWS * PITCH + (EXTRA ? EXTRA + REACH : 0);
 constexpr int SHARE = (IN_PIXELS + LOADING_THREADS - 1) / LOADING_THREADS;  // pixels that a loading thread holds
 constexpr int UNDER_WAY = ELEMENT == 0 && SHARE <= 3 ? 2 : 1;  // tiles that loading threads hold in registers
-constexpr int MY_UNITS = (TILE_ROWS * PITCH + 2 * UNIT - 1) / (2 * UNIT);   // of a warpgroup
-constexpr int OVERLAP = PITCH % UNIT == 0 ? 2 : 1;  // units in registers; where they straddle rows these would not suffice
-constexpr int BODY = 2 * MY_UNITS * UNIT;      // pixels of both warpgroups' units
+constexpr int MY_UNITS = (TILE_ROWS * PITCH + 2 * UNIT - 1) / (2 * UNIT);  // of a warpgroup
+constexpr int OVERLAP =
+    PITCH % UNIT == 0 ? 2 : 1;             // units in registers; where they straddle rows these would not suffice
+constexpr int BODY = 2 * MY_UNITS * UNIT;  // pixels of both warpgroups' units
 constexpr int TAIL = BODY >= TILE_ROWS * PITCH + EXTRA ? 0 : EXTRA <= 8 ? 8 : 16;  // of a last, smaller one, for EXTRA
 constexpr int STAGED_PIXELS =  // whole units are read, with their last tap
     BODY + TAIL + (KERNEL_HEIGHT - 1) * DILATION_H * PITCH + REACH;
@@ -86,9 +88,11 @@ constexpr int PLAIN = 1000;  // an exponent that no finite tile has
 // Lanes of a warp that report a filled or an emptied buffer. One does for its warp, behind __syncwarp. Where the storing
 // warps read by ordinary loads all do, so that racecheck, which follows each thread by itself, can see the order.
 constexpr int HANDS = RAGGED ? 32 : 1;
-constexpr bool IN_PAIRS = PITCH % 2 == 0 && TILE_COLUMNS % 2 == 0 && GRAIN % 2 == 0;  // outputs 2 n and 2 n + 1: one store
+// Outputs 2 n and 2 n + 1 take one store.
+constexpr bool IN_PAIRS = PITCH % 2 == 0 && TILE_COLUMNS % 2 == 0 && GRAIN % 2 == 0;
 
-static_assert(IN_CHANNELS <= 8 && TAPS <= 9 && (TILE_COLUMNS == OUT_WIDTH || TILE_ROWS == 1), "what this kernel serves");
+static_assert(
+    IN_CHANNELS <= 8 && TAPS <= 9 && (TILE_COLUMNS == OUT_WIDTH || TILE_ROWS == 1), "what this kernel serves");
 static_assert(ELEMENT == 0 || PIECES == 1, "halves have one piece");
 
 struct Shared {
@@ -96,7 +100,7 @@ struct Shared {
     alignas(128) Element buffer[BUFFERS][CHANNELS * RUN_PITCH];
     alignas(8) uint64_t full[STAGES];
     uint64_t empty[STAGES], staged[BUFFERS], stored[BUFFERS];
-    int exponent[STAGES];  // of the tile's largest magnitude, or PLAIN
+    int exponent[STAGES];                   // of the tile's largest magnitude, or PLAIN
     Range ranges[2][UNDER_WAY][PRODUCERS];  // of this burst's tiles and the last's, as each loading warp knows them
     int most, least;  // exponent of a channel's weights and slope together, the largest and the smallest of the block
 };
@@ -113,18 +117,18 @@ struct Tile {
     long long image;
     int row, column;  // of its first output
     __device__ __forceinline__ explicit Tile(int tile)
-        : image(tile / TILES_PER_PLANE), row(tile % TILES_PER_PLANE / TILES_ACROSS * TILE_ROWS),
+        : image(tile / TILES_PER_PLANE),
+          row(tile % TILES_PER_PLANE / TILES_ACROSS * TILE_ROWS),
           column(TILES_ACROSS == 1 ? 0 : tile % TILES_ACROSS * TILE_COLUMNS) {}
     // Its place in a plane of y, and how many of its outputs exist.
     __device__ __forceinline__ long long first() const { return (long long)row * OUT_WIDTH + column; }
-    __device__ __forceinline__ int count() const
-    {
-        return TILES_ACROSS == 1 ? int(min((long long)RUN, OUT_PLANE - first())) : min(TILE_COLUMNS, OUT_WIDTH - column);
+    __device__ __forceinline__ int count() const {
+        return TILES_ACROSS == 1 ? int(min((long long)RUN, OUT_PLANE - first()))
+                                 : min(TILE_COLUMNS, OUT_WIDTH - column);
     }
     __device__ __forceinline__ bool last() const { return row + TILE_ROWS >= OUT_HEIGHT; }
     // The index in y of a channel's run.
-    __device__ __forceinline__ long long run(int channel) const
-    {
+    __device__ __forceinline__ long long run(int channel) const {
         return (image * OUT_CHANNELS + channel) * OUT_PLANE + first();
     }
 };
@@ -137,8 +141,7 @@ __device__ __forceinline__ void all_are_ready() { ptx::named_barrier_sync(3, THR
 template <class Two> __device__ __forceinline__ uint32_t bits(Two h) { return *reinterpret_cast<uint32_t*>(&h); }
 
 // Two numbers as a pair of what the tensor cores multiply.
-__device__ __forceinline__ uint32_t pair(float v0, float v1)
-{
+__device__ __forceinline__ uint32_t pair(float v0, float v1) {
 #if ELEMENT == 2
     return bits(__floats2bfloat162_rn(v0, v1));
 #else
@@ -158,8 +161,7 @@ struct Pixel {
 #else
     uint32_t pairs[4];
 #endif
-    __device__ __forceinline__ void load(const Element* __restrict__ from, bool inside)
-    {
+    __device__ __forceinline__ void load(const Element* __restrict__ from, bool inside) {
         #pragma unroll
         for (int c = 0; c < 8; c++) {
             const bool real = inside && c < IN_CHANNELS;
@@ -174,8 +176,7 @@ struct Pixel {
 };
 
 __device__ __forceinline__ void load_tile(
-    Pixel (&raw)[SHARE], const Element* __restrict__ x, const Tile& tile, int thread)
-{
+    Pixel (&raw)[SHARE], const Element* __restrict__ x, const Tile& tile, int thread) {
     const Element* image = x + tile.image * IN_CHANNELS * IN_PLANE;
     #pragma unroll
     for (int i = 0; i < SHARE; i++) {
@@ -188,10 +189,9 @@ __device__ __forceinline__ void load_tile(
 
 // The ranges of tiles of which every loading thread knows a share.
 __device__ __forceinline__ void find_ranges(
-    Range (&ranges)[UNDER_WAY], Shared& shared, const Pixel (&raw)[UNDER_WAY][SHARE], int burst, int thread)
-{
+    Range (&ranges)[UNDER_WAY], Shared& shared, const Pixel (&raw)[UNDER_WAY][SHARE], int burst, int thread) {
 #if ELEMENT == 0
-    Range (&shares)[UNDER_WAY][PRODUCERS] = shared.ranges[burst % 2];
+    Range(&shares)[UNDER_WAY][PRODUCERS] = shared.ranges[burst % 2];
     #pragma unroll
     for (int i = 0; i < UNDER_WAY; i++) {
         Range range;
@@ -216,8 +216,7 @@ __device__ __forceinline__ void find_ranges(
 
 // Writes a tile's pixels into stage `step % STAGES`, as what the tensor cores multiply.
 __device__ __forceinline__ void stage_tile(
-    Shared& shared, const Pixel (&raw)[SHARE], const Range& range, int step, int thread)
-{
+    Shared& shared, const Pixel (&raw)[SHARE], const Range& range, int step, int thread) {
     const int s = step % STAGES, lane = thread % 32;
     ptx::mbarrier_wait(&shared.empty[s], (step / STAGES + 1) % 2);
     #pragma unroll
@@ -245,8 +244,7 @@ __device__ __forceinline__ void stage_tile(
 }
 
 // Waits for the next multiple of TURN nanoseconds, unless one has passed since the last wait.
-__device__ __forceinline__ void await_turn(unsigned& turn)
-{
+__device__ __forceinline__ void await_turn(unsigned& turn) {
 #if TURN
     unsigned now;
     while ((now = ptx::nanoseconds() / TURN) == turn) __nanosleep(40);
@@ -257,8 +255,7 @@ __device__ __forceinline__ void await_turn(unsigned& turn)
 // Under the weight of the stores a read takes longer than a tile, so two tiles are under way where registers suffice.
 // Reads strewn among stores cost these more time than they would take alone: where there are many tiles, all blocks read
 // in bursts, and at the same time, by the clock. That is a matter of speed alone; a burst that comes late comes late.
-__device__ __forceinline__ void produce(Shared& shared, const Element* __restrict__ x, int tiles, int thread)
-{
+__device__ __forceinline__ void produce(Shared& shared, const Element* __restrict__ x, int tiles, int thread) {
     Pixel raw[UNDER_WAY][SHARE] = {};
     const auto load = [&](int tile) {
         #pragma unroll
@@ -286,12 +283,13 @@ __device__ __forceinline__ void produce(Shared& shared, const Element* __restric
 // ---- multiplying ------------------------------------------------------------------------------------------------------
 
 // Bytes in shared memory from a window's first tap to tap t.
-__host__ __device__ constexpr int tap_bytes(int t)
-{
+__host__ __device__ constexpr int tap_bytes(int t) {
     return (t / KERNEL_WIDTH * DILATION_H * PITCH + t % KERNEL_WIDTH * DILATION_W) * 16;
 }
 
-struct Weights { uint32_t hi[TAPS][2], lo[PIECES == 2 ? TAPS : 1][2]; };  // of two channels, input channels 2 member and on
+struct Weights {
+    uint32_t hi[TAPS][2], lo[PIECES == 2 ? TAPS : 1][2];
+};  // of two channels, input channels 2 member and on
 
 template <int N> struct Sums { float main[N / 2], cross[PIECES == 2 ? N / 2 : 1]; };  // of N pixels
 
@@ -300,15 +298,13 @@ __device__ __forceinline__ int channel_of(int warp, int h, int group) { return w
 
 // Elements from a channel's place in a buffer to its run there. The copy engine takes one and a third times as long where
 // source and destination differ modulo 32 bytes.
-__device__ __forceinline__ int shift(const Tile& tile, int channel, int out_channel)
-{
+__device__ __forceinline__ int shift(const Tile& tile, int channel, int out_channel) {
     return unsigned(tile.run(out_channel) - channel * RUN_PITCH) % SECTOR;
 }
 
 template <int N>
 __device__ __forceinline__ void product(
-    float (&sum)[N], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, ptx::Columns b, bool begun)
-{
+    float (&sum)[N], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, ptx::Columns b, bool begun) {
 #if ELEMENT == 2
     ptx::wgmma_bf16(sum, a0, a1, a2, a3, b, begun);
 #else
@@ -318,8 +314,7 @@ __device__ __forceinline__ void product(
 
 // Starts the product of the weights and N pixels, whose first taps lie at `here`.
 template <int N>
-__device__ __forceinline__ void multiply(Sums<N>& sum, const Weights& w, ptx::Columns here)
-{
+__device__ __forceinline__ void multiply(Sums<N>& sum, const Weights& w, ptx::Columns here) {
     ptx::wgmma_fence();
     #pragma unroll
     for (int t = 0; t < TAPS; t += 2) {
@@ -329,7 +324,8 @@ __device__ __forceinline__ void multiply(Sums<N>& sum, const Weights& w, ptx::Co
             product(sum.main, w.hi[t][0], w.hi[t][1], w.hi[t + 1][0], w.hi[t + 1][1], here.at(tap, next), t > 0);
             if constexpr (PIECES == 2) {
                 product(sum.cross, w.lo[t][0], w.lo[t][1], w.lo[t + 1][0], w.lo[t + 1][1], here.at(tap, next), t > 0);
-                product(sum.cross, w.hi[t][0], w.hi[t][1], w.hi[t + 1][0], w.hi[t + 1][1], here.at(tap + LO, next), true);
+                product(
+                    sum.cross, w.hi[t][0], w.hi[t][1], w.hi[t + 1][0], w.hi[t + 1][1], here.at(tap + LO, next), true);
             }
         } else {  // the last of an odd number of taps: hi * hi with nothing beside it, both cross terms in one step
             product(sum.main, w.hi[t][0], w.hi[t][1], 0, 0, here.at(tap, 0), t > 0);
@@ -345,8 +341,7 @@ struct Affine { float a[2], b[2]; };  // of two channels: y = a * conv + b
 // Finishes the outputs of N pixels from number `first` on and puts them in their runs.
 template <int N>
 __device__ __forceinline__ void finish(
-    const Sums<N>& sum, const Affine& affine, Element* const (&staged)[2], int first, int member)
-{
+    const Sums<N>& sum, const Affine& affine, Element* const (&staged)[2], int first, int member) {
     constexpr bool whole = PITCH % N == 0 && N == UNIT;  // all in one row
     #pragma unroll
     for (int j = 0; j < N / 8; j++) {
@@ -385,8 +380,7 @@ __device__ __forceinline__ void finish(
 }
 
 // A tile in plain float32 as folded.cu computes it: a warp has 8 channels, a lane two pixels.
-__device__ __forceinline__ void finish_plainly(Element* buffer, const Input& in, const Tile& tile, int warp, int lane)
-{
+__device__ __forceinline__ void finish_plainly(Element* buffer, const Input& in, const Tile& tile, int warp, int lane) {
     const Element* image = in.x + tile.image * IN_CHANNELS * IN_PLANE;
     const int first = blockIdx.y * CHANNELS + warp * 8;
     const int count = tile.count() + (tile.last() ? 0 : EXTRA);
@@ -429,8 +423,7 @@ __device__ __forceinline__ void finish_plainly(Element* buffer, const Input& in,
             Element* staged = buffer + (warp * 8 + c) * RUN_PITCH + shift(tile, warp * 8 + c, first + c);
             #pragma unroll
             for (int p = 0; p < 2; p++)
-                if (pixel + p * 32 < count)
-                    staged[pixel + p * 32] = Element(a * (sum[c][p] + offset) + b);
+                if (pixel + p * 32 < count) staged[pixel + p * 32] = Element(a * (sum[c][p] + offset) + b);
         }
     }
 }
@@ -438,15 +431,15 @@ __device__ __forceinline__ void finish_plainly(Element* buffer, const Input& in,
 // The weights of the block's channels on their way through the buffers: lanes want them scattered. A filter has its even
 // input channels first, and a pitch of 2 modulo 16: so the lanes of a warp have banks of their own where TAPS is odd.
 struct Filters {
-    static constexpr int FILTER = IN_CHANNELS * TAPS, PITCH = round_up(FILTER - 2, 16) + 2, EVEN = (IN_CHANNELS + 1) / 2;
+    static constexpr int FILTER = IN_CHANNELS * TAPS, PITCH = round_up(FILTER - 2, 16) + 2,
+                         EVEN = (IN_CHANNELS + 1) / 2;
     static constexpr int ROUNDS = (FILTER + 31) / 32, SHARE = CHANNELS / CONSUMERS * ROUNDS;  // of a thread
     static_assert(PITCH <= BUFFERS * RUN_PITCH, "they pass through the buffers");
     Element* place;
     __device__ __forceinline__ explicit Filters(Shared& shared) : place(shared.buffer[0]) {}
 
     __device__ __forceinline__ void fetch(
-        Element (&mine)[SHARE], const Element* __restrict__ weight, int warp, int lane) const
-    {
+        Element (&mine)[SHARE], const Element* __restrict__ weight, int warp, int lane) const {
         #pragma unroll
         for (int i = 0; i < SHARE; i++) {
             const int channel = blockIdx.y * CHANNELS + warp * CHANNELS / CONSUMERS + i / ROUNDS;
@@ -456,8 +449,7 @@ struct Filters {
             mine[i] = real ? weight[((long long)channel * IN_CHANNELS + in_channel) * TAPS + k % TAPS] : Element(0.0f);
         }
     }
-    __device__ __forceinline__ void put(const Element (&mine)[SHARE], int warp, int lane) const
-    {
+    __device__ __forceinline__ void put(const Element (&mine)[SHARE], int warp, int lane) const {
         #pragma unroll
         for (int i = 0; i < SHARE; i++) {
             const int k = lane + i % ROUNDS * 32;
@@ -465,21 +457,20 @@ struct Filters {
         }
     }
     // Of the block's channel, and input channel 2 member + j.
-    __device__ __forceinline__ float weight(int channel, int member, int j, int tap) const
-    {
+    __device__ __forceinline__ float weight(int channel, int member, int j, int tap) const {
         return 2 * member + j < IN_CHANNELS ? float(place[channel * PITCH + (member + j * EVEN) * TAPS + tap]) : 0.0f;
     }
 };
 
-__device__ __forceinline__ void consume(Shared& shared, const Input& in, int tiles, int thread)
-{
+__device__ __forceinline__ void consume(Shared& shared, const Input& in, int tiles, int thread) {
     const int warp = __shfl_sync(~0u, thread / 32, 0), lane = thread % 32, group = lane / 4, member = lane % 4;
     const int warpgroup = warp / 4;
     // All that must come from memory is asked for first.
     const Filters filters(shared);
     Element fetched[Filters::SHARE];
     filters.fetch(fetched, in.weight, warp, lane);
-    float slope[2]; [[maybe_unused]] float lost[2];  // by rounding a slope: the part of it that the weights are to carry
+    float slope[2];
+    [[maybe_unused]] float lost[2];  // by rounding a slope: the part of it that the weights are to carry
     Affine affine;
     #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -557,8 +548,8 @@ __device__ __forceinline__ void consume(Shared& shared, const Input& in, int til
             #pragma unroll
             for (int h = 0; h < 2; h++) {
                 const int channel = channel_of(warp, h, group), e = exponent + w_exponent[h];
-                staged[h] = shared.buffer[buffer] + channel * RUN_PITCH
-                    + shift(here, channel, blockIdx.y * CHANNELS + channel);
+                staged[h] =
+                    shared.buffer[buffer] + channel * RUN_PITCH + shift(here, channel, blockIdx.y * CHANNELS + channel);
                 affine.a[h] = slope[h] * power_of_two(e / 2) * power_of_two(e - e / 2);  // 2^e may be no number
             }
             ptx::mbarrier_wait(&shared.stored[buffer], (step / BUFFERS + 1) % 2);
@@ -568,7 +559,8 @@ __device__ __forceinline__ void consume(Shared& shared, const Input& in, int til
                     multiply(sum[(unit + 1) % OVERLAP], w, columns.at((warpgroup + 2 * unit + 2) * UNIT * 16, 0));
                     ptx::wgmma_wait<1>();
                 } else {
-                    if (OVERLAP == 1 && unit > 0) multiply(sum[0], w, columns.at((warpgroup + 2 * unit) * UNIT * 16, 0));
+                    if (OVERLAP == 1 && unit > 0)
+                        multiply(sum[0], w, columns.at((warpgroup + 2 * unit) * UNIT * 16, 0));
                     if (unit + 1 == MY_UNITS && has_tail) multiply(tail, w, columns.at(BODY * 16, 0));
                     ptx::wgmma_wait<0>();
                     if (unit + 1 == MY_UNITS && lane == 0) ptx::mbarrier_arrive(&shared.empty[s]);
@@ -589,8 +581,7 @@ __device__ __forceinline__ void consume(Shared& shared, const Input& in, int til
 struct Piece {
     int begin, end;            // from the run's first output
     int bulk_begin, bulk_end;  // the part between multiples of 16 bytes, which bulk copies can carry
-    __device__ __forceinline__ Piece(const Tile& tile, int channel)
-    {
+    __device__ __forceinline__ Piece(const Tile& tile, int channel) {
         const unsigned run = tile.run(channel), count = tile.count();  // the last bits tell where sectors begin
         begin = EXTRA && tile.row > 0 ? -run % SECTOR : 0;
         end = count + (EXTRA && !tile.last() ? -(run + count) % SECTOR : 0);
@@ -600,8 +591,7 @@ struct Piece {
 };
 
 // What all wait for at first.
-__device__ __forceinline__ void prepare(Shared& shared, int lane)
-{
+__device__ __forceinline__ void prepare(Shared& shared, int lane) {
     if (lane == 0) {
         for (int s = 0; s < STAGES; s++) {
             ptx::mbarrier_init(&shared.full[s], PRODUCERS);
@@ -626,8 +616,7 @@ __device__ __forceinline__ void prepare(Shared& shared, int lane)
 // MINE, which of the storing warps this is, is no variable: what bulk copies are told must be known to be the same for all
 // lanes, or each copy costs a search for the lanes that differ. The warps share out the channels of every tile.
 template <int MINE>
-__device__ __forceinline__ void store(Shared& shared, Element* __restrict__ y, int tiles, int lane)
-{
+__device__ __forceinline__ void store(Shared& shared, Element* __restrict__ y, int tiles, int lane) {
     constexpr int FIRST = MINE * CHANNELS / STORERS;  // of this warp's channels
     const int first_channel = blockIdx.y * CHANNELS + FIRST;
     const int channels =  // which may be none
@@ -649,7 +638,8 @@ __device__ __forceinline__ void store(Shared& shared, Element* __restrict__ y, i
                 const int bytes = (piece.bulk_end - piece.bulk_begin) * int(sizeof(Element));
                 if (RAGGED && bytes == 0) continue;
                 Element* to = plane + i * OUT_PLANE + piece.bulk_begin;
-                const Element* from = staged + i * RUN_PITCH + shift(here, FIRST + i, first_channel + i) + piece.bulk_begin;
+                const Element* from =
+                    staged + i * RUN_PITCH + shift(here, FIRST + i, first_channel + i) + piece.bulk_begin;
                 #pragma unroll 8
                 for (int channel = i; channel < channels; channel += PERIOD) {
                     ptx::bulk_store(to, from, bytes);
@@ -680,10 +670,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pipeline(
     const Vector* __restrict__ running_var,   // [OUT_CHANNELS]
     const Vector* __restrict__ gamma,         // [OUT_CHANNELS] or null: ones
     const Vector* __restrict__ beta,          // [OUT_CHANNELS] or null: zeros
-    float scaling_factor, float eps,
+    float scaling_factor,                     // multiplies everything
+    float eps,                                // added to the variance
     Element* __restrict__ y,                  // [batch, OUT_CHANNELS, OUT_HEIGHT, OUT_WIDTH], 32-byte aligned
-    long long batch)
-{
+    long long batch) {
     extern __shared__ __align__(128) unsigned char memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     const int tiles = int(batch) * TILES_PER_PLANE;

@@ -26,8 +26,7 @@ struct Row {
 
 // Lane l of matrix m gets bytes 4 (l % 4) to 4 (l % 4) + 3 of row l / 4; transposed, two elements of column l / 4.
 template <int MATRICES, bool TRANSPOSED>
-EMU_UNWATCHED void load(void* const payload[32], uint32_t, const void*)
-{
+EMU_UNWATCHED void load(void* const payload[32], uint32_t, const void*) {
     for (int matrix = 0; matrix < MATRICES; matrix++) {
         uint16_t element[8][8];
         for (int r = 0; r < 8; r++) __builtin_memcpy(element[r], ((Row*)payload[8 * matrix + r])->row, 16);
@@ -41,8 +40,7 @@ EMU_UNWATCHED void load(void* const payload[32], uint32_t, const void*)
 }
 
 template <int MATRICES, bool TRANSPOSED>
-EMU_INLINE Row ldmatrix(const void* row)
-{
+EMU_INLINE Row ldmatrix(const void* row) {
     Row mine = {row, {}};
     if (emu_lane() < 8 * MATRICES) emu_access(row, 16, 0);
     emu_warp_meet(0xffffffffu, &mine, load<MATRICES, TRANSPOSED>, 0);
@@ -55,8 +53,7 @@ EMU_INLINE void ldmatrix_x1(uint32_t& d0, const void* row) { d0 = fragments::ldm
 EMU_INLINE void ldmatrix_x1_trans(uint32_t& d0, const void* row) { d0 = fragments::ldmatrix<1, true>(row).loaded[0]; }
 
 #define EMU_LDMATRIX(NAME, MATRICES, TRANSPOSED)                                           \
-    EMU_INLINE void NAME(uint32_t (&d)[MATRICES], const void* row)                         \
-    {                                                                                      \
+    EMU_INLINE void NAME(uint32_t (&d)[MATRICES], const void* row) {                       \
         const fragments::Row mine = fragments::ldmatrix<MATRICES, TRANSPOSED>(row);        \
         for (int matrix = 0; matrix < MATRICES; matrix++) d[matrix] = mine.loaded[matrix]; \
     }
@@ -79,10 +76,11 @@ enum Type { f16, bf16, tf32 };
 
 // The warp's d[16, 8] = a[16, K] b[K, 8] + c[16, 8]; which lane holds what is in fusedref/csrc/common/ptx.cuh.
 template <Type TYPE, int K>
-EMU_UNWATCHED void multiply(void* const payload[32], uint32_t, const void*)
-{
+EMU_UNWATCHED void multiply(void* const payload[32], uint32_t, const void*) {
     using namespace tensor_core;
-    constexpr Format format = TYPE == f16 ? tensor_core::fp16 : TYPE == Type::bf16 ? tensor_core::bf16 : tensor_core::tf32;
+    constexpr Format format = TYPE == f16 ? tensor_core::fp16
+        : TYPE == Type::bf16              ? tensor_core::bf16
+                                          : tensor_core::tf32;
     constexpr int packed = TYPE == Type::tf32 ? 1 : 2;  // elements a register
     constexpr int halves = K / (4 * packed);            // registers of a row along k
     Number a[16][K], b[8][K];
@@ -105,9 +103,8 @@ EMU_UNWATCHED void multiply(void* const payload[32], uint32_t, const void*)
 }
 
 template <Type TYPE, int K>
-EMU_INLINE void mma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1,
-                    const float (&c)[4])
-{
+EMU_INLINE void mma(
+    float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1, const float (&c)[4]) {
     Operands mine = {{a0, a1, a2, a3}, {b0, b1}, {c[0], c[1], c[2], c[3]}, {}};
     emu_warp_meet(0xffffffffu, &mine, multiply<TYPE, K>, 0);
     for (int i = 0; i < 4; i++) d[i] = mine.d[i];
@@ -115,33 +112,27 @@ EMU_INLINE void mma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32
 
 }  // namespace fragments
 
-EMU_INLINE void mma_m16n8k8_f16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0, const float (&c)[4])
-{
+EMU_INLINE void mma_m16n8k8_f16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0, const float (&c)[4]) {
     fragments::mma<fragments::f16, 8>(d, a0, a1, 0, 0, b0, 0, c);
 }
-EMU_INLINE void mma_m16n8k8_bf16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0, const float (&c)[4])
-{
+EMU_INLINE void mma_m16n8k8_bf16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0, const float (&c)[4]) {
     fragments::mma<fragments::bf16, 8>(d, a0, a1, 0, 0, b0, 0, c);
 }
-EMU_INLINE void mma_m16n8k16_f16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1,
-                                 const float (&c)[4])
-{
+EMU_INLINE void mma_m16n8k16_f16(
+    float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1, const float (&c)[4]) {
     fragments::mma<fragments::f16, 16>(d, a0, a1, a2, a3, b0, b1, c);
 }
-EMU_INLINE void mma_m16n8k16_bf16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1,
-                                  const float (&c)[4])
-{
+EMU_INLINE void mma_m16n8k16_bf16(
+    float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1, const float (&c)[4]) {
     fragments::mma<fragments::bf16, 16>(d, a0, a1, a2, a3, b0, b1, c);
 }
-EMU_INLINE void mma_m16n8k8_tf32(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1,
-                                 const float (&c)[4])
-{
+EMU_INLINE void mma_m16n8k8_tf32(
+    float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1, const float (&c)[4]) {
     fragments::mma<fragments::tf32, 8>(d, a0, a1, a2, a3, b0, b1, c);
 }
 
 // The nearest tf32 number, ties away from zero: half of the last kept bit is added, and the rest is cut off.
-EMU_INLINE uint32_t to_tf32(float x)
-{
+EMU_INLINE uint32_t to_tf32(float x) {
     const uint32_t bits = __float_as_uint(x);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffffffu;
     if ((bits & 0x7fffffffu) == 0x7f800000u) return bits;
@@ -150,9 +141,15 @@ EMU_INLINE uint32_t to_tf32(float x)
 
 // ---- cp.async ---------------------------------------------------------------------------------------------------------
 
-EMU_INLINE void cp_async_4(void* shared, const void* global, bool valid = true) { emu_async_copy(shared, global, 4, valid ? 4 : 0); }
-EMU_INLINE void cp_async_8(void* shared, const void* global, bool valid = true) { emu_async_copy(shared, global, 8, valid ? 8 : 0); }
-EMU_INLINE void cp_async_16(void* shared, const void* global, bool valid = true) { emu_async_copy(shared, global, 16, valid ? 16 : 0); }
+EMU_INLINE void cp_async_4(void* shared, const void* global, bool valid = true) {
+    emu_async_copy(shared, global, 4, valid ? 4 : 0);
+}
+EMU_INLINE void cp_async_8(void* shared, const void* global, bool valid = true) {
+    emu_async_copy(shared, global, 8, valid ? 8 : 0);
+}
+EMU_INLINE void cp_async_16(void* shared, const void* global, bool valid = true) {
+    emu_async_copy(shared, global, 16, valid ? 16 : 0);
+}
 EMU_INLINE void cp_async_commit() { emu_async_commit(); }
 template <int pending> EMU_INLINE void cp_async_wait() { emu_async_wait(pending); }
 
@@ -164,8 +161,7 @@ EMU_INLINE void mbarrier_arrive(uint64_t* barrier) { emu_mbarrier_arrive(barrier
 EMU_INLINE void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t bytes) { emu_mbarrier_arrive(barrier, bytes); }
 EMU_INLINE void mbarrier_wait(uint64_t* barrier, uint32_t parity) { emu_mbarrier_wait(barrier, parity); }
 
-EMU_INLINE void bulk_load(void* shared, const void* global, uint32_t bytes, uint64_t* barrier)
-{
+EMU_INLINE void bulk_load(void* shared, const void* global, uint32_t bytes, uint64_t* barrier) {
     emu_bulk_load(shared, global, bytes, barrier);
 }
 EMU_INLINE void bulk_store(void* global, const void* shared, uint32_t bytes) { emu_bulk_store(global, shared, bytes); }
@@ -187,8 +183,7 @@ struct Share {
 
 // A warp's 16 rows of d[64, N] = a[64, 16] b[16, N] + (accumulate ? d : 0).
 template <int N, bool brain>
-EMU_UNWATCHED void multiply_share(void* const payload[32], uint32_t, const void*)
-{
+EMU_UNWATCHED void multiply_share(void* const payload[32], uint32_t, const void*) {
     using namespace tensor_core;
     constexpr Format format = brain ? tensor_core::bf16 : tensor_core::fp16;
     Number a[16][16], b[16];
@@ -217,8 +212,7 @@ struct Columns {
     const char* rows;
     int next = 0;
     EMU_INLINE explicit Columns(const void* first) : rows((const char*)first) {}
-    EMU_INLINE Columns at(int bytes, int next_half) const
-    {
+    EMU_INLINE Columns at(int bytes, int next_half) const {
         Columns there(rows + bytes);
         there.next = next_half;
         return there;
@@ -228,8 +222,8 @@ struct Columns {
 namespace fragments {
 
 template <bool brain, int SUMS>
-EMU_INLINE void wgmma(float (&d)[SUMS], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, Columns b, bool accumulate)
-{
+EMU_INLINE void wgmma(
+    float (&d)[SUMS], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, Columns b, bool accumulate) {
     Share mine = {{a0, a1, a2, a3}, b.rows, b.next, d, accumulate};
     emu_product(&mine, sizeof mine, {b.rows, 2 * SUMS, b.next, d}, multiply_share<2 * SUMS, brain>);
 }
@@ -240,13 +234,13 @@ EMU_INLINE void wgmma_fence() {}
 EMU_INLINE void wgmma_commit() { emu_product_commit(); }
 template <int pending> EMU_INLINE void wgmma_wait() { emu_product_wait(pending); }
 template <int SUMS>
-EMU_INLINE void wgmma_f16(float (&d)[SUMS], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, Columns b, bool accumulate)
-{
+EMU_INLINE void wgmma_f16(
+    float (&d)[SUMS], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, Columns b, bool accumulate) {
     fragments::wgmma<false>(d, a0, a1, a2, a3, b, accumulate);
 }
 template <int SUMS>
-EMU_INLINE void wgmma_bf16(float (&d)[SUMS], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, Columns b, bool accumulate)
-{
+EMU_INLINE void wgmma_bf16(
+    float (&d)[SUMS], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, Columns b, bool accumulate) {
     fragments::wgmma<true>(d, a0, a1, a2, a3, b, accumulate);
 }
 
