@@ -108,7 +108,7 @@ def test_rung_that_does_not_compile_is_refused(rungs, plant, capsys):
     assert rungs(CONV2D) == 1
     printed = capsys.readouterr().out
     assert "01 conv2d is not validated" in printed
-    assert re.search(r"01_conv2d\.cu\(\d+\): error: .*';'", printed)  # the compiler's own words
+    assert re.search(r"01_conv2d\.cu\(\d+\): error: .*['\"];['\"]", printed)  # the compiler's own words
 
 
 def test_rung_that_launches_where_it_should_not(rungs, capsys):
