@@ -22,7 +22,7 @@ def row(name, us=10.0, **changes):
 
 @pytest.fixture
 def card(monkeypatch):
-    """A card that is not there, for what is written into files."""
+    """Make up a card and versions, for files."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Test Card")
     monkeypatch.setattr(bench.rows, "versions", lambda: {"torch": "1"})
 

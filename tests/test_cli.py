@@ -17,7 +17,7 @@ SMALL = ["--problem", "1,2,3,8,9,3"]
 
 @pytest.fixture
 def kernel(tmp_path):
-    """kernel(right, wrong): rung 04's file with one text replaced."""
+    """Return ``kernel(right, wrong)``, which writes rung 04's file with one text replaced and returns its path."""
 
     def kernel(right="", wrong=""):
         text = (KERNELS / "04_fused.cu").read_text()

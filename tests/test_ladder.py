@@ -22,7 +22,7 @@ PARAMETERS = 4 * (64 * 8 * 3 * 3 + 5 * 64)
 
 @pytest.fixture
 def rungs(monkeypatch, tmp_path):
-    """rungs(rung, ...): the command climbs these alone and finds no committed times. Returns its exit status.
+    """Return ``rungs(rung, ...)``, which runs the command with these rungs and no committed times, for its status.
 
     ``rungs.timed`` is empty as long as nothing has been timed.
     """
@@ -40,7 +40,7 @@ def rungs(monkeypatch, tmp_path):
 
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
-    """A file of made-up times of a made-up card, in the place of the committed one."""
+    """Replace the committed file of times by one of made-up times of a made-up card; return its path."""
     times = {bench.FLOOR: 100.0, "eager PyTorch": 900.0, "torch.compile": 700.0, "folded cuDNN": 500.0}
     times |= {rung.title: 3000.0 - 100 * index for index, rung in enumerate(ladder.LADDER) if rung is not FUSED_BLOCK}
     shape = bench.describe(KERNELBENCH_73)

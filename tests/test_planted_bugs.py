@@ -23,18 +23,18 @@ def right(x, weight, bias, mean, var, gamma, beta, s, eps):
 
 
 def altered(change):
-    """The right operator on inputs changed by ``change``, which takes a dict of them."""
+    """Return the right operator on inputs changed by ``change``, which takes a dict of them."""
 
     def candidate(*inputs):
         names = ("x", "weight", "bias", "running_mean", "running_var", "gamma", "beta", "scaling_factor", "eps")
-        given = dict(zip(names, inputs))
+        given = dict(zip(names, inputs, strict=True))
         return conv_bn_scale(**{**given, **change(given)})
 
     return candidate
 
 
 def spoilt(change):
-    """The right result, changed by ``change``, which takes y and returns what the candidate returns."""
+    """Return a candidate with the right result, changed by ``change``."""
     return lambda *inputs: change(right(*inputs).clone())
 
 
@@ -47,7 +47,7 @@ def filled(value, place):
 
 
 def unwritten(select):
-    """Writes only the part of y that ``select`` gives, into memory fresh from the allocator."""
+    """Return a candidate that writes only the part of y that ``select`` gives, into new memory."""
 
     def candidate(*inputs):
         whole = right(*inputs)
@@ -221,7 +221,7 @@ def test_wrong_places(name):
 
 def test_bugs_that_a_square_image_hides():
     def swapped(x, *rest):
-        """Reads x with its row and column strides swapped, which a square image allows."""
+        """Read x with its row and column strides swapped, which a square image allows."""
         height, width = x.shape[2:]
         transposed = x.reshape(*x.shape[:2], width, height).transpose(2, 3)
         return right(transposed if height == width else x.reshape(*x.shape[:2], width, height).transpose(2, 3), *rest)
@@ -243,7 +243,7 @@ def test_bugs_that_full_blocks_hide():
 
 
 def with_options(**changed):
-    """The right operator with an option changed, brought to the right shape where that changes it."""
+    """Return the right operator with an option changed, padded to the right shape."""
 
     def candidate(*inputs):
         options = {"stride": 2, "padding": 1, "dilation": 2, "groups": 2}

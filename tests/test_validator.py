@@ -191,7 +191,7 @@ HALVES = [torch.float16, torch.bfloat16]
 
 
 def in_float32(x, weight, bias, *rest, **kept):
-    """The operator on tensors of any dtype, in float32, with y rounded once."""
+    """Compute the operator on tensors of any dtype in float32, and round y once."""
     x, weight, bias, *rest = (v.float() if isinstance(v, torch.Tensor) else v for v in (x, weight, bias, *rest))
     return conv_bn_scale(x, weight, bias, *rest, **kept)
 
@@ -206,7 +206,7 @@ def test_halves_need_float32_arithmetic_and_one_rounding(dtype, problem):
         return in_float32(*inputs, **options(problem)).to(dtype)
 
     def eager(x, weight, bias, *rest):
-        """Rounds after each of three operators, as torch's do, whose convolution of fp16 crashes on some processors."""
+        """Round after each operator as torch does; torch's own convolution of fp16 crashes on some processors."""
         *vectors, scaling_factor, eps = rest
         bias = None if bias is None else bias.float()
         convolved = torch.nn.functional.conv2d(x.float(), weight.float(), bias, **options(problem)).to(dtype)

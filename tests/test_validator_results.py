@@ -29,7 +29,7 @@ class Hostile(torch.Tensor):
 
 
 def returned(change):
-    """The right result, changed into what the candidate returns."""
+    """Return a candidate with the right result, changed by ``change``."""
     return lambda *inputs: change(conv_bn_scale(*inputs))
 
 
@@ -99,7 +99,7 @@ class Operator:
 
 
 def quietly(change):
-    """What warns of being a prototype, in beta or deprecated."""
+    """Return such a candidate without the warnings of a prototype, beta or deprecated feature."""
 
     def changed(y):
         with warnings.catch_warnings():
