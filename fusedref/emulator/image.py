@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import struct
 import threading
@@ -39,6 +40,9 @@ class LoadedImage:
         kernels: symbol -> kernel.
         variables: name -> variable.
         shared: the ``__shared__`` variables.
+
+    Raises:
+        ValueError: there is no room for its variables.
     """
 
     def __init__(self, path: Path, texts: dict[str, str]):
@@ -48,9 +52,14 @@ class LoadedImage:
             loaded = ctypes.CDLL(str(path))
             address = ctypes.addressof(ctypes.c_char.in_dll(loaded, "emu_module"))
             self.module = abi.Module.from_address(address)
+            if address not in _registered:
+                try:
+                    runtime.register(self.module)
+                except ValueError:
+                    _ctypes.dlclose(loaded._handle)
+                    raise
             _registered[address] = _registered.get(address, 0) + 1
-            if not self.module.image_begin:
-                runtime.register(self.module)
+            weakref.finalize(self, _unload, loaded, address).atexit = False
             _images.add(self)
         self.shared: list[abi.Shared] = runtime.chain(self.module.shared)
         self.variables = {
@@ -77,6 +86,15 @@ class LoadedImage:
             if variable.owner.decode() == kernel and variable.size:
                 total = -(-total // variable.align) * variable.align + variable.size
         return total
+
+
+def _unload(loaded: ctypes.CDLL, address: int) -> None:
+    with _lock:
+        _registered[address] -= 1
+        if not _registered[address]:
+            del _registered[address]
+            runtime.unregister(abi.Module.from_address(address))
+        _ctypes.dlclose(loaded._handle)
 
 
 def in_loaded_variable(address: int, size: int) -> bool:

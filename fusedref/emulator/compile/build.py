@@ -63,7 +63,9 @@ KERNEL_GCC = [
     "-fno-code-hoisting",
     "-fno-thread-jumps",
     "-fno-reorder-blocks",  # code is not copied: an access would be two
-    "-fno-var-tracking",  # line numbers are enough
+    "-fno-var-tracking",
+    "-g1",  # -gdwarf-4 has made it 2: types and variables are not needed
+    "-gstatement-frontiers",  # lines as exact as those of -g2
     "-fno-diagnostics-show-caret",
 ]
 KERNEL_CLANG = [
