@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusedref.parameters import OPTIONAL_NAMES, TENSOR_NAMES
 from fusedref.problem import ELEMENTS, Problem
 
-# (shape, dtype, device, layout, is_contiguous) of a tensor, None of None
-Description = tuple[torch.Size, torch.dtype, torch.device, torch.layout, bool]
+# (shape, dtype, device, layout, is_contiguous, type) of a tensor, None of None
+Description = tuple[torch.Size, torch.dtype, torch.device, torch.layout, bool, type]
+PLAIN_TYPES = (Tensor, nn.Parameter, nn.Buffer)  # what other subclasses mean only torch's operators know
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,6 +26,7 @@ class CheckedArguments:
     vector_dtype: torch.dtype  # of running_mean, running_var, gamma and beta
     bias_differs: bool  # bias has another dtype than the other vectors
     contiguous: bool  # every tensor is contiguous
+    plain: bool  # no tensor is of another subclass of torch.Tensor
     device: torch.device
     precision: str
 
@@ -70,7 +73,9 @@ def check_size_option(name: str, value: Any) -> Any:
 def describe(tensors: tuple[Any, ...]) -> tuple[Description | None, ...]:
     """Return the hashable description of each of the seven tensors; raise TypeError for what is no dense tensor."""
     try:
-        return tuple([t if t is None else (t.shape, t.dtype, t.device, t.layout, t.is_contiguous()) for t in tensors])
+        return tuple([
+            t if t is None else (t.shape, t.dtype, t.device, t.layout, t.is_contiguous(), type(t)) for t in tensors
+        ])  # fmt: skip
     except Exception:  # some sparse tensors cannot say whether they are contiguous
         for name, tensor in zip(TENSOR_NAMES, tensors):
             if not isinstance(tensor, Tensor) and (tensor is not None or name not in OPTIONAL_NAMES):
@@ -79,6 +84,13 @@ def describe(tensors: tuple[Any, ...]) -> tuple[Description | None, ...]:
             if tensor is not None and tensor.layout != torch.strided:
                 raise TypeError(f"{name} must be a dense tensor, got a {tensor.layout} one") from None
         raise
+
+
+def check_memory(tensors: Sequence[Tensor | None]) -> None:
+    """Raise ValueError where a tensor's storage was freed, as ``x.untyped_storage().resize_(0)`` does."""
+    for name, tensor in zip(TENSOR_NAMES, tensors):
+        if tensor is not None and tensor.numel() and not tensor.untyped_storage().nbytes():
+            raise ValueError(f"{name} must have memory, got a tensor of {tuple(tensor.shape)} whose storage was freed")
 
 
 def check_arguments(
@@ -93,14 +105,14 @@ def check_arguments(
     shapes: dict[str, torch.Size] = {}
     dtypes: dict[str, torch.dtype] = {}
     devices: dict[str, torch.device] = {}
-    contiguous = True
+    contiguous = plain = True
     for name, description in zip(TENSOR_NAMES, descriptions):
         if description is None:
             if name in OPTIONAL_NAMES:
                 continue
             raise TypeError(f"{name} must be a torch.Tensor, got NoneType")
-        shapes[name], dtypes[name], devices[name], layout, is_contiguous = description
-        contiguous = contiguous and is_contiguous
+        shapes[name], dtypes[name], devices[name], layout, is_contiguous, type_ = description
+        contiguous, plain = contiguous and is_contiguous, plain and type_ in PLAIN_TYPES
         if layout != torch.strided:
             raise TypeError(f"{name} must be a dense tensor, got a {layout} one")
         if dtypes[name] not in ELEMENTS:
@@ -137,7 +149,7 @@ def check_arguments(
             )
     check_precision(precision, problem.dtype)
     bias_differs = dtypes.get("bias", vector_dtype) != vector_dtype
-    return CheckedArguments(problem, vector_dtype, bias_differs, contiguous, devices["x"], precision)
+    return CheckedArguments(problem, vector_dtype, bias_differs, contiguous, plain, devices["x"], precision)
 
 
 def _dtype_of_vectors(dtypes: dict[str, torch.dtype]) -> torch.dtype:

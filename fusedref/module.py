@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from fusedref.arguments import check_precision, number
 from fusedref.ops.inference import fused_conv_bn_scale
@@ -15,13 +18,13 @@ class FusedConvBnScale(ConvBnScale):
 
     Takes what ``ConvBnScale`` takes and builds ``conv`` and ``bn`` as it does, so seeds give the same parameters and
     state_dicts carry over both ways. x is [batch, in_channels, height, width]. ``precision="tf32"`` allows to round the
-    factors of float32 products to tf32; it is without meaning for a module in half precision.
+    factors of float32 products to tf32; it has no meaning for a module in half precision.
 
     The kernel serves evaluation mode without gradients in float32, float16 and bfloat16 (``.half()``, ``.bfloat16()``,
     also with ``bn`` kept in float32), see ``fused_conv_bn_scale``, which also says what is refused. torch's own
     operators run where BatchNorm uses the statistics of the batch (training mode, or no running statistics), where a
-    gradient is needed, under autocast, and where a layer is not the plain one: a padding_mode other than zeros, a hook,
-    a subclass.
+    gradient is needed, under autocast, and where a layer is not the plain one: a padding_mode other than zeros, a hook
+    (the layer's own or a global one), a subclass, a replaced ``forward``.
     """
 
     def __init__(
@@ -32,8 +35,9 @@ class FusedConvBnScale(ConvBnScale):
         scaling_factor: float,
         *,
         precision: str = "fp32",
-        **options,
+        **options: Any,
     ) -> None:
+        """Build the layers as ``ConvBnScale`` does; raise ValueError for another precision."""
         super().__init__(in_channels, out_channels, kernel_size, scaling_factor, **options)
         check_precision(precision, torch.float32)
         self.precision = precision
@@ -42,15 +46,16 @@ class FusedConvBnScale(ConvBnScale):
     def from_modules(
         cls, conv: nn.Conv2d, bn: nn.BatchNorm2d, scaling_factor: float, *, precision: str = "fp32"
     ) -> FusedConvBnScale:
-        """A module around existing layers, which it shares and does not copy. Its mode is that of ``bn``.
+        """Return a module around existing layers, which it shares and does not copy. Its mode is that of ``bn``.
 
-        Raises TypeError where an argument is something else, ValueError where the channels do not match or for another
+        Raise TypeError where an argument is something else, ValueError where the channels do not match or for another
         precision.
         """
         check_precision(precision, torch.float32)
         for name, layer, needed in (("conv", conv, nn.Conv2d), ("bn", bn, nn.BatchNorm2d)):
             if not isinstance(layer, needed):
-                raise TypeError(f"{name} must be a torch.nn.{needed.__name__}, got {type(layer).__name__}")
+                got = layer.__name__ + " itself" if isinstance(layer, type) else type(layer).__name__
+                raise TypeError(f"{name} must be a torch.nn.{needed.__name__}, got {got}")
         if bn.num_features != conv.out_channels:
             raise ValueError(
                 f"bn must have the out_channels of conv, {conv.out_channels}, as num_features, got {bn.num_features}"
@@ -63,28 +68,48 @@ class FusedConvBnScale(ConvBnScale):
         return module
 
     def forward(self, x: Tensor) -> Tensor:
-        """y of x: one fused kernel in evaluation mode where it serves, torch's own operators otherwise."""
+        """Return y of x: by one fused kernel in evaluation mode where it serves, else by torch's own operators."""
         conv, bn = self.conv, self.bn
         mean = bn.running_mean
         if (
             bn.training
             or mean is None
             or conv.padding_mode != "zeros"
-            or not (_plain(conv, nn.Conv2d) and _plain(bn, nn.BatchNorm2d))
+            or not (_is_plain(conv, nn.Conv2d) and _is_plain(bn, nn.BatchNorm2d))
+            or _has_global_hook()
             or (isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type))
         ):
             return super().forward(x)
-        return fused_conv_bn_scale(
+        y: Tensor = fused_conv_bn_scale(
             x, conv.weight, conv.bias, mean, bn.running_var, bn.weight, bn.bias, self.scaling_factor, bn.eps,
             stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups,
             precision=self.precision if isinstance(x, Tensor) and x.dtype == torch.float32 else "fp32",
         )  # fmt: skip
+        return y
 
     def extra_repr(self) -> str:
-        """What ``repr`` adds to the two layers."""
+        """Return what ``repr`` adds to the two layers."""
         return f"{super().extra_repr()}, precision={self.precision!r}"
 
 
-def _plain(layer: nn.Module, kind: type) -> bool:
-    """Whether calling the layer would do what its kind does and nothing else."""
-    return type(layer) is kind and not (layer._forward_hooks or layer._forward_pre_hooks)
+def _is_plain(layer: nn.Module, kind: type) -> bool:
+    """Return whether calling ``layer`` does what its kind does and nothing else."""
+    own = layer.__dict__
+    return type(layer) is kind and not (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+        or "_conv_forward" in own
+    )
+
+
+def _has_global_hook() -> bool:
+    """Return whether a hook is registered for the calls of all modules."""
+    return bool(
+        torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
+    )

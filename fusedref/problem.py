@@ -41,9 +41,9 @@ class Problem:
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        _integer("batch", self.batch, least=0)
+        check_integer("batch", self.batch, least=0)
         for name in ("in_channels", "out_channels", "height", "width", "groups"):
-            _integer(name, getattr(self, name), least=1)
+            check_integer(name, getattr(self, name), least=1)
         for name in ("in_channels", "out_channels"):
             if getattr(self, name) % self.groups:
                 raise ValueError(f"{name} must be a multiple of groups ({self.groups}), got {getattr(self, name)}")
@@ -81,7 +81,8 @@ class Problem:
     @cached_property
     def span(self) -> Pair:
         """(rows, columns) from the first tap of the dilated kernel to its last."""
-        return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilations))
+        rows, columns = (d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilations))
+        return rows, columns
 
     @cached_property
     def pads(self) -> tuple[Pair, Pair]:
@@ -91,7 +92,8 @@ class Problem:
         if self.padding == "same":
             if self.strides != (1, 1):
                 raise ValueError(f"padding='same' needs stride 1, got stride={self.stride}")
-            return tuple(((s - 1) // 2, s - 1 - (s - 1) // 2) for s in self.span)
+            vertical_same, horizontal_same = (((s - 1) // 2, s - 1 - (s - 1) // 2) for s in self.span)
+            return vertical_same, horizontal_same
         if isinstance(self.padding, str):
             raise ValueError(f"padding must be an integer, a pair of them, 'same' or 'valid', got {self.padding!r}")
         vertical, horizontal = _pair("padding", self.padding, least=0)
@@ -144,7 +146,8 @@ class Problem:
         return self.dtype.itemsize * (math.prod(self.input_shape) + parameters + math.prod(self.output_shape))
 
 
-def _integer(name: str, value: object, least: int) -> None:
+def check_integer(name: str, value: object, least: int) -> None:
+    """Raise TypeError where ``value`` is no integer, ValueError where it is below ``least``."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < least:
@@ -156,7 +159,7 @@ def _pair(name: str, value: object, least: int) -> Pair:
     if len(pair) != 2:
         raise ValueError(f"{name} must be an integer or a pair of them, got {value!r}")
     for number in pair:
-        _integer(name, number, least)
+        check_integer(name, number, least)
     return pair
 
 

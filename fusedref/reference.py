@@ -44,7 +44,8 @@ class ConvBnScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """y [batch, out_channels, out_height, out_width] of x [batch, in_channels, height, width]."""
-        return self.bn(self.conv(x)) * self.scaling_factor
+        y: Tensor = self.bn(self.conv(x)) * self.scaling_factor
+        return y
 
     def extra_repr(self) -> str:
         """What ``repr`` adds to the two layers."""

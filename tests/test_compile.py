@@ -44,13 +44,13 @@ def cubin(source, options, architecture, include_dirs=INCLUDE_DIRS):
     return nvcc.cubin(source, options, architecture, list(include_dirs))
 
 
-def test_the_second_call_reads_the_first_one_s_file(cache, compiled):
+def test_cached_cubin(cache, compiled):
     first = cubin("text", ("-DA=1",), "sm_90")
     assert cubin("text", ("-DA=1",), "sm_90") == first == b"text|('-DA=1',)|sm_90"
     assert len(compiled) == 1 and len(list(cache.iterdir())) == 1
 
 
-def test_whatever_the_machine_code_depends_on_is_in_its_name(cache, compiled, monkeypatch, tmp_path):
+def test_name_of_a_cubin(cache, compiled, monkeypatch, tmp_path):
     header, inner = tmp_path / "header.cuh", tmp_path / "inner.cuh"
     inner.write_text("// inner")
     header.write_text('#include "inner.cuh"')
@@ -78,7 +78,7 @@ def test_whatever_the_machine_code_depends_on_is_in_its_name(cache, compiled, mo
 
 
 @pytest.mark.parametrize("length", [0, 1, 31, 32, 40, -1], ids=lambda length: f"cut to {length}")
-def test_a_truncated_file_is_built_again(cache, compiled, length):
+def test_truncated_cubin(cache, compiled, length):
     whole = cubin("text", (), "sm_90")
     (path,) = cache.iterdir()
     path.write_bytes(path.read_bytes()[:length])
@@ -88,7 +88,7 @@ def test_a_truncated_file_is_built_again(cache, compiled, length):
     assert len(compiled) == 2
 
 
-def test_a_damaged_file_is_built_again(cache, compiled):
+def test_damaged_cubin(cache, compiled):
     whole = cubin("text", (), "sm_90")
     (path,) = cache.iterdir()
     content = bytearray(path.read_bytes())
@@ -119,13 +119,13 @@ def test_folder_that_goes_away(cache, compiled):
 
 @needs_nvcc
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_the_finished_kernel_compiles(cache, arch):
+def test_folded_compiles(cache, arch):
     (launch,) = folded_plan(KERNELBENCH_73).launches
     assert cubin(launch.source.read_text(), launch.options, arch)[:4] == b"\x7fELF"
 
 
 @needs_nvcc
-def test_what_nvcc_refuses_is_told(cache):
+def test_error_of_nvcc(cache):
     with pytest.raises(CompileError, match="identifier .*nonsense.* is undefined"):
         cubin('extern "C" __global__ void f(float* y) { *y = nonsense; }', (), "sm_90")
     assert list(cache.iterdir()) == []
@@ -138,14 +138,14 @@ def test_without_nvcc(monkeypatch, tmp_path):
         cubin("text", (), "sm_90")
 
 
-def test_tensors_on_a_card_without_pycuda(monkeypatch):
+def test_cuda_tensors_without_pycuda(monkeypatch):
     monkeypatch.setenv("FUSEDREF_DEVICE", "emulator")
     with pytest.raises(RuntimeError, match=r"needs PyCUDA \(pip install fusedref\[gpu\]\)"):
         source_module("text", (), torch.device("cuda:0"))
 
 
 @pytest.mark.gpu
-def test_one_module_for_each_device_and_source():
+def test_one_module_per_source():
     text = 'extern "C" __global__ void f(float* y) { *y = VALUE; }'
     device = torch.device("cuda:0")
     one = source_module(text, ("-DVALUE=1",), device)

@@ -25,7 +25,7 @@ def pretended_gpu(monkeypatch):
     monkeypatch.delenv("FUSEDREF_DEVICE", raising=False)
 
 
-def test_without_a_gpu_the_names_are_the_emulators(no_gpu):
+def test_names_without_a_gpu(no_gpu):
     from fusedref import emulator
 
     assert cuda.device() == "emulator"
@@ -33,7 +33,7 @@ def test_without_a_gpu_the_names_are_the_emulators(no_gpu):
     assert cuda.drv is emulator.driver and cuda.gpuarray is emulator.gpuarray
 
 
-def test_with_a_gpu_the_environment_still_decides(pretended_gpu, monkeypatch):
+def test_environment_decides(pretended_gpu, monkeypatch):
     assert cuda.device() == "gpu"
     monkeypatch.setenv("FUSEDREF_DEVICE", "emulator")
     assert cuda.device() == "emulator"
@@ -41,7 +41,7 @@ def test_with_a_gpu_the_environment_still_decides(pretended_gpu, monkeypatch):
     assert cuda.device() == "gpu"
 
 
-def test_a_gpu_that_is_not_there_is_a_clear_error(no_gpu, monkeypatch):
+def test_missing_gpu(no_gpu, monkeypatch):
     monkeypatch.setenv("FUSEDREF_DEVICE", "gpu")
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="FUSEDREF_DEVICE=gpu, but PyCUDA is not installed"):
@@ -53,23 +53,23 @@ def test_a_gpu_that_is_not_there_is_a_clear_error(no_gpu, monkeypatch):
         cuda.SourceModule  # noqa: B018
 
 
-def test_an_unknown_device_is_refused(monkeypatch):
+def test_unknown_device(monkeypatch):
     monkeypatch.setenv("FUSEDREF_DEVICE", "tpu")
     with pytest.raises(ValueError, match="FUSEDREF_DEVICE is 'tpu'; it must be 'gpu' or 'emulator'"):
         cuda.device()
 
 
-def test_other_names_do_not_exist():
+def test_other_names():
     with pytest.raises(AttributeError, match="has no attribute 'Stream'"):
         cuda.Stream  # noqa: B018
 
 
-def test_importing_the_door_loads_neither_pycuda_nor_the_emulator():
+def test_import_loads_nothing():
     processes.python("import sys, fusedref.cuda; assert not {'pycuda', 'fusedref.emulator'} & set(sys.modules)")
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_the_names_are_pycudas_and_share_torchs_context():
+def test_names_with_a_gpu():
     import numpy as np
     import pycuda.compiler
     import torch

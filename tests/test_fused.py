@@ -2,9 +2,6 @@
 
 import dataclasses
 import math
-import re
-import sys
-import threading
 
 import pytest
 import torch
@@ -21,33 +18,17 @@ from fusedref.reference import conv_bn_scale, oracle
 from fusedref.target import Target
 from fusedref.validation import compare, random_inputs
 from tests import processes
+from tests.cases import PROBLEM, case_of, library_in_float32  # noqa: F401
 from tests.sources import inlined
 from tests.strategies import compiling, fast, options, problems
 
-PROBLEM = Problem(2, 6, 8, 9, 11, 3, stride=2, padding=1, groups=2)
-
-
-@pytest.fixture(autouse=True)
-def library_in_float32():
-    """On a card the library would otherwise take tf32, or sum gradients in another order each time."""
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        yield
+HALVES = [torch.float16, torch.bfloat16]
 
 
 @pytest.fixture
 def torch_on_the_cpu(monkeypatch):
     """CPU tensors go to torch's folded convolution, as they do for a user without FUSEDREF_DEVICE."""
     monkeypatch.delenv("FUSEDREF_DEVICE", raising=False)
-
-
-HALVES = [torch.float16, torch.bfloat16]
-
-
-def case_of(problem, device, seed=0, vectors=None, channels_last=False):
-    inputs = random_inputs(problem, seed, device, vectors)
-    if channels_last:
-        inputs = inputs._replace(x=inputs.x.contiguous(memory_format=torch.channels_last))
-    return compare("", problem, inputs, fused_conv_bn_scale(*inputs, **options(problem)))
 
 
 @pytest.fixture(params=["planned", "general"])
@@ -92,7 +73,7 @@ class TestKernel:
         case = case_of(problem, device)
         assert case.ok, case.reasons
 
-    def test_the_validator_agrees(self, device):
+    def test_validates(self, device):
         report = validate(lambda *inputs: fused_conv_bn_scale(*inputs, **options(PROBLEM)), PROBLEM, device=device)
         assert report.ok, str(report)
 
@@ -104,7 +85,7 @@ class TestKernel:
         y = fused_conv_bn_scale(*inputs, **options(PROBLEM))
         assert torch.equal(y, fused_conv_bn_scale(*filled, **options(PROBLEM)))
 
-    def test_another_batch_is_the_same_kernel(self, device):
+    def test_batch_is_no_constant(self, device):
         inputs = random_inputs(PROBLEM, 0, device)
         whole = fused_conv_bn_scale(*inputs, **options(PROBLEM))
         single = fused_conv_bn_scale(*inputs._replace(x=inputs.x[1:]), **options(PROBLEM))
@@ -127,7 +108,7 @@ class TestKernel:
         again = fused_conv_bn_scale(*channels_last, **options(PROBLEM))
         assert torch.equal(y, again) and again.is_contiguous(memory_format=torch.channels_last)
 
-    def test_inputs_and_their_neighbours_stay(self, device):
+    def test_inputs_stay(self, device):
         inputs = random_inputs(PROBLEM, 0, device)
         before = [value.clone() for value in inputs[:7]]
         fused_conv_bn_scale(*inputs, **options(PROBLEM))
@@ -135,21 +116,21 @@ class TestKernel:
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     @pytest.mark.parametrize("name", ["x", "weight", "bias", "running_mean", "running_var", "gamma", "beta"])
-    def test_nan_and_infinity_come_out_where_the_formula_puts_them(self, device, name, value):
+    def test_nan_and_infinity(self, device, name, value):
         problem = Problem(1, 2, 3, 6, 7, 3, padding=1)
         inputs = random_inputs(problem, 0, device)
         getattr(inputs, name).view(-1)[1] = value
         y = fused_conv_bn_scale(*inputs, **options(problem)).double()
         torch.testing.assert_close(y, oracle(*inputs, **options(problem)), rtol=1e-5, atol=1e-5, equal_nan=True)
 
-    def test_negative_variance_is_nan_in_its_channel_alone(self, device):
+    def test_negative_variance(self, device):
         inputs = random_inputs(PROBLEM, 0, device)
         inputs.running_var[3] = -1.0
         y = fused_conv_bn_scale(*inputs, **options(PROBLEM))
         assert y[:, 3].isnan().all() and not y[:, [0, 1, 2, 4, 5, 6, 7]].isnan().any()
 
     @pytest.mark.parametrize("dtype", HALVES, ids=str)
-    def test_halves_overflow_and_hold_nan_and_infinity_where_the_formula_does(self, device, dtype):
+    def test_halves_with_nan_infinity_and_overflow(self, device, dtype):
         problem = Problem(1, 2, 3, 6, 7, 3, padding=1, dtype=dtype)
         inputs = random_inputs(problem, 0, device)._replace(scaling_factor=1e38 if dtype == torch.bfloat16 else 3e4)
         for place, value in enumerate((math.nan, math.inf, -math.inf)):
@@ -159,7 +140,7 @@ class TestKernel:
         assert y.dtype == dtype and expected.isnan().any() and expected[:, :, 2:].isinf().any()
         torch.testing.assert_close(y, expected, rtol=2 * torch.finfo(dtype).eps, atol=0.0, equal_nan=True)
 
-    def test_tf32_is_allowed_to_round(self, device):
+    def test_tf32(self, device):
         inputs = random_inputs(PROBLEM, 0, device)
         y = fused_conv_bn_scale(*inputs, **options(PROBLEM), precision="tf32")
         assert compare("", PROBLEM, inputs, y, precision="tf32").ok
@@ -171,6 +152,16 @@ class TestKernel:
         y = fused_conv_bn_scale(*inputs, **options(PROBLEM))
         tolerance = 1e-5 * abs(factor) if math.isfinite(factor) else 0.0
         torch.testing.assert_close(y, expected, rtol=1e-5, atol=tolerance, equal_nan=True)
+
+
+def test_statistics_that_are_columns_of_one_row(device):
+    """One output channel: a vector of stride 5 counts as contiguous."""
+    problem = Problem(2, 3, 1, 6, 7, 3)
+    inputs = random_inputs(problem, 0, device)
+    table = torch.rand(4, 5, device=device)
+    inputs = inputs._replace(running_mean=table[:1, 1], gamma=table[2:3, 4])
+    assert inputs.running_mean.stride() == (5,)
+    assert compare("", problem, inputs, fused_conv_bn_scale(*inputs)).ok
 
 
 class TestTorchOnTheCpu:
@@ -196,21 +187,21 @@ class TestTorchOnTheCpu:
         assert y.dtype == dtype and y.is_contiguous() != channels_last
         assert y.is_contiguous(memory_format=torch.channels_last) == channels_last
 
-    def test_no_compiler_and_no_device_are_asked_for(self, monkeypatch):
+    def test_no_compiler_and_no_device(self, monkeypatch):
         monkeypatch.setattr("fusedref.ops.runner.source_module", None)
         monkeypatch.setattr("fusedref.ops.runner.backend_of", None)
         assert case_of(PROBLEM, "cpu").ok
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0])
     @pytest.mark.parametrize("name", ["x", "weight", "bias", "running_mean", "running_var", "gamma", "beta"])
-    def test_nan_infinity_and_negative_variance_give_what_torch_gives(self, name, value):
+    def test_nan_infinity_and_negative_variance(self, name, value):
         problem = Problem(1, 2, 3, 6, 7, 3, padding=1)
         inputs = random_inputs(problem, 0)
         getattr(inputs, name).view(-1)[1] = value
         y, expected = (f(*inputs, **options(problem)) for f in (fused_conv_bn_scale, conv_bn_scale))
         torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
 
-    def test_import_and_run_without_a_driver_or_a_compiler(self):
+    def test_without_a_driver_or_a_compiler(self):
         """In a process of its own, whose PATH holds no compiler: nothing of CUDA is imported on the way."""
         script = (
             "import sys, torch, fusedref\n"
@@ -224,7 +215,7 @@ class TestTorchOnTheCpu:
 
 class TestGradient:
     @pytest.mark.parametrize("name", ["x", "weight", "bias", "gamma", "beta"])
-    def test_gradients_are_those_of_torch(self, device, name):
+    def test_gradients(self, device, name):
         gradients = []
         for function in (fused_conv_bn_scale, conv_bn_scale):
             inputs = random_inputs(PROBLEM, 0, device)
@@ -234,7 +225,7 @@ class TestGradient:
         assert torch.equal(*gradients)
 
     @pytest.mark.parametrize("dtype", HALVES, ids=str)
-    def test_halves_have_gradients_in_their_dtype(self, device, dtype):
+    def test_gradients_of_halves(self, device, dtype):
         problem = dataclasses.replace(PROBLEM, dtype=dtype)
         inputs = random_inputs(problem, 0, device, torch.float32)
         inputs.weight.requires_grad_()
@@ -253,7 +244,7 @@ class TestGradient:
                 results.append(forward_ad.unpack_dual(y).tangent)
         assert torch.equal(*results)
 
-    def test_none_is_recorded_where_none_is_needed(self, device):
+    def test_no_graph_without_gradients(self, device):
         inputs = random_inputs(PROBLEM, 0, device)
         inputs.weight.requires_grad_()
         with torch.no_grad():
@@ -264,7 +255,7 @@ class TestGradient:
 
 @pytest.mark.parametrize("emulated", [False, True], ids=["torch", "kernel"])
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_a_bias_of_x_s_dtype_beside_float32_statistics(device, monkeypatch, dtype, emulated):
+def test_half_bias_beside_float32_statistics(device, monkeypatch, dtype, emulated):
     """As ``conv.half()`` before a float32 BatchNorm has it."""
     if not emulated:
         monkeypatch.delenv("FUSEDREF_DEVICE", raising=False)
@@ -296,7 +287,7 @@ PLANTED = {
 
 @pytest.mark.parametrize("name", [None, *PLANTED])
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_planted_bugs_of_the_general_kernel_show(device, tmp_path, name, dtype):
+def test_planted_bugs_in_folded(device, tmp_path, name, dtype):
     if name is not None and device.type == "cuda":
         pytest.skip("what reads beyond its tensors would end the context")
     right, wrong = PLANTED.get(name, ("", ""))
@@ -317,7 +308,7 @@ def test_planted_bugs_of_the_general_kernel_show(device, tmp_path, name, dtype):
 
 
 @pytest.mark.parametrize("emulated", [False, True], ids=["torch", "kernel"])
-def test_an_empty_batch_gives_an_empty_result(device, monkeypatch, emulated):
+def test_empty_batch(device, monkeypatch, emulated):
     if not emulated:
         monkeypatch.delenv("FUSEDREF_DEVICE", raising=False)
     inputs = random_inputs(PROBLEM, 0, device)
@@ -325,265 +316,10 @@ def test_an_empty_batch_gives_an_empty_result(device, monkeypatch, emulated):
     assert y.shape == (0, *PROBLEM.output_shape[1:]) and y.device.type == device.type
 
 
-X, W, V = torch.zeros(2, 6, 9, 11), torch.zeros(8, 3, 3, 3), torch.ones(8)
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "words"),
-    [
-        ({"x": [1.0]}, TypeError, "x must be a torch.Tensor, got list"),
-        ({"x": None}, TypeError, "x must be a torch.Tensor, got NoneType"),
-        ({"running_var": None}, TypeError, "running_var must be a torch.Tensor, got NoneType"),
-        ({"beta": 0.0}, TypeError, "beta must be a torch.Tensor or None, got float"),
-        ({"x": X[0]}, ValueError, r"x must be \[batch, in_channels, height, width\], got shape \(6, 9, 11\)"),
-        ({"weight": W[0]}, ValueError, r"weight must be \[out_channels, .*, got shape \(3, 3, 3\)"),
-        (
-            {"groups": 1},
-            ValueError,
-            r"weight must be \(8, 6, 3, 3\) for x with 6 channels and groups=1, .*\(8, 3, 3, 3\)",
-        ),
-        ({"groups": 4}, ValueError, r"in_channels must be a multiple of groups \(4\), got 6"),
-        ({"groups": 0}, ValueError, "groups must be at least 1, got 0"),
-        ({"x": X.half()}, TypeError, "weight must have the dtype of x, torch.float16, got torch.float32"),
-        ({"x": X.double()}, TypeError, "x must be float32, float16 or bfloat16, got torch.float64"),
-        ({"gamma": V.long()}, TypeError, "gamma must be float32, float16 or bfloat16, got torch.int64"),
-        ({"gamma": V.half()}, TypeError, "gamma must have the dtype of x, .*float32, or float32, got torch.float16"),
-        (
-            {"x": X.half(), "weight": W.half(), "running_mean": V.bfloat16()},
-            TypeError,
-            "running_mean must have the dtype of x, torch.float16, or float32, got torch.bfloat16",
-        ),
-        (
-            {"x": X.half(), "weight": W.half(), "beta": V.half()},
-            TypeError,
-            "beta must have the dtype of running_mean, torch.float32, got torch.float16",
-        ),
-        (
-            {"x": X.half(), "weight": W.half(), "running_mean": V.half()},
-            TypeError,
-            "bias must have the dtype of running_mean, torch.float16, got torch.float32",
-        ),
-        ({"precision": "fp16"}, ValueError, "precision must be 'fp32' or 'tf32', got 'fp16'"),
-        ({"precision": None}, ValueError, "precision must be 'fp32' or 'tf32', got None"),
-        (
-            dict.fromkeys(("bias", "running_mean", "running_var", "gamma", "beta"), V.half())
-            | {"x": X.half(), "weight": W.half(), "precision": "tf32"},
-            ValueError,
-            "precision='tf32' is for float32 tensors, got torch.float16: their products are exact as they are",
-        ),
-        ({"bias": V.to("meta")}, ValueError, "bias must be on the device of x, .*, got meta"),
-        ({"bias": V[:7]}, ValueError, r"bias must be \[out_channels\] = \(8,\), got shape \(7,\)"),
-        ({"running_mean": V[None]}, ValueError, r"running_mean must be \[out_channels\] = \(8,\), got shape \(1, 8\)"),
-        ({"running_var": V[:1]}, ValueError, r"running_var must be \[out_channels\] = \(8,\), got shape \(1,\)"),
-        ({"gamma": V.repeat(2)}, ValueError, r"gamma must be \[out_channels\] = \(8,\), got shape \(16,\)"),
-        (
-            {"x": X[:, :, :2]},
-            ValueError,
-            "the kernel must fit into the padded input: .* 3 x 3, the padded input is 2 x 11",
-        ),
-        ({"stride": 0}, ValueError, "stride must be at least 1, got 0"),
-        ({"padding": "same", "stride": 2}, ValueError, "padding='same' needs stride 1, got stride=2"),
-        ({"stride": {}}, TypeError, r"stride must be an integer or a pair of them, got \{\}"),
-        ({"padding": [[1], [2]]}, TypeError, r"padding must be an integer or a pair of them, got \(\[1\], \[2\]\)"),
-        ({"dilation": {1}}, TypeError, r"dilation must be an integer or a pair of them, got \{1\}"),
-        ({"groups": {}}, TypeError, r"groups must be an integer, got \{\}"),
-        ({"groups": [2]}, TypeError, r"groups must be an integer, got \(2,\)"),
-        ({"x": X.to_sparse()}, TypeError, "x must be a dense tensor, got a torch.sparse_coo one"),
-        ({"weight": W.to_sparse()}, TypeError, "weight must be a dense tensor, got a torch.sparse_coo one"),
-        ({"beta": V.to_sparse()}, TypeError, "beta must be a dense tensor, got a torch.sparse_coo one"),
-        ({"x": X[0].to_sparse_csr()}, TypeError, "x must be a dense tensor, got a torch.sparse_csr one"),
-        ({"weight": W[:0]}, ValueError, r"weight must have no size of 0, got shape \(0, 3, 3, 3\)"),
-        ({"scaling_factor": 10**400}, ValueError, "scaling_factor must fit into a float, got a number above 1e308"),
-        ({"eps": 10**400}, ValueError, "eps must fit into a float, got a number above 1e308"),
-        ({"eps": -1e-5}, ValueError, "eps must be at least 0, got -1e-05"),
-        ({"scaling_factor": torch.ones(())}, TypeError, "scaling_factor must be a number, got Tensor"),
-        ({"scaling_factor": "2"}, TypeError, "scaling_factor must be a number, got str"),
-        ({"eps": None}, TypeError, "eps must be a number, got NoneType"),
-    ],
-)
-def test_wrong_arguments_are_named(device, change, error, words):
-    arguments = {
-        "x": X, "weight": W, "bias": V, "running_mean": V, "running_var": V, "gamma": V, "beta": V,
-        "scaling_factor": 2.0, "groups": 2,
-    }  # fmt: skip
-    arguments = {
-        name: value.to(device) if isinstance(value, torch.Tensor) and value.device.type != "meta" else value
-        for name, value in {**arguments, **change}.items()
-    }
-    for _ in range(2):  # what is remembered of the first call does not make the second one pass
-        with pytest.raises(error, match=words):
-            fused_conv_bn_scale(**arguments)
-
-
-@pytest.mark.parametrize("name", ["stride", "padding", "dilation", "groups"])
-@pytest.mark.parametrize("value", [1.0, True, (1.0, 1), (1, True)])
-def test_what_equals_a_remembered_integer_is_refused_all_the_same(device, name, value):
-    inputs = random_inputs(Problem(1, 2, 2, 5, 5, 3), 0, device)
-    fused_conv_bn_scale(*inputs, **{name: 1})
-    if name != "groups":
-        fused_conv_bn_scale(*inputs, **{name: (1, 1)})
-    needed = "an integer" if name == "groups" else "an integer or a pair of them"
-    with pytest.raises(TypeError, match=f"{name} must be {needed}, got {re.escape(repr(value))}"):
-        fused_conv_bn_scale(*inputs, **{name: value})
-
-
-def test_the_plan_says_how():
+def test_plan_of_folded():
     chosen = plan(PROBLEM, "sm_75", 40)
     (launch,) = chosen.launches
     assert (chosen.kernel, launch.block, launch.grid) == ("folded", (256, 1, 1), (2 * 8 * 1, 1, 1))
     assert dict(launch.macros)["PAD_TOP"] == 1 and dict(launch.macros)["OUT_WIDTH"] == 6
     with pytest.raises(ValueError, match=r"must be below 2\*\*31"):
         plan(Problem(1, 1, 1, 2**31, 1, 1))
-
-
-@pytest.mark.gpu
-class TestGpu:
-    """What only a card can show. Each compares with float64 on the card."""
-
-    def test_a_side_stream(self):
-        inputs = random_inputs(PROBLEM, 0, "cuda")
-        expected = fused_conv_bn_scale(*inputs, **options(PROBLEM))
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            late = torch.zeros_like(inputs.x)
-            torch.cuda._sleep(50_000_000)  # the kernel must wait for what the stream was given before it
-            late += inputs.x
-            y = fused_conv_bn_scale(*inputs._replace(x=late), **options(PROBLEM))
-            twice = y * 2  # and what the stream is given after it must wait for the kernel
-        torch.cuda.current_stream().wait_stream(stream)
-        assert torch.equal(twice, expected * 2)
-
-    def test_a_captured_graph_replays(self):
-        inputs = random_inputs(PROBLEM, 0, "cuda")
-        fused_conv_bn_scale(*inputs, **options(PROBLEM))
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            y = fused_conv_bn_scale(*inputs, **options(PROBLEM))
-        for seed in (1, 2):
-            fresh = random_inputs(PROBLEM, seed, "cuda")
-            for tensor, value in zip(inputs[:7], fresh[:7]):
-                tensor.copy_(value)
-            y.fill_(torch.nan)
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                graph.replay()
-            torch.cuda.current_stream().wait_stream(side)
-            kept = fresh._replace(scaling_factor=inputs.scaling_factor, eps=inputs.eps)
-            case = compare("", PROBLEM, kept, y)
-            assert case.ok, case.reasons
-
-    def test_other_streams_work_while_one_is_captured(self):
-        inputs = random_inputs(PROBLEM, 0, "cuda")
-        expected = fused_conv_bn_scale(*inputs, **options(PROBLEM))
-        others = [torch.cuda.Stream() for _ in range(2)]
-        for stream in others:
-            with torch.cuda.stream(stream):
-                fused_conv_bn_scale(*inputs, **options(PROBLEM))
-        torch.cuda.synchronize()
-        graph, found = torch.cuda.CUDAGraph(), []
-
-        def run(stream):
-            with torch.cuda.stream(stream):
-                found.append(fused_conv_bn_scale(*inputs, **options(PROBLEM)))
-
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            y = fused_conv_bn_scale(*inputs, **options(PROBLEM))
-            threads = [threading.Thread(target=run, args=(stream,)) for stream in others]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        graph.replay()
-        torch.cuda.synchronize()
-        assert len(found) == 2 and all(torch.equal(result, expected) for result in [y, *found])
-
-    def test_fresh_threads(self):
-        """Many at once, in streams of their own; none may leave a context pushed, which would abort the process."""
-        inputs = random_inputs(PROBLEM, 0, "cuda")
-        expected = fused_conv_bn_scale(*inputs, **options(PROBLEM))
-        torch.cuda.synchronize()
-        results = []
-
-        def run(stream):
-            with torch.cuda.stream(stream):
-                for _ in range(20):
-                    results.append(fused_conv_bn_scale(*inputs, **options(PROBLEM)))
-                stream.synchronize()
-
-        streams = [torch.cuda.default_stream(), *[torch.cuda.Stream() for _ in range(3)]]
-        threads = [threading.Thread(target=run, args=(stream,)) for stream in streams * 2]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(results) == 160 and all(torch.equal(result, expected) for result in results)
-
-    def test_a_thread_of_autograd(self):
-        class Doubled(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx, x):
-                return x * 2
-
-            @staticmethod
-            def backward(ctx, gradient):
-                found.append(fused_conv_bn_scale(*inputs, **options(PROBLEM)))
-                return gradient
-
-        found, inputs = [], random_inputs(PROBLEM, 0, "cuda")
-        Doubled.apply(torch.ones(3, device="cuda", requires_grad=True)).sum().backward()
-        assert torch.equal(found[0], fused_conv_bn_scale(*inputs, **options(PROBLEM)))
-
-    def test_a_process_that_ends_in_a_thread(self):
-        script = (
-            "import threading, torch, fusedref\n"
-            "from fusedref.validation import random_inputs\n"
-            "inputs = random_inputs(fusedref.Problem(1, 2, 2, 5, 5, 3), 0, 'cuda')\n"
-            "thread = threading.Thread(target=lambda: fusedref.fused_conv_bn_scale(*inputs))\n"
-            "thread.start(); thread.join(); torch.cuda.synchronize(); print('end')\n"
-        )
-        done = processes.run([sys.executable, "-c", script])
-        assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
-
-    def test_the_second_card(self):
-        if torch.cuda.device_count() < 2:
-            pytest.skip("needs two GPUs")
-        case = case_of(PROBLEM, "cuda:1")
-        assert case.ok, case.reasons
-        assert torch.cuda.current_device() == 0
-
-    def test_more_than_2_to_the_31_elements(self):
-        """x of 2**31 + 2**25 elements: the last images lie beyond 32-bit indices, in x and in y."""
-        problem = Problem(65, 1, 1, 2**12, 2**13, 1)
-        if torch.cuda.get_device_properties(0).total_memory < 30 * 2**30:
-            pytest.skip("needs 30 GiB of GPU memory")
-        inputs = random_inputs(problem, 0, "cuda")
-        y = fused_conv_bn_scale(*inputs)
-        assert y.numel() > 2**31
-        case = compare("", problem, inputs, y)
-        assert case.ok, case.reasons
-
-    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0])
-    @pytest.mark.parametrize("name", ["x", "weight", "bias", "running_mean", "running_var", "gamma", "beta"])
-    def test_nan_infinity_and_negative_variance_give_what_torch_gives(self, name, value):
-        problem = Problem(1, 2, 3, 6, 7, 3)
-        inputs = random_inputs(problem, 0, "cuda")
-        getattr(inputs, name).view(-1)[1] = value
-        expected = conv_bn_scale(*inputs)
-        y = fused_conv_bn_scale(*inputs)
-        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
-
-    def test_tf32_of_the_library_is_refused(self):
-        """torch's own convolution takes tf32 unless told not to: the validator sees the difference."""
-        problem = Problem(8, 64, 64, 32, 32, 3)
-        x, weight = random_inputs(problem, 0, "cuda")[:2]
-        results = []
-        for allow_tf32 in (False, True):
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=allow_tf32):
-                results.append(torch.nn.functional.conv2d(x, weight))
-        if torch.equal(*results):
-            pytest.skip("this cuDNN takes no tf32 here")
-        assert validate(conv_bn_scale, problem).ok
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
-            assert not validate(conv_bn_scale, problem).ok

@@ -35,7 +35,7 @@ def module(device):
     return source_module(SOURCE, device=device)
 
 
-def test_tensors_null_and_typed_numbers(device, module):
+def test_tensors_null_and_numbers(device, module):
     x, y = torch.arange(300.0, device=device), torch.empty(300, device=device)
     grid = {"grid": (2, 1, 1), "block": (256, 1, 1)}
     numbers = np.float32(0.5), np.int64(1000)
@@ -51,7 +51,23 @@ def test_dynamic_shared_memory_and_other_dtypes(device, module):
     assert torch.equal(y, x.flip(0))
 
 
-def test_on_the_emulator_what_is_not_written_is_nan(device, module):
+def test_single_element_of_a_strided_tensor(device, module):
+    x = torch.arange(20.0, device=device).view(4, 5)[1:2, 3]  # contiguous, though its stride is 5
+    y = torch.zeros(4, 5, device=device)[:1, 1]
+    assert x.stride() == y.stride() == (5,)
+    numbers = np.float32(0.5), np.int64(0)
+    launch(module.get_function("add"), x, None, *numbers, Out(y), np.int32(1), grid=(1, 1, 1), block=(32, 1, 1))
+    assert y.item() == 8.5
+
+
+def test_freed_tensor(device, module):
+    x, y = torch.ones(8, device=device), torch.ones(8, device=device)
+    x.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=r"must have memory, got one of \(8,\) that was freed"):
+        launch(module.get_function("half_of"), x, Out(y), np.int32(8), grid=(1, 1, 1), block=(32, 1, 1))
+
+
+def test_unwritten_output_is_nan(device, module):
     if device.type == "cuda":
         pytest.skip("a card's memory keeps what it held")
     x, y = torch.ones(10), torch.zeros(10)
@@ -71,19 +87,19 @@ def test_on_the_emulator_what_is_not_written_is_nan(device, module):
         ((np.int32(3), None), ValueError, "at least one tensor"),
     ],
 )
-def test_wrong_arguments_are_named(arguments, error, words):
+def test_wrong_arguments(arguments, error, words):
     with pytest.raises(error, match=words):
         launch(None, *arguments, grid=(1, 1, 1), block=(1, 1, 1))
 
 
-def test_a_block_too_large_is_the_device_s_own_error(device, module):
+def test_block_too_large(device, module):
     x, y = torch.ones(8, device=device), torch.ones(8, device=device)
     with pytest.raises(Exception, match="invalid|too large|1024|2048"):
         launch(module.get_function("half_of"), x, Out(y), np.int32(8), grid=(1, 1, 1), block=(2048, 1, 1))
 
 
 @pytest.mark.gpu
-def test_on_a_card_the_same_through_pycuda_s_public_call(module, monkeypatch):
+def test_public_call_of_pycuda(module, monkeypatch):
     """The fall-back for a PyCUDA without the private entry."""
 
     class Public:

@@ -8,17 +8,11 @@ from torch import nn
 
 from fusedref import ConvBnScale, FusedConvBnScale
 from fusedref.module import fused_conv_bn_scale
+from tests.cases import library_in_float32  # noqa: F401
 
 ARGUMENTS = {
     "stride": 2, "padding": 1, "dilation": 2, "groups": 2, "bias": False, "eps": 0.1, "momentum": 0.3, "affine": False,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def library_in_float32():
-    """On a card the library would otherwise take tf32, or sum gradients in another order each time."""
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        yield
 
 
 @pytest.fixture
@@ -55,7 +49,7 @@ def x_on(device):
 
 
 @pytest.mark.parametrize("arguments", [{}, ARGUMENTS, {"padding": "same"}], ids=["default", "all", "same"])
-def test_it_stands_for_the_reference(device, calls, arguments):
+def test_matches_the_reference(device, calls, arguments):
     reference, fused = pair(device, **arguments)
     with torch.no_grad():
         torch.testing.assert_close(fused(x_on(device)), reference(x_on(device)), rtol=1e-5, atol=1e-5)
@@ -63,7 +57,7 @@ def test_it_stands_for_the_reference(device, calls, arguments):
 
 
 @pytest.mark.parametrize("arguments", [{}, ARGUMENTS], ids=["default", "all"])
-def test_seeds_and_state_dicts_carry_over_both_ways(arguments):
+def test_seeds_and_state_dicts(arguments):
     states = []
     for model in (ConvBnScale, FusedConvBnScale):
         torch.manual_seed(3)
@@ -75,7 +69,7 @@ def test_seeds_and_state_dicts_carry_over_both_ways(arguments):
     FusedConvBnScale(4, 6, 3, 1.7, **arguments).load_state_dict(first)
 
 
-def test_every_argument_reaches_its_layer():
+def test_arguments_reach_their_layers():
     fused = FusedConvBnScale(4, 6, (3, 1), 1.7, **ARGUMENTS)
     assert (fused.conv.kernel_size, fused.conv.stride, fused.conv.padding) == ((3, 1), (2, 2), (1, 1))
     assert (fused.conv.dilation, fused.conv.groups, fused.conv.bias) == ((2, 2), 2, None)
@@ -84,7 +78,7 @@ def test_every_argument_reaches_its_layer():
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])
-def test_training_is_torch_s(device, calls, momentum):
+def test_training(device, calls, momentum):
     reference, fused = pair(device, momentum=momentum)
     for model in (reference, fused):
         model.train()
@@ -106,7 +100,7 @@ def test_gradients_in_evaluation_mode(device):
         assert torch.equal(ours.grad, theirs.grad)
 
 
-def test_frozen_layers_in_a_training_module_are_fused(device, calls):
+def test_frozen_layers_are_fused(device, calls):
     _, fused = pair(device)
     fused.requires_grad_(False).train()
     fused.bn.eval()
@@ -116,7 +110,7 @@ def test_frozen_layers_in_a_training_module_are_fused(device, calls):
     assert all(torch.equal(value, before[name]) for name, value in fused.state_dict().items())
 
 
-def test_without_running_statistics_the_batch_s_are_used(device, calls):
+def test_no_running_statistics(device, calls):
     bn = nn.BatchNorm2d(6, track_running_stats=False).to(device).eval()
     conv = nn.Conv2d(4, 6, 3).to(device)
     fused = FusedConvBnScale.from_modules(conv, bn, 2.0)
@@ -126,7 +120,7 @@ def test_without_running_statistics_the_batch_s_are_used(device, calls):
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
-def test_other_padding_modes_are_torch_s(device, calls, mode):
+def test_other_padding_modes(device, calls, mode):
     conv, bn = nn.Conv2d(4, 6, 3, padding=1, padding_mode=mode).to(device), nn.BatchNorm2d(6).to(device).eval()
     fused = FusedConvBnScale.from_modules(conv, bn, 2.0)
     with torch.no_grad():
@@ -134,19 +128,55 @@ def test_other_padding_modes_are_torch_s(device, calls, mode):
     assert not calls
 
 
-def test_hooks_and_parametrizations_run(device, calls):
-    seen = []
+HOOKS = {
+    "forward": lambda layer, hook: layer.register_forward_hook(hook),
+    "forward with kwargs": lambda layer, hook: layer.register_forward_hook(hook, with_kwargs=True),
+    "forward pre": lambda layer, hook: layer.register_forward_pre_hook(hook),
+    "full backward": lambda layer, hook: layer.register_full_backward_hook(hook),
+    "full backward pre": lambda layer, hook: layer.register_full_backward_pre_hook(hook),
+    "every forward": lambda layer, hook: nn.modules.module.register_module_forward_hook(hook),
+    "every forward pre": lambda layer, hook: nn.modules.module.register_module_forward_pre_hook(hook),
+    "every full backward": lambda layer, hook: nn.modules.module.register_module_full_backward_hook(hook),
+    "every full backward pre": lambda layer, hook: nn.modules.module.register_module_full_backward_pre_hook(hook),
+}
+
+
+@pytest.mark.parametrize("layer", ["conv", "bn"])
+@pytest.mark.parametrize("kind", HOOKS)
+def test_hooks_run(device, calls, kind, layer):
     _, fused = pair(device)
-    expected = fused(x_on(device)).detach()
-    handle = fused.conv.register_forward_hook(lambda *arguments: seen.append("conv"))
-    fused(x_on(device))
-    handle.remove()
-    fused.bn.register_forward_pre_hook(lambda *arguments: seen.append("bn"))
-    fused(x_on(device))
-    assert seen == ["conv", "bn"] and len(calls) == 1
+    fused.requires_grad_(False)
+    x, seen = x_on(device).requires_grad_("backward" in kind), []
+    handle = HOOKS[kind](getattr(fused, layer), lambda module, *arguments: seen.append(module))
+    try:
+        y = fused(x)
+        if "backward" in kind:
+            y.sum().backward()
+    finally:
+        handle.remove()
+    assert seen.count(getattr(fused, layer)) == 1 and not calls
+    with torch.no_grad():
+        fused(x)
+    assert len(calls) == 1  # fused again without the hook
+
+
+@pytest.mark.parametrize("name", ["conv", "bn"])
+def test_replaced_forward_runs(device, calls, name):
     _, fused = pair(device)
-    nn.utils.parametrizations.weight_norm(fused.conv)
-    torch.testing.assert_close(fused(x_on(device)).detach(), expected, rtol=1e-4, atol=1e-4)
+    layer = getattr(fused, name)
+    with torch.no_grad():
+        expected = nn.Sequential(fused.conv, fused.bn)(x_on(device)) * 1.7
+        original, seen = layer.forward, []
+        layer.forward = lambda x: seen.append(name) or original(x)
+        assert torch.equal(fused(x_on(device)), expected) and seen == [name] and not calls
+
+
+def test_parametrizations_run(device):
+    _, fused = pair(device)
+    with torch.no_grad():
+        expected = fused(x_on(device))
+        nn.utils.parametrizations.weight_norm(fused.conv)
+        torch.testing.assert_close(fused(x_on(device)), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["all", "bn kept in float32"])
@@ -173,7 +203,7 @@ def test_channels_last(device, calls):
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_precision_is_for_float32_and_reaches_the_kernel(device, calls):
+def test_precision(device, calls):
     torch.manual_seed(0)
     fused = FusedConvBnScale(4, 6, 3, 1.7, precision="tf32").to(device).eval()
     wrapped = FusedConvBnScale.from_modules(fused.conv, fused.bn, 1.7, precision="tf32")
@@ -187,7 +217,7 @@ def test_precision_is_for_float32_and_reaches_the_kernel(device, calls):
             make()
 
 
-def test_autocast_is_torch_s(calls):
+def test_autocast(calls):
     reference, fused = pair("cpu")
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(fused(x_on("cpu")), reference(x_on("cpu")))
@@ -222,15 +252,24 @@ def test_from_modules_shares_the_layers(device):
     [
         (nn.Conv1d(4, 6, 3), nn.BatchNorm2d(6), TypeError, "conv must be a torch.nn.Conv2d, got Conv1d"),
         (nn.Conv2d(4, 6, 3), nn.BatchNorm1d(6), TypeError, "bn must be a torch.nn.BatchNorm2d, got BatchNorm1d"),
+        (nn.Conv2d(4, 6, 3), None, TypeError, "bn must be a torch.nn.BatchNorm2d, got NoneType"),
+        (nn.BatchNorm2d(6), nn.Conv2d(4, 6, 3), TypeError, "conv must be a torch.nn.Conv2d, got BatchNorm2d"),
+        (nn.Conv2d, nn.BatchNorm2d(6), TypeError, "conv must be a torch.nn.Conv2d, got Conv2d itself"),
         (nn.Conv2d(4, 6, 3), nn.BatchNorm2d(5), ValueError, "out_channels of conv, 6, as num_features, got 5"),
     ],
 )
-def test_from_modules_names_what_is_wrong(conv, bn, error, words):
+def test_from_modules_refuses(conv, bn, error, words):
     with pytest.raises(error, match=words):
         FusedConvBnScale.from_modules(conv, bn, 2.0)
 
 
-def test_wrong_inputs_are_named(device):
+@pytest.mark.parametrize("factor", [None, "2", True, torch.ones(())])
+def test_from_modules_refuses_a_factor_that_is_no_number(factor):
+    with pytest.raises(TypeError, match="scaling_factor must be a number, got"):
+        FusedConvBnScale.from_modules(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), factor)
+
+
+def test_wrong_inputs(device):
     _, fused = pair(device)
     for wrong, error, words in (
         (torch.ones(2, 4, 9), ValueError, "x must be"),
@@ -244,7 +283,7 @@ def test_wrong_inputs_are_named(device):
         fused([1.0])
 
 
-def test_it_can_be_saved_copied_and_scaled_by_nan(device):
+def test_copy_save_and_scale_by_nan(device):
     _, fused = pair(device)
     file = io.BytesIO()
     torch.save(fused, file)

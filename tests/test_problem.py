@@ -23,14 +23,14 @@ def test_problem_73():
 
 @fast
 @given(problems())
-def test_output_shape_is_that_of_torch(problem):
+def test_output_shape(problem):
     x, weight = torch.empty(problem.input_shape, device="meta"), torch.empty(problem.weight_shape, device="meta")
     assert problem.output_shape == F.conv2d(x, weight, **options(problem)).shape
 
 
 @fast
 @given(problems())
-def test_padding_is_that_of_torch(problem):
+def test_padding(problem):
     """A convolution of the input padded by ``pads`` is the padded convolution: same is asymmetric where torch's is."""
     x, weight = torch.randn(problem.input_shape), torch.randn(problem.weight_shape)
     (top, bottom), (left, right) = problem.pads
@@ -39,7 +39,7 @@ def test_padding_is_that_of_torch(problem):
     torch.testing.assert_close(plain, F.conv2d(x, weight, **options(problem)))
 
 
-def test_pairs_and_integers_mean_the_same():
+def test_pairs_and_integers():
     short = Problem(1, 2, 2, 9, 9, 3, stride=2, padding=1, dilation=2)
     long = Problem(1, 2, 2, 9, 9, (3, 3), stride=[2, 2], padding=(1, 1), dilation=(2, 2))
     for name in ("kernel", "strides", "pads", "dilations", "output_shape"):
@@ -47,7 +47,7 @@ def test_pairs_and_integers_mean_the_same():
     assert hash(long) == hash(Problem(1, 2, 2, 9, 9, (3, 3), stride=(2, 2), padding=(1, 1), dilation=(2, 2)))
 
 
-def test_same_puts_the_odd_row_at_the_bottom():
+def test_padding_same_of_an_even_kernel():
     assert Problem(1, 1, 1, 5, 5, (2, 5), padding="same").pads == ((0, 1), (2, 2))
 
 
@@ -78,6 +78,6 @@ GOOD = {"batch": 1, "in_channels": 4, "out_channels": 4, "height": 5, "width": 6
         ({"dtype": "float32"}, TypeError, "dtype must be .*bfloat16, got 'float32'"),
     ],
 )
-def test_wrong_sizes_are_named(change, error, words):
+def test_wrong_sizes(change, error, words):
     with pytest.raises(error, match=words):
         Problem(**{**GOOD, **change})

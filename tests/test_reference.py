@@ -10,7 +10,7 @@ from tests.strategies import fast, options, problems
 
 @fast
 @given(problems())
-def test_three_operators_are_the_oracle_to_float32_rounding(problem):
+def test_float32_matches_the_oracle(problem):
     inputs = random_inputs(problem, seed=1)
     case = compare("", problem, inputs, conv_bn_scale(*inputs, **options(problem)))
     assert case.ok, case.reasons
@@ -18,7 +18,7 @@ def test_three_operators_are_the_oracle_to_float32_rounding(problem):
 
 @fast
 @given(problems())
-def test_in_float64_they_are_the_oracle(problem):
+def test_float64_matches_the_oracle(problem):
     """The oracle writes BatchNorm out; torch's own float64 operators are a second opinion."""
     inputs = [value.double() if isinstance(value, torch.Tensor) else value for value in random_inputs(problem, seed=2)]
     expected = oracle(*inputs, **options(problem))
@@ -26,7 +26,7 @@ def test_in_float64_they_are_the_oracle(problem):
     torch.testing.assert_close(conv_bn_scale(*inputs, **options(problem)), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_the_model_is_conv_then_bn_then_scale():
+def test_model():
     torch.manual_seed(0)
     model = ConvBnScale(3, 4, 3, 1.5, padding=1, eps=0.1).eval()
     torch.manual_seed(0)
@@ -45,7 +45,7 @@ def test_the_model_is_conv_then_bn_then_scale():
     ],
     ids=["ConvBnScale", "FusedConvBnScale", "from_modules"],
 )
-def test_a_scaling_factor_is_a_number(build):
+def test_wrong_scaling_factor(build):
     for wrong, kind in ((None, "NoneType"), ("2", "str"), (True, "bool"), (torch.ones(()), "Tensor")):
         with pytest.raises(TypeError, match=f"scaling_factor must be a number, got {kind}"):
             build(wrong)

@@ -72,7 +72,7 @@ class Gpu:
 
         The values that they choose their arguments from are ``tensors``, as addresses, and ``numbers``.
         """
-        values: list[Any] = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+        values: list[Any] = [0 if tensor is None else tensor.data_ptr() or _null_address(tensor) for tensor in tensors]
         values += numbers
         assert index is not None  # a CUDA tensor's device has one
         handle = raw_stream(index)
@@ -144,6 +144,8 @@ class Emulator:
         for place, tensor in enumerate(tensors):
             if tensor is None or tensor.numel() == 0:
                 continue
+            if tensor.untyped_storage().nbytes() == 0:
+                _null_address(tensor)
             values[place] = driver.mem_alloc(tensor.nbytes)  # new memory of the emulator holds NaN in every float
             if place in read:
                 driver.memcpy_htod(values[place], _bytes(tensor))
@@ -213,6 +215,15 @@ def _gpu_count() -> int:
     if library.cuInit(0) or library.cuDeviceGetCount(ctypes.byref(count)):
         return 0
     return count.value
+
+
+def _null_address(tensor: Tensor) -> int:
+    """Return 0 for a tensor without elements; raise ValueError for one whose storage was freed."""
+    if tensor.numel():
+        raise ValueError(
+            f"a tensor given to a kernel must have memory, got one of {tuple(tensor.shape)} that was freed"
+        )
+    return 0
 
 
 def _index(index: int | None) -> int:

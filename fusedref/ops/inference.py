@@ -11,7 +11,15 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fusedref import folding
-from fusedref.arguments import CheckedArguments, check_arguments, check_precision, check_size_option, describe, number
+from fusedref.arguments import (
+    CheckedArguments,
+    check_arguments,
+    check_memory,
+    check_precision,
+    check_size_option,
+    describe,
+    number,
+)
 from fusedref.cuda.backend import forced_to_emulator
 from fusedref.ops.runner import PlanRunner, compiled_function, target_of
 from fusedref.parameters import Parameters
@@ -57,14 +65,18 @@ def fused_conv_bn_scale(
 
     On a CUDA device the kernel runs in torch's current stream; the first call for a shape compiles it, so make one
     before capturing a CUDA graph. On the CPU torch runs the folded convolution, or the emulator runs the kernel if
-    FUSEDREF_DEVICE=emulator. Where a gradient is needed torch's own operators run, in the dtype of x. Where gamma is
-    infinite the kernel does as CUDA torch does, not as torch's folded BatchNorm on the CPU.
+    FUSEDREF_DEVICE=emulator. Torch's own operators run, in the dtype of x, where a gradient is needed, while
+    torch's operators are being traced or transformed (make_fx, vmap, a dispatch mode), and for subclasses of Tensor.
+    Where gamma is infinite the kernel does as CUDA torch does, not as torch's folded BatchNorm on the CPU.
 
     Raises TypeError for what is not a dense tensor or a number and for dtypes that are not served or do not fit, and
-    ValueError for shapes, devices and sizes that do not fit, another precision and a negative eps; the message names
-    the argument.
+    ValueError for shapes, devices and sizes that do not fit, freed memory, another precision and a negative eps; the
+    message names the argument.
     """
     tensors = (x, weight, bias, running_mean, running_var, gamma, beta)
+    if _is_traced():
+        parameters = Parameters(*tensors, scaling_factor, eps)
+        return _by_torch(parameters, {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups})
     if precision != "fp32":  # it may be anything, even what has no hash
         check_precision(precision, torch.float32)
     case = _case(
@@ -83,12 +95,14 @@ def fused_conv_bn_scale(
         assert bias is not None
         tensors = (x, weight, bias.to(case.vector_dtype), running_mean, running_var, gamma, beta)
 
-    if _needs_gradient(tensors):
-        return _by_torch(Parameters(*tensors, scaling_factor, eps), case.problem)
+    if not case.plain or _needs_gradient(tensors):
+        return _by_torch(Parameters(*tensors, scaling_factor, eps), case.problem.conv_options)
     if not (abs(scaling_factor) <= FLOAT32_MAX and eps <= FLOAT32_MAX):
         # An infinite factor cannot be folded: inf * (u + v) is not inf * u + inf * v.
         parameters = _in_float32(Parameters(*tensors, scaling_factor, eps))
         return conv_bn_scale(*parameters, **case.problem.conv_options).to(x.dtype)
+    if not x.is_cuda:
+        check_memory(tensors)
     if x.is_cuda or forced_to_emulator():
         if case.contiguous:
             return case.nchw_runner(tensors, scaling_factor, eps)
@@ -113,7 +127,7 @@ class _Case:
     def __init__(self, checked: CheckedArguments) -> None:
         self.checked = checked
         self.problem, self.vector_dtype = checked.problem, checked.vector_dtype
-        self.bias_differs, self.contiguous = checked.bias_differs, checked.contiguous
+        self.bias_differs, self.contiguous, self.plain = checked.bias_differs, checked.contiguous, checked.plain
 
     @cached_property
     def nchw_runner(self) -> PlanRunner:
@@ -149,15 +163,27 @@ def _folded_by_torch(parameters: Parameters, problem: Problem) -> Tensor:
     return y.to(parameters.x.dtype)
 
 
-def _by_torch(parameters: Parameters, problem: Problem) -> Tensor:
+def _by_torch(parameters: Parameters, conv_options: dict[str, Any]) -> Tensor:
     """Return y by torch's operators in the dtype of x, with a gradient. The convolution takes a bias of that dtype."""
     if parameters.bias is not None:
         parameters = parameters._replace(bias=parameters.bias.to(parameters.x.dtype))
-    return conv_bn_scale(*parameters, **problem.conv_options)
+    return conv_bn_scale(*parameters, **conv_options)
 
 
 def _in_float32(parameters: Parameters) -> Parameters:
     return Parameters._make(value.float() if isinstance(value, Tensor) else value for value in parameters)
+
+
+def _is_traced() -> bool:
+    """Return whether something records or rewrites torch's operators: make_fx, FakeTensor, functorch, jit.trace.
+
+    It would not see a launch, so torch's operators must run.
+    """
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+    )
 
 
 def _needs_gradient(tensors: tuple[Tensor | None, ...]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusedref.arguments import check_memory
 from fusedref.cuda.backend import backend_of
 from fusedref.cuda.compile import source_module
 from fusedref.cuda.kernel import Kernel
@@ -43,7 +44,11 @@ class PlanRunner:
         """Return y of x, weight and the five vectors, which must be ``contiguous``."""
         y: Tensor = tensors[0].new_empty_strided(self.shape, self.strides)  # type: ignore[union-attr]  # x is never None
         if self.kernels:
-            self.backend.launch(self.kernels, (*tensors, y), (scaling_factor, eps, self.batch), self.index)
+            try:
+                self.backend.launch(self.kernels, (*tensors, y), (scaling_factor, eps, self.batch), self.index)
+            except ValueError:
+                check_memory(tensors)  # its error names the argument
+                raise
         return y
 
 

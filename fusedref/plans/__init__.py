@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 import torch
@@ -13,7 +14,7 @@ from fusedref.plans.folded import folded_plan
 from fusedref.plans.implicit_gemm import best_gemm_tile, gemm_tiles, implicit_gemm_plan, unserved_by_implicit_gemm
 from fusedref.plans.pipeline import pipeline_plan, unserved_by_pipeline
 from fusedref.plans.variant import KernelVariant
-from fusedref.problem import Problem
+from fusedref.problem import Problem, check_integer
 from fusedref.target import EMULATED, Target
 
 __all__ = [
@@ -30,7 +31,6 @@ __all__ = [
 ]
 
 
-@lru_cache(maxsize=1024)
 def plan(
     problem: Problem,
     architecture: str = EMULATED.architecture,
@@ -47,13 +47,25 @@ def plan(
     alone) allows to round the factors of the products. ``channels_last`` is how x and y lie in memory; ``vectors`` is
     the dtype of bias, running_mean, running_var, gamma and beta: the problem's (None), or float32.
 
-    Raise ValueError where one of these is something else.
+    Raise TypeError or ValueError where one of these is something else.
     """
+    if not isinstance(problem, Problem):
+        raise TypeError(f"problem must be a Problem, got {type(problem).__name__}")
+    if not isinstance(architecture, str):
+        raise TypeError(f"architecture must be nvcc's name of one, such as 'sm_80', got {architecture!r}")
+    if not re.fullmatch(r"sm_\d{2,3}[af]?", architecture):
+        raise ValueError(f"architecture must be nvcc's name of one, such as 'sm_80', got {architecture!r}")
+    check_integer("multiprocessors", multiprocessors, least=1)
     check_precision(precision, problem.dtype)
+    if not isinstance(channels_last, bool):
+        raise TypeError(f"channels_last must be True or False, got {channels_last!r}")
     if vectors not in (None, problem.dtype, torch.float32):
         raise ValueError(f"vectors must be torch.float32 or the problem's {problem.dtype}, got {vectors}")
-    target = Target(architecture, multiprocessors)
-    variant = KernelVariant(precision, channels_last, vectors)
+    return _plan(problem, Target(architecture, multiprocessors), KernelVariant(precision, channels_last, vectors))
+
+
+@lru_cache(maxsize=1024)
+def _plan(problem: Problem, target: Target, variant: KernelVariant) -> Plan:
     not_pipeline = unserved_by_pipeline(problem, target, variant)
     if not_pipeline is None:
         return pipeline_plan(problem, target, variant)
