@@ -249,3 +249,50 @@ def test_device_malloc_is_checked_and_freed_when_the_kernel_fails():
     with pytest.raises(drv.LaunchError, match=r"free\(\) of an address"):
         launch("__global__ void k() { int* p = (int*)malloc(8); free(p); free(p); }")
     assert drv.mem_get_info() == before
+
+
+ENDLESS_CONSTRUCTOR = """struct S { int v; __device__ S() { v = 1; while (true) v++; } };
+__device__ S s;
+__global__ void k(int* a) { a[0] = s.v; }"""
+
+
+def test_ctrl_c_ends_a_constructor_that_never_ends():
+    code = SETUP + textwrap.dedent("""
+    from fusedref.emulator import runtime
+    launch = runtime.launch
+    def interrupted_launch(*arguments):
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return launch(*arguments)
+    runtime.launch = interrupted_launch
+    try:
+        SourceModule(sys.argv[1])
+    except KeyboardInterrupt:
+        print("interrupted")
+    runtime.launch = launch
+    add(a, block=(32, 1, 1))
+    print(a.get().sum())
+    """)
+    assert python(code, ENDLESS_CONSTRUCTOR) == "interrupted\n32\n"
+
+
+def test_constructors_run_once_when_the_module_is_loaded():
+    source = """struct S { int v; __device__ S() : v(41) { v++; } };
+    __device__ S s;
+    __global__ void k(int* a) { a[0] = s.v++; }"""
+    out = gpuarray.zeros(1, np.int32)
+    module = SourceModule(source)
+    for expected in (42, 43):
+        module.get_function("k")(out, block=(1, 1, 1))
+        assert out.get()[0] == expected
+    SourceModule(source).get_function("k")(out, block=(1, 1, 1))
+    assert out.get()[0] == 44
+
+
+def test_a_constructor_that_fails_is_an_error():
+    source = """struct S { __device__ S() { *(int*)16 = 3; } };
+    __device__ S s;
+    __global__ void k() {}"""
+    for _ in range(2):
+        with pytest.raises(drv.CompileError, match="the constructor of a global variable fails"):
+            SourceModule(source)
+    assert next_launch_works()

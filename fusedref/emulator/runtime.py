@@ -69,20 +69,40 @@ def chain(head: Any) -> list[Any]:
 
 
 def register(module: Module) -> None:
-    """Give a loaded module its shared memory and the addresses that stand for its variables.
+    """Run a loaded module's constructors and give it its shared memory and the addresses that stand for its variables.
 
     Raises:
-        ValueError: the module's variables do not fit.
+        ValueError: the module's variables do not fit, or the constructor of one fails.
+        KeyboardInterrupt: a constructor did not end before Ctrl-C.
     """
-    status = library().emu_module_loaded(module)
-    if status == abi.SHARED_TOO_LARGE:
-        largest = max(chain(module.shared), key=lambda variable: int(variable.size))
-        raise ValueError(
-            f"the __shared__ variables of the module need too much memory: {largest.name.decode()} in "
-            f"{largest.owner.decode()} has {largest.size} bytes"
-        )
-    if status == abi.VARIABLES_TOO_LARGE:
-        raise ValueError("the loaded modules' __constant__ and __device__ variables need more than 1 GiB")
+    try:
+        _construct(module)
+        status = library().emu_module_loaded(module)
+        if status == abi.SHARED_TOO_LARGE:
+            largest = max(chain(module.shared), key=lambda variable: int(variable.size))
+            raise ValueError(
+                f"the __shared__ variables of the module need too much memory: {largest.name.decode()} in "
+                f"{largest.owner.decode()} has {largest.size} bytes"
+            )
+        if status == abi.VARIABLES_TOO_LARGE:
+            raise ValueError("the loaded modules' __constant__ and __device__ variables need more than 1 GiB")
+    except BaseException:
+        module.image_begin = 0  # not registered
+        raise
+
+
+def _construct(module: Module) -> None:
+    kernel = Kernel()
+    waiting = library().emu_module_constructors(module, kernel)
+    try:
+        error = launch(kernel, module, b"", (1, 1, 1), (1, 1, 1), 0, 1) if waiting > 0 else None
+    except BaseException:
+        module.constructors_end = None  # they never finish
+        raise
+    if error or waiting < 0:
+        module.constructors_end = None
+        reason = error.text.decode() if error and error.text else "it does not end as it should"
+        raise ValueError(f"the constructor of a global variable fails: {reason}")
 
 
 def unregister(module: Module) -> None:

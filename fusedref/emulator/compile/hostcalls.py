@@ -20,7 +20,7 @@ nearbyint nextafter pow remainder remquo rint round scalbln scalbn sin sincos si
 ALLOWED = re.compile(
     "|".join(
         [
-            r"emu_\w+|_ZN3emu\w+",  # the emulator's runtime
+            r"emu_\w+|_ZN3emu\w+|__st(?:art|op)_emu_startup",  # the emulator's runtime
             r"__tsan_\w+|__sanitizer_cov_\w+",  # how the runtime sees accesses and branches
             rf"(?:{'|'.join(MATHEMATICS)})[fl]?",
             r"__(?:isnan|isinf|finite|signbit|fpclassify)[fl]?",

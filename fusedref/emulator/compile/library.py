@@ -16,6 +16,7 @@ from fusedref.cache import cached_library, digest
 from ..errors import CompileError
 from ..limits import COMPUTE_CAPABILITY
 from . import build, messages, options
+from .constructors import hold_constructors
 from .frontend import Frontend
 from .hostcalls import unresolved
 from .tokens import TranslationError
@@ -142,7 +143,8 @@ def _build(cxx: build.Compiler, source: Source, folder: Path, verbose: bool) -> 
         if problems := unresolved(folder / "kernel.o"):
             found = [messages.unresolved_message(*item, source.texts, source.name) for item in problems.items()]
             raise _failed(source, command, "\n".join(message.shown(source.texts) for message in found), verbose)
-        own_symbols = [] if sys.platform == "darwin" else ["-Wl,-Bsymbolic"]
+        hold_constructors(folder / "kernel.o")
+        own_symbols = [] if sys.platform == "darwin" else ["-Wl,-Bsymbolic", "-Wl,-z,now"]
         command = cxx.link(["kernel.o"], "kernel.so", [str(build.runtime()), "-lm", *own_symbols])
         build.run(command, folder)
     except build.CompilerFailed as error:

@@ -27,7 +27,13 @@
 
 namespace emu {
 
-extern "C" { __attribute__((visibility("default"))) Module emu_module; }
+extern "C" {
+// The constructors of global variables. They are not run when the library is loaded, but by the runtime in a launch of
+// its own, which can be interrupted (compile/constructors.py renames their section; the linker adds these symbols).
+extern const Constructor __start_emu_startup[] __attribute__((weak, visibility("hidden")));
+extern const Constructor __stop_emu_startup[] __attribute__((weak, visibility("hidden")));
+__attribute__((visibility("default"))) Module emu_module = {0, 0, 0, 0, 0, 0, __start_emu_startup, __stop_emu_startup};
+}
 
 // ------------------------------------------------------------------------------------------------- registration
 
@@ -124,60 +130,9 @@ struct RegisterVariable {
     }
 };
 
-// ------------------------------------------------------------------------------------------------- vector types
-
-template <int BYTES> struct Chunk { typedef unsigned char V __attribute__((vector_size(BYTES), may_alias)); };
-
 }  // namespace emu
 
-// A vector of a power of two of bytes is loaded and stored by one instruction, as on the card.
-#define EMU_VECTOR2(NAME, T)                                                                            \
-    struct alignas(2 * sizeof(T)) NAME {                                                                \
-        typedef typename emu::Chunk<2 * sizeof(T)>::V V;                                                \
-        union { V chunk; struct { T x, y; }; };                                                         \
-        NAME() = default;                                                                               \
-        EMU_INLINE constexpr NAME(T a, T b) : x(a), y(b) {}                                             \
-        EMU_INLINE NAME(const NAME& o) : chunk(o.chunk) {}                                              \
-        EMU_INLINE NAME(const volatile NAME& o) : chunk(o.chunk) {}                                     \
-        EMU_INLINE NAME& operator=(const NAME& o) { chunk = o.chunk; return *this; }                    \
-        EMU_INLINE void operator=(const NAME& o) volatile { chunk = o.chunk; }                          \
-    };                                                                                                  \
-    EMU_INLINE NAME make_##NAME(T x, T y) { return NAME(x, y); }
-#define EMU_VECTOR4(NAME, T, ALIGN)                                                                     \
-    struct alignas(ALIGN) NAME {                                                                        \
-        typedef typename emu::Chunk<ALIGN>::V V;                                                        \
-        static constexpr int PARTS = 4 * sizeof(T) / ALIGN;                                             \
-        union { V chunk[PARTS]; struct { T x, y, z, w; }; };                                            \
-        NAME() = default;                                                                               \
-        EMU_INLINE constexpr NAME(T a, T b, T c, T d) : x(a), y(b), z(c), w(d) {}                       \
-        EMU_INLINE NAME(const NAME& o) { for (int i = 0; i < PARTS; i++) chunk[i] = o.chunk[i]; }       \
-        EMU_INLINE NAME& operator=(const NAME& o) {                                                     \
-            for (int i = 0; i < PARTS; i++) chunk[i] = o.chunk[i];                                      \
-            return *this;                                                                               \
-        }                                                                                               \
-    };                                                                                                  \
-    EMU_INLINE NAME make_##NAME(T x, T y, T z, T w) { return NAME(x, y, z, w); }
-#define EMU_VECTOR13(T, N)                                                                              \
-    struct N##1 { T x; };                                                                               \
-    struct N##3 { T x, y, z; };                                                                         \
-    EMU_INLINE N##1 make_##N##1(T x) { return N##1{x}; }                                                \
-    EMU_INLINE N##3 make_##N##3(T x, T y, T z) { return N##3{x, y, z}; }
-#define EMU_VECTORS(T, N)                                                                               \
-    EMU_VECTOR13(T, N)                                                                                  \
-    EMU_VECTOR2(N##2, T)                                                                                \
-    EMU_VECTOR4(N##4, T, (4 * sizeof(T) > 16 ? 16 : 4 * sizeof(T)))
-EMU_VECTORS(signed char, char)
-EMU_VECTORS(unsigned char, uchar)
-EMU_VECTORS(short, short)
-EMU_VECTORS(unsigned short, ushort)
-EMU_VECTORS(int, int)
-EMU_VECTORS(unsigned int, uint)
-EMU_VECTORS(long, long)
-EMU_VECTORS(unsigned long, ulong)
-EMU_VECTORS(long long, longlong)
-EMU_VECTORS(unsigned long long, ulonglong)
-EMU_VECTORS(float, float)
-EMU_VECTORS(double, double)
+#include "emulator_vectors.h"
 
 struct dim3 {
     unsigned x, y, z;
@@ -213,146 +168,7 @@ EMU_INLINE void __trap() { emu_trap(); }
 EMU_INLINE long long clock64() { return (long long)emu_clock(); }
 EMU_INLINE int emu_clock32() { return (int)emu_clock(); }
 
-namespace emu {
-
-// Every warp operation moves 64 bits a lane and leaves its result there.
-struct Lane {
-    uint64_t value;
-    int source;     // shuffles: the lane asked for
-    uint32_t result;
-};
-
-inline EMU_UNWATCHED void do_shuffle(void* const payload[32], uint32_t present, const void*) {
-    uint64_t values[32];
-    for (int i = 0; i < 32; i++) values[i] = present >> i & 1 ? ((Lane*)payload[i])->value : 0;
-    for (int i = 0; i < 32; i++) {
-        if (!(present >> i & 1)) continue;
-        Lane* lane = (Lane*)payload[i];
-        // A lane that takes no part has nothing to give: on the card the result is undefined; here it is all ones.
-        lane->value = present >> lane->source & 1 ? values[lane->source] : ~0ull;
-    }
-}
-
-inline EMU_UNWATCHED void do_ballot(void* const payload[32], uint32_t present, const void*) {
-    uint32_t votes = 0;
-    for (int i = 0; i < 32; i++)
-        if (present >> i & 1) votes |= (uint32_t)(((Lane*)payload[i])->value != 0) << i;
-    for (int i = 0; i < 32; i++)
-        if (present >> i & 1) {
-            ((Lane*)payload[i])->result = votes;
-            ((Lane*)payload[i])->value = present;
-        }
-}
-
-inline EMU_UNWATCHED void do_match(void* const payload[32], uint32_t present, const void*) {
-    for (int i = 0; i < 32; i++) {
-        if (!(present >> i & 1)) continue;
-        uint32_t same = 0;
-        for (int j = 0; j < 32; j++)
-            if (present >> j & 1) same |= (uint32_t)(((Lane*)payload[i])->value == ((Lane*)payload[j])->value) << j;
-        ((Lane*)payload[i])->result = same;
-        ((Lane*)payload[i])->source = same == present;
-    }
-}
-
-template <class T, int OPERATION>
-inline EMU_UNWATCHED void do_reduce(void* const payload[32], uint32_t present, const void*) {
-    T total{};
-    bool first = true;
-    for (int i = 0; i < 32; i++) {
-        if (!(present >> i & 1)) continue;
-        T v = (T)((Lane*)payload[i])->value;
-        if (first) total = v;
-        else if (OPERATION == 0) total += v;
-        else if (OPERATION == 2) total = v < total ? v : total;
-        else if (OPERATION == 3) total = v > total ? v : total;
-        else if (OPERATION == 4) total &= v;
-        else if (OPERATION == 5) total |= v;
-        else total ^= v;
-        first = false;
-    }
-    for (int i = 0; i < 32; i++)
-        if (present >> i & 1) ((Lane*)payload[i])->value = (uint64_t)total;
-}
-
-template <class T> EMU_INLINE uint64_t to_bits(T v) {
-    static_assert(sizeof(T) <= 8, "a shuffle moves at most 8 bytes");
-    uint64_t bits = 0;
-    __builtin_memcpy(&bits, &v, sizeof v);
-    return bits;
-}
-template <class T> EMU_INLINE T from_bits(uint64_t bits) {
-    T v;
-    __builtin_memcpy((void*)&v, &bits, sizeof v);
-    return v;
-}
-
-template <class T> EMU_INLINE T exchange(unsigned mask, T v, int source) {
-    Lane lane{to_bits(v), source, 0};
-    emu_warp_meet(mask, &lane, do_shuffle, 0);
-    return from_bits<T>(lane.value);
-}
-
-}  // namespace emu
-
-template <class T> EMU_INLINE T __shfl_sync(unsigned mask, T v, int source, int width = 32) {
-    int lane = emu_lane();
-    return emu::exchange(mask, v, (lane & ~(width - 1)) + (source & (width - 1)));
-}
-template <class T> EMU_INLINE T __shfl_up_sync(unsigned mask, T v, unsigned delta, int width = 32) {
-    int lane = emu_lane(), source = lane - (int)delta;
-    return emu::exchange(mask, v, source < (lane & ~(width - 1)) ? lane : source);
-}
-template <class T> EMU_INLINE T __shfl_down_sync(unsigned mask, T v, unsigned delta, int width = 32) {
-    int lane = emu_lane(), source = lane + (int)delta;
-    return emu::exchange(mask, v, source > (lane | (width - 1)) ? lane : source);
-}
-template <class T> EMU_INLINE T __shfl_xor_sync(unsigned mask, T v, int lanes, int width = 32) {
-    int lane = emu_lane(), source = lane ^ lanes;
-    return emu::exchange(mask, v, source > (lane | (width - 1)) ? lane : source);
-}
-EMU_INLINE unsigned __ballot_sync(unsigned mask, int predicate) {
-    emu::Lane lane{(uint64_t)(predicate != 0), 0, 0};
-    emu_warp_meet(mask, &lane, emu::do_ballot, 0);
-    return lane.result;
-}
-EMU_INLINE int __all_sync(unsigned mask, int predicate) {
-    emu::Lane lane{(uint64_t)(predicate != 0), 0, 0};
-    emu_warp_meet(mask, &lane, emu::do_ballot, 0);
-    return lane.result == (uint32_t)lane.value;
-}
-EMU_INLINE int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
-EMU_INLINE int __uni_sync(unsigned mask, int predicate) {
-    emu::Lane lane{(uint64_t)(predicate != 0), 0, 0};
-    emu_warp_meet(mask, &lane, emu::do_ballot, 0);
-    return lane.result == 0 || lane.result == (uint32_t)lane.value;
-}
-template <class T> EMU_INLINE unsigned __match_any_sync(unsigned mask, T v) {
-    emu::Lane lane{emu::to_bits(v), 0, 0};
-    emu_warp_meet(mask, &lane, emu::do_match, 0);
-    return lane.result;
-}
-template <class T> EMU_INLINE unsigned __match_all_sync(unsigned mask, T v, int* predicate) {
-    emu::Lane lane{emu::to_bits(v), 0, 0};
-    emu_warp_meet(mask, &lane, emu::do_match, 0);
-    *predicate = lane.source;
-    return lane.source ? lane.result : 0;
-}
-#define EMU_REDUCE(NAME, T, OPERATION)                                                                  \
-    EMU_INLINE T __reduce_##NAME##_sync(unsigned mask, T v) {                                           \
-        emu::Lane lane{(uint64_t)v, 0, 0};                                                              \
-        emu_warp_meet(mask, &lane, emu::do_reduce<T, OPERATION>, 0);                                    \
-        return (T)lane.value;                                                                           \
-    }
-EMU_REDUCE(add, unsigned, 0)
-EMU_REDUCE(add, int, 0)
-EMU_REDUCE(min, unsigned, 2)
-EMU_REDUCE(min, int, 2)
-EMU_REDUCE(max, unsigned, 3)
-EMU_REDUCE(max, int, 3)
-EMU_REDUCE(and, unsigned, 4)
-EMU_REDUCE(or, unsigned, 5)
-EMU_REDUCE(xor, unsigned, 6)
+#include "emulator_warps.h"
 
 // -------------------------------------------------------------------------------------------------------- atomics
 
@@ -439,114 +255,4 @@ EMU_INLINE void* emu_memset(void* to, int value, size_t n) {
 // undefine macros.
 #include "assert.h"
 
-// ----------------------------------------------------------------------------------------------------------- maths
-
-namespace emu {
-template <class A, class B> using Both = std::enable_if_t<std::is_arithmetic_v<A> && std::is_arithmetic_v<B>,
-                                                          std::common_type_t<A, B>>;
-}
-template <class A, class B> EMU_INLINE emu::Both<A, B> min(A a, B b) {
-    using T = emu::Both<A, B>;
-    if constexpr (std::is_same_v<T, float>) return fminf(a, b);
-    else if constexpr (std::is_floating_point_v<T>) return fmin(a, b);
-    else return (T)b < (T)a ? (T)b : (T)a;
-}
-template <class A, class B> EMU_INLINE emu::Both<A, B> max(A a, B b) {
-    using T = emu::Both<A, B>;
-    if constexpr (std::is_same_v<T, float>) return fmaxf(a, b);
-    else if constexpr (std::is_floating_point_v<T>) return fmax(a, b);
-    else return (T)a < (T)b ? (T)b : (T)a;
-}
-
-EMU_INLINE float rsqrtf(float x) { return 1.0f / sqrtf(x); }
-EMU_INLINE double rsqrt(double x) { return 1.0 / sqrt(x); }
-EMU_INLINE float rcbrtf(float x) { return 1.0f / cbrtf(x); }
-EMU_INLINE float sinpif(float x) { return (float)sin(3.14159265358979323846 * fmod((double)x, 2.0)); }
-EMU_INLINE float cospif(float x) { return (float)cos(3.14159265358979323846 * fmod((double)x, 2.0)); }
-EMU_INLINE float normcdff(float x) { return (float)(0.5 * erfc(-(double)x * 0.70710678118654752440)); }
-EMU_INLINE float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }
-EMU_INLINE float __fdividef(float x, float y) { return x / y; }
-EMU_INLINE float __expf(float x) { return expf(x); }
-EMU_INLINE float __exp10f(float x) { return powf(10.0f, x); }
-EMU_INLINE float __logf(float x) { return logf(x); }
-EMU_INLINE float __log2f(float x) { return log2f(x); }
-EMU_INLINE float __log10f(float x) { return log10f(x); }
-EMU_INLINE float __sinf(float x) { return sinf(x); }
-EMU_INLINE float __cosf(float x) { return cosf(x); }
-EMU_INLINE float __tanf(float x) { return tanf(x); }
-EMU_INLINE float __powf(float x, float y) { return powf(x, y); }
-EMU_INLINE float __tanhf(float x) { return tanhf(x); }
-
-// These round once and are never contracted with a neighbour: that is what they are for.
-namespace emu {
-template <class T> EMU_INLINE T opaque(T v) { asm("" : "+m"(v)); return v; }
-}
-EMU_INLINE float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
-EMU_INLINE double __fma_rn(double a, double b, double c) { return fma(a, b, c); }
-EMU_INLINE float __fmul_rn(float a, float b) { return emu::opaque(emu::opaque(a) * b); }
-EMU_INLINE float __fadd_rn(float a, float b) { return emu::opaque(a) + emu::opaque(b); }
-EMU_INLINE float __fsub_rn(float a, float b) { return emu::opaque(a) - emu::opaque(b); }
-EMU_INLINE float __fdiv_rn(float a, float b) { return a / b; }
-EMU_INLINE float __frcp_rn(float a) { return 1.0f / a; }
-EMU_INLINE float __fsqrt_rn(float a) { return sqrtf(a); }
-EMU_INLINE float __frsqrt_rn(float a) { return (float)(1.0 / sqrt((double)a)); }
-EMU_INLINE double __dmul_rn(double a, double b) { return emu::opaque(emu::opaque(a) * b); }
-EMU_INLINE double __dadd_rn(double a, double b) { return emu::opaque(a) + emu::opaque(b); }
-EMU_INLINE double __dsub_rn(double a, double b) { return emu::opaque(a) - emu::opaque(b); }
-EMU_INLINE double __ddiv_rn(double a, double b) { return a / b; }
-
-EMU_INLINE int __float_as_int(float v) { return emu::from_bits<int>(emu::to_bits(v)); }
-EMU_INLINE unsigned __float_as_uint(float v) { return emu::from_bits<unsigned>(emu::to_bits(v)); }
-EMU_INLINE float __int_as_float(int v) { return emu::from_bits<float>(emu::to_bits(v)); }
-EMU_INLINE float __uint_as_float(unsigned v) { return emu::from_bits<float>(emu::to_bits(v)); }
-EMU_INLINE long long __double_as_longlong(double v) { return emu::from_bits<long long>(emu::to_bits(v)); }
-EMU_INLINE double __longlong_as_double(long long v) { return emu::from_bits<double>(emu::to_bits(v)); }
-EMU_INLINE int __float2int_rn(float x) { return (int)rintf(x); }
-EMU_INLINE int __float2int_rz(float x) { return (int)x; }
-EMU_INLINE int __float2int_rd(float x) { return (int)floorf(x); }
-EMU_INLINE int __float2int_ru(float x) { return (int)ceilf(x); }
-EMU_INLINE unsigned __float2uint_rn(float x) { return (unsigned)rintf(x); }
-EMU_INLINE unsigned __float2uint_rz(float x) { return (unsigned)x; }
-EMU_INLINE float __int2float_rn(int x) { return (float)x; }
-EMU_INLINE float __uint2float_rn(unsigned x) { return (float)x; }
-EMU_INLINE float __double2float_rn(double x) { return (float)x; }
-
-EMU_INLINE int __popc(unsigned x) { return __builtin_popcount(x); }
-EMU_INLINE int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
-EMU_INLINE int __clz(int x) { return x ? __builtin_clz(x) : 32; }
-EMU_INLINE int __clzll(long long x) { return x ? __builtin_clzll(x) : 64; }
-EMU_INLINE int __ffs(int x) { return __builtin_ffs(x); }
-EMU_INLINE int __ffsll(long long x) { return __builtin_ffsll(x); }
-EMU_INLINE unsigned __brev(unsigned x) {
-    x = (x >> 1 & 0x55555555u) | (x & 0x55555555u) << 1;
-    x = (x >> 2 & 0x33333333u) | (x & 0x33333333u) << 2;
-    x = (x >> 4 & 0x0f0f0f0fu) | (x & 0x0f0f0f0fu) << 4;
-    return __builtin_bswap32(x);
-}
-EMU_INLINE unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
-    uint64_t bytes = (uint64_t)b << 32 | a;
-    unsigned result = 0;
-    for (int i = 0; i < 4; i++) {
-        unsigned s = selector >> 4 * i & 15, byte = bytes >> 8 * (s & 7) & 255;
-        result |= (s & 8 ? (byte & 128 ? 255u : 0u) : byte) << 8 * i;
-    }
-    return result;
-}
-EMU_INLINE unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
-    return (unsigned)(((uint64_t)high << 32 | low) << (shift & 31) >> 32);
-}
-EMU_INLINE unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
-    return (unsigned)(((uint64_t)high << 32 | low) >> (shift & 31));
-}
-EMU_INLINE int __mul24(int a, int b) { return (int)((unsigned)(a << 8 >> 8) * (unsigned)(b << 8 >> 8)); }
-EMU_INLINE unsigned __umul24(unsigned a, unsigned b) { return (a & 0xffffff) * (b & 0xffffff); }
-EMU_INLINE int __mulhi(int a, int b) { return (int)((int64_t)a * b >> 32); }
-EMU_INLINE unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
-EMU_INLINE unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
-    return (unsigned long long)((unsigned __int128)a * b >> 64);
-}
-EMU_INLINE unsigned __sad(int a, int b, unsigned c) { return (a > b ? (unsigned)a - b : (unsigned)b - a) + c; }
-EMU_INLINE int __dp4a(int a, int b, int c) {
-    for (int i = 0; i < 4; i++) c += (int8_t)(a >> 8 * i) * (int8_t)(b >> 8 * i);
-    return c;
-}
+#include "emulator_math.h"

@@ -50,12 +50,15 @@ struct Variable {                   // one __constant__ or __device__ variable
     uint64_t shadow;                // address-space offset that stands for it in the shadows
 };
 
+typedef void (*Constructor)(void);
+
 struct Module {
     Kernel* kernels;
     Shared* shared;
     Variable* variables;
     uintptr_t image_begin, image_end;
     uint32_t shared_count;
+    const Constructor *constructors, *constructors_end;  // of global variables, those that have not run yet
 };
 
 // All lanes of a warp named in `mask` meet; the last to come runs `action` over what they brought; then all go on.

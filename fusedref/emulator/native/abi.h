@@ -79,7 +79,9 @@ EMU_EXPORT uint64_t emu_shared_offset(uint64_t address);   // in a worker's shar
 EMU_EXPORT void emu_mark(uint64_t address, uint64_t bytes);
 EMU_EXPORT uint64_t emu_unwritten(uint64_t address, uint64_t bytes, uint64_t* how_many);
 
-// Modules.
+// Modules. emu_module_constructors() comes first: it makes a kernel that runs the module's constructors, and returns 1 if
+// there are any, -1 if they did not finish before.
+EMU_EXPORT int emu_module_constructors(emu::Module* module, emu::Kernel* kernel);
 EMU_EXPORT int emu_module_loaded(emu::Module* module);     // a ModuleStatus
 EMU_EXPORT void emu_module_unloaded(emu::Module* module);  // before its library is closed
 EMU_EXPORT const char* emu_symbol(void* function);

@@ -1,7 +1,7 @@
 // Where the threads of a block wait for one another: barriers, warp operations, __activemask() and conditions.
-#include <stdio.h>
-
 #include "runtime.h"
+
+#include <stdio.h>
 
 namespace emu {
 

@@ -1,9 +1,9 @@
 // The scheduler: runs the threads of one block, one at a time, until all have returned.
+#include "runtime.h"
+
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
-
-#include "runtime.h"
 
 namespace emu {
 

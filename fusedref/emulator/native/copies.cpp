@@ -2,9 +2,9 @@
 //
 // A copy lands only when a thread waits for it, as late as a card may finish it: an access before the wait finds old data.
 // A bulk store reads its shared memory as late, so that a buffer that is filled again too early shows.
-#include <string.h>
-
 #include "runtime.h"
+
+#include <string.h>
 
 namespace emu {
 

@@ -1,14 +1,9 @@
 // Fibers: each thread of a block has a stack of its own, and a worker switches between them.
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
-#define _XOPEN_SOURCE 700
-#define _DARWIN_C_SOURCE
+#include "runtime.h"
+
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
-
-#include "runtime.h"
 
 namespace emu {
 

@@ -1,8 +1,8 @@
 // The hooks that a kernel calls before every load and store and in every basic block: it is compiled with
 // -fsanitize=thread -fsanitize-coverage=trace-pc and linked without the sanitizers' own libraries.
-#include <string.h>
-
 #include "runtime.h"
+
+#include <string.h>
 
 namespace emu {
 

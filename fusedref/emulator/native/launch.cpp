@@ -2,17 +2,12 @@
 //
 // One call from Python does it all, from the start to the last worker's end. An interrupt cannot come between: Python's
 // signal handlers run inside the wait only, and whatever they raise leaves the call when nothing of the launch is left.
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
-#define _XOPEN_SOURCE 700
-#define _DARWIN_C_SOURCE
+#include "runtime.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-
-#include "runtime.h"
 
 namespace emu {
 

@@ -1,10 +1,6 @@
 // Device memory: one reserved range of addresses, the arena. Its first part is the workers' shared memory, then come
 // addresses that stand for the modules' variables, then the allocations. A shadow byte for each 8 bytes says how many of
 // them, from the first on, are allocated, so that a hook checks an access to the byte with one subtraction and one load.
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
-#define _DARWIN_C_SOURCE
 #include "runtime.h"
 
 #include <stdlib.h>

@@ -1,14 +1,10 @@
 // Loaded kernels: where a module's image lies, and the places of its shared memory and variables.
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
-#define _DARWIN_C_SOURCE
+#include "runtime.h"
+
 #include <dlfcn.h>
 #if defined(__linux__)
 #include <link.h>
 #endif
-
-#include "runtime.h"
 
 namespace emu {
 
@@ -73,9 +69,23 @@ static uint64_t room_of_variables(const Module* m) {
     return bytes;
 }
 
+static void run_constructors(void* module, const char*) {
+    Module* m = (Module*)module;
+    while (m->constructors < m->constructors_end) (*m->constructors++)();
+}
+
 }  // namespace emu
 
 using namespace emu;
+
+int emu_module_constructors(Module* m, Kernel* kernel) {
+    if (m->constructors && !m->constructors_end) return -1;
+    find_image((uintptr_t)m, &m->image_begin, &m->image_end);
+    *kernel = Kernel{};
+    kernel->function = m;
+    kernel->entry = run_constructors;
+    return m->constructors < m->constructors_end;
+}
 
 int emu_module_loaded(Module* m) {
     if (!place_shared(m)) return SHARED_TOO_LARGE;
@@ -88,7 +98,6 @@ int emu_module_loaded(Module* m) {
             shadow += variable_room(v);
         }
     }
-    find_image((uintptr_t)m, &m->image_begin, &m->image_end);
     return MODULE_READY;
 }
 

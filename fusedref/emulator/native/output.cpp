@@ -1,12 +1,12 @@
 // printf, assert and __trap. What a launch prints goes to a ring of 1 MiB of its own, as on a card: when it is full, the
 // oldest records are overwritten.
+#include "runtime.h"
+
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "runtime.h"
 
 namespace emu {
 

@@ -1,8 +1,8 @@
 // Where a thread is: its indices, its lane, its shared memory, the time.
+#include "runtime.h"
+
 #include <string.h>
 #include <time.h>
-
-#include "runtime.h"
 
 using namespace emu;
 

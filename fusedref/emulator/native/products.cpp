@@ -1,8 +1,8 @@
 // wgmma: a warp starts a product, commits it to a group and waits for groups. The product is computed when the warp waits
 // for it, from the operands that its lanes gave; its accumulators keep what they held before until then.
-#include <string.h>
-
 #include "runtime.h"
+
+#include <string.h>
 
 namespace emu {
 

@@ -11,6 +11,10 @@
 //   atomics.cpp, copies.cpp, products.cpp, output.cpp, position.cpp   what kernels call
 //   watch.h ...   what a watched launch records
 #pragma once
+#if defined(__APPLE__)  // <ucontext.h> there
+#define _XOPEN_SOURCE 700
+#define _DARWIN_C_SOURCE
+#endif
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>

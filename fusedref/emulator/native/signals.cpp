@@ -5,16 +5,11 @@
 // the launch makes the next hook such a point (`attention`) and leaves at once only where it finds the kernel's own code
 // or the mathematical library. A fault leaves wherever it happens, but `Critical` marks where the runtime holds a lock,
 // and makes sure that there is stack enough before it begins.
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
-#define _XOPEN_SOURCE 700
-#define _DARWIN_C_SOURCE
+#include "runtime.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "runtime.h"
 
 namespace emu {
 

@@ -1,0 +1,160 @@
+"""Device memory that is freed is used again, and what the emulator keeps of it goes back to the system."""
+
+import gc
+import os
+
+import numpy as np
+import pytest
+
+from fusedref.emulator import SourceModule, gpuarray, runtime, watch
+from fusedref.emulator import driver as drv
+
+MEGABYTE = 1 << 20
+QUARANTINED = 2048  # allocations, as in memory.cpp
+
+
+def resident():
+    """Return the bytes of memory that this process occupies."""
+    gc.collect()
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads /proc/self/statm")
+
+
+def free_all(count, size):
+    for _ in range(count):
+        drv.mem_alloc(size).free()
+
+
+@needs_proc
+def test_allocations_do_not_add_up():
+    free_all(2 * QUARANTINED, 1000)
+    before = resident()
+    free_all(20_000, 1000)
+    assert resident() - before < 5 * MEGABYTE
+
+
+@needs_proc
+def test_allocations_of_many_sizes_do_not_add_up():
+    sizes = [1 + 977 * i % 60_000 for i in range(4 * QUARANTINED)]
+    for size in sizes:
+        drv.mem_alloc(size).free()
+    before = resident()
+    for size in reversed(sizes):
+        drv.mem_alloc(size).free()
+    assert resident() - before < 20 * MEGABYTE
+
+
+@needs_proc
+@pytest.mark.parametrize("watched", [False, True], ids=["unwatched", "watched"])
+def test_calls_do_not_add_up(watched):
+    kernel = SourceModule(
+        "__global__ void k(const float* x, float* y) { y[threadIdx.x] = x[threadIdx.x]; }"
+    ).get_function("k")
+    x = np.ones(32, np.float32)
+
+    def call(times):
+        for _ in range(times):
+            kernel(drv.In(x), drv.Out(np.empty_like(x)), block=(32, 1, 1))
+
+    def calls(times):
+        if watched:
+            for _ in range(times // 10):
+                with watch() as seen:
+                    call(1)
+                assert not seen.findings
+        else:
+            call(times)
+
+    calls(2000)
+    before = resident()
+    calls(2000)
+    assert resident() - before < 5 * MEGABYTE
+
+
+def test_a_freed_address_is_not_used_again_soon():
+    address = int(drv.mem_alloc(1000))  # freed at once
+    gc.collect()
+    addresses = set()
+    for _ in range(QUARANTINED - 1):
+        allocation = drv.mem_alloc(1000)
+        addresses.add(int(allocation))
+        allocation.free()
+    assert address not in addresses
+    with pytest.raises(drv.MemoryAccessError, match="is no live memory of the device"):
+        SourceModule("__global__ void k(int* a) { a[0] = 1; }").get_function("k")(np.uintp(address), block=(1, 1, 1))
+
+
+def test_the_oldest_freed_address_is_used_first():
+    free_all(2 * QUARANTINED, 1000)  # a full quarantine of spans of this size, next to one another
+    seen = []
+    for _ in range(3 * QUARANTINED):
+        allocation = drv.mem_alloc(1000)
+        seen.append(int(allocation))
+        allocation.free()
+    assert len(set(seen)) <= QUARANTINED + 2
+    assert len(set(seen[:QUARANTINED])) == QUARANTINED
+
+
+def test_memory_that_is_used_again_is_fresh():
+    poisoned = np.full(1000, 0xFF, np.uint8)
+    for _ in range(2 * QUARANTINED):
+        allocation = drv.mem_alloc(1000)
+        got = np.empty(1000, np.uint8)
+        drv.memcpy_dtoh(got, allocation)
+        assert np.array_equal(got, poisoned)
+        drv.memcpy_htod(allocation, np.zeros(1000, np.uint8))
+        allocation.free()
+    source = "__global__ void k(const int* a, int* b) { b[0] = a[3]; }"
+    with watch() as seen:
+        SourceModule(source).get_function("k")(drv.mem_alloc(1000), gpuarray.zeros(1, np.int32), block=(1, 1, 1))
+    assert [finding.kind for finding in seen.findings] == ["uninitialised"]
+
+
+def test_large_allocations_are_refused_and_leave_room():
+    free, _ = drv.mem_get_info()
+    with pytest.raises(drv.MemoryError):
+        drv.mem_alloc(free + 1)
+    kept = [drv.mem_alloc(64 * MEGABYTE) for _ in range(3)]
+    assert len({int(allocation) for allocation in kept}) == 3
+    assert drv.mem_get_info()[0] == free - 192 * MEGABYTE
+    del kept
+    gc.collect()
+    assert drv.mem_get_info()[0] == free
+
+
+def test_an_unregistered_module_gives_back_its_variables():
+    module = SourceModule(
+        "__constant__ float c[5000]; __device__ int d[300]; __global__ void k(float* a) { a[0] = c[1]; }"
+    )
+    record = module._image.module
+    before = [variable.shadow for variable in runtime.chain(record.variables)]
+    for _ in range(100_000):  # 2.3 GB of addresses, where 1 GiB are reserved for variables
+        runtime.unregister(record)
+        runtime.register(record)
+    assert [variable.shadow for variable in runtime.chain(record.variables)] == before
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        """__device__ int f(int i) { __shared__ int big[3932160]; big[i] = i; __syncthreads(); return big[0]; }
+        __global__ void k(int* a) { a[0] = f(1); }""",
+        "__global__ void k(int i) { __shared__ int big[3932160]; big[i] = i; }",
+    ],
+    ids=["device function", "kernel"],
+)
+def test_a_shared_array_that_no_block_can_have_is_refused(source):
+    with pytest.raises(drv.CompileError, match=r"big in [fk] has 15728640 bytes"):
+        SourceModule(source)
+
+
+def test_a_device_function_may_not_have_more_shared_memory_than_a_block():
+    source = """__device__ int f(int i) { __shared__ int s[20000]; s[i] = i; return s[0]; }
+    __global__ void k(int* a) { a[0] = f(1); }"""
+    with pytest.raises(
+        drv.CompileError, match=r"Function 'f.*' uses too much shared data \(0x13880 bytes, 0xc000 max\)"
+    ):
+        SourceModule(source)
