@@ -62,7 +62,7 @@ def test_every_function_is_exported_and_declared():
     for name, (result, arguments) in abi.FUNCTIONS.items():
         function = getattr(library, name)
         assert (function.restype, list(function.argtypes)) == (result, arguments)
-    assert abi.FUNCTIONS["emu_alloc"] == (ctypes.c_uint64, [ctypes.c_uint64])
+    assert abi.FUNCTIONS["emu_alloc"] == (None, [ctypes.c_uint64, ctypes.POINTER(ctypes.c_uint64)])
     assert abi.FUNCTIONS["emu_symbol"] == (ctypes.c_char_p, [ctypes.c_void_p])
 
 

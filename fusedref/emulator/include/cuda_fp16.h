@@ -1,4 +1,4 @@
-// cuda_fp16.h for the emulator: the names of CUDA's header that kernels here use, on the emulator's own 16-bit type.
+// cuda_fp16.h for the emulator: the names of CUDA's header that the kernels use, on the emulator's 16-bit type.
 #pragma once
 
 #include "small_float.h"

@@ -1,7 +1,7 @@
-// CUDA C for the emulator: included before a kernel's first line. Everything a kernel may use without an #include.
-// Wrappers are always inlined, so that the debug information leads from an access to the line of the kernel's own source.
+// CUDA C for the emulator, included before a kernel's first line: everything that a kernel may use without an #include.
+// Wrappers are always inlined, so that the debug information leads from an access to a line of the kernel's own source.
 #pragma once
-#define _GLIBCXX_BITS_SPECFUN_H 1  // half of the time to read <math.h> goes to Bessel functions and their like
+#define _GLIBCXX_BITS_SPECFUN_H 1  // leaves out Bessel functions and the like: half of the time to read <math.h>
 #include <float.h>
 #include <limits.h>
 #include <math.h>
@@ -116,7 +116,7 @@ template <class Tag> EMU_INLINE void* shared_address() {
     return emu_shared_address(SharedVariable<Tag>::registered);
 }
 
-template <class T> struct Guarded {  // a variable of the module and the room behind it that nothing may touch
+template <class T> struct Guarded {  // a variable of the module and a gap behind it that no access may touch
     T value;
     char gap[256 + sizeof(T) % 64];
 };
@@ -215,7 +215,7 @@ EMU_INLINE unsigned short atomicCAS(unsigned short* p, unsigned short compare, u
 
 // --------------------------------------------------------------------------------------- cached loads and stores
 
-// Macros: the access belongs to the line that asks for it.
+// Macros, so that the access belongs to the line that calls them.
 #define __ldg(p) (*(p))
 #define __ldcg(p) (*(p))
 #define __ldca(p) (*(p))

@@ -1,4 +1,4 @@
-// What a compiled kernel and the emulator's runtime know of each other. Included by both.
+// What a compiled kernel and the emulator's runtime share. Both include it, and abi.py reads its structures.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -8,20 +8,20 @@
 #else
 #define EMU_TLS __thread
 #endif
-// The emulator's own work inside a kernel's thread: neither its accesses nor its branches are the kernel's.
+// Marks the emulator's own code in a kernel's thread: its accesses and branches do not count as the kernel's.
 #ifdef __clang__
 #define EMU_UNWATCHED __attribute__((no_sanitize("thread", "coverage")))
 #else
 #define EMU_UNWATCHED __attribute__((no_sanitize("thread"), no_sanitize_coverage))
 #endif
 #define EMU_EXPORT extern "C" __attribute__((visibility("default")))
-#define EMU_CONST __attribute__((const))  // the same in one thread for ever: may be hoisted, merged or dropped
+#define EMU_CONST __attribute__((const))  // never changes in one thread: calls may be hoisted, merged or dropped
 
 namespace emu {
 
 struct Parameter {
     uint32_t offset, size;          // in the packed argument buffer
-    uint32_t element;               // bytes of what a pointer points to, 1 for void*
+    uint32_t element;               // size of what a pointer points to in bytes, 1 for void*
     uint8_t pointer, constant, floating, opaque;  // opaque: a struct, or a pointer to pointers
 };
 
@@ -38,7 +38,7 @@ struct Shared {                     // one __shared__ variable
     Shared* next;
     const char *name, *owner;
     uint64_t size, align, element;   // size 0: dynamic
-    uint64_t offset;                // in a worker's shared memory; given by the runtime
+    uint64_t offset;                // in a worker's shared memory; set by the runtime
     uint32_t index;
 };
 
@@ -47,7 +47,7 @@ struct Variable {                   // one __constant__ or __device__ variable
     const char* name;
     char* address;
     uint64_t size, element;
-    uint64_t shadow;                // address-space offset that stands for it in the shadows
+    uint64_t shadow;                // the arena offset that stands for it in the shadow memories
 };
 
 typedef void (*Constructor)(void);
@@ -61,11 +61,11 @@ struct Module {
     const Constructor *constructors, *constructors_end;  // of global variables, those that have not run yet
 };
 
-// All lanes of a warp named in `mask` meet; the last to come runs `action` over what they brought; then all go on.
+// The lanes of a warp in `mask` meet; the last to arrive runs `action` on the payloads of all; then all go on.
 typedef void (*WarpAction)(void* const payload[32], uint32_t present, const void* detail);
 
-// What a wgmma reads of shared memory: `rows` times 16 bytes in a row from `begin` on, and as many from begin + next on.
-// And where this lane's sums are, rows / 2 of them.
+// The shared memory that a wgmma reads: `rows` rows of 16 bytes from `begin` on, and as many from begin + next on; and
+// this lane's sums, rows / 2 of them.
 struct Matrix {
     const char* begin;
     uint32_t rows;
@@ -95,7 +95,7 @@ EMU_EXPORT void emu_syncwarp(uint32_t mask);
 EMU_EXPORT uint32_t emu_active_mask(void);
 EMU_EXPORT int emu_syncthreads(int mode, int predicate);          // mode 0 plain, 1 count, 2 and, 3 or
 EMU_EXPORT void emu_barrier(uint32_t number, uint32_t threads, int wait);  // bar.sync / bar.arrive number, threads
-EMU_EXPORT void emu_yield(void);                                  // let the block's other threads run
+EMU_EXPORT void emu_yield(void);                                  // lets the block's other threads run
 EMU_EXPORT void emu_fence(int scope);                             // 0 block, 1 device, 2 system
 EMU_EXPORT uint64_t emu_clock(void);
 EMU_EXPORT int emu_printf(const char* format, ...) __attribute__((format(printf, 1, 2)));
@@ -105,10 +105,10 @@ EMU_EXPORT void emu_unreachable(void) __attribute__((noreturn));
 EMU_EXPORT void* emu_malloc(size_t bytes);                        // of device memory
 EMU_EXPORT void emu_heap_free(void* address);
 
-// A declared access that the compiler cannot see, such as that of a copy instruction.
+// Declares an access that the compiler cannot see, such as one by a copy instruction.
 EMU_EXPORT void emu_access(const void* address, size_t bytes, int write);
 
-// Atomics. `operation`: 0 add, 1 exchange, 2 min, 3 max, 4 and, 5 or, 6 xor, 7 inc, 8 dec. Give back the old value.
+// Atomics. `operation`: 0 add, 1 exchange, 2 min, 3 max, 4 and, 5 or, 6 xor, 7 inc, 8 dec. They return the old value.
 EMU_EXPORT uint32_t emu_atomic_u32(uint32_t* address, uint32_t value, int operation);
 EMU_EXPORT int32_t emu_atomic_i32(int32_t* address, int32_t value, int operation);
 EMU_EXPORT uint64_t emu_atomic_u64(uint64_t* address, uint64_t value, int operation);
@@ -119,7 +119,7 @@ EMU_EXPORT uint16_t emu_atomic_cas16(uint16_t* address, uint16_t compare, uint16
 EMU_EXPORT uint32_t emu_atomic_cas32(uint32_t* address, uint32_t compare, uint32_t value);
 EMU_EXPORT uint64_t emu_atomic_cas64(uint64_t* address, uint64_t compare, uint64_t value);
 
-// Asynchronous copies take effect only when they are waited for (copies.cpp).
+// Asynchronous copies take effect when a thread waits for them (copies.cpp).
 EMU_EXPORT void emu_async_copy(void* shared, const void* global, uint32_t bytes, uint32_t source_bytes);
 EMU_EXPORT void emu_async_commit(void);
 EMU_EXPORT void emu_async_wait(uint32_t groups_left);             // cp.async.wait_group n
@@ -127,12 +127,13 @@ EMU_EXPORT void emu_bulk_load(void* shared, const void* global, uint32_t bytes, 
 EMU_EXPORT void emu_bulk_store(void* global, const void* shared, uint32_t bytes);
 EMU_EXPORT void emu_bulk_commit(void);
 EMU_EXPORT void emu_bulk_wait(uint32_t groups_left);              // cp.async.bulk.wait_group.read n
-EMU_EXPORT void emu_fence_proxy(void);  // this thread's ordinary accesses so far are seen by the copy engine and wgmma
+EMU_EXPORT void emu_fence_proxy(void);  // the copy engine and wgmma see this thread's accesses so far
 EMU_EXPORT void emu_mbarrier_init(void* mbarrier, uint32_t arrivals);
-EMU_EXPORT void emu_mbarrier_arrive(void* mbarrier, uint32_t bytes);  // expects these bytes of bulk loads too
+EMU_EXPORT void emu_mbarrier_arrive(void* mbarrier, uint32_t bytes);  // and expects these bytes of bulk loads
 EMU_EXPORT void emu_mbarrier_wait(void* mbarrier, uint32_t parity);
 
-// A warp's share of a wgmma. All lanes call together; `run` gets a copy of each one's operands when the warp waits for it.
+// A warp's share of a wgmma (products.cpp). All lanes call it together; `run` gets a copy of each lane's operands when
+// the warp waits for the product.
 EMU_EXPORT void emu_product(void* operands, uint32_t bytes, emu::Matrix matrix, emu::WarpAction run);
 EMU_EXPORT void emu_product_commit(void);
 EMU_EXPORT void emu_product_wait(uint32_t groups_left);           // wgmma.wait_group n

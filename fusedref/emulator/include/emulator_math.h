@@ -37,7 +37,7 @@ EMU_INLINE float __tanf(float x) { return tanf(x); }
 EMU_INLINE float __powf(float x, float y) { return powf(x, y); }
 EMU_INLINE float __tanhf(float x) { return tanhf(x); }
 
-// These round once and are never contracted with a neighbour: that is what they are for.
+// These round once; the compiler must not contract them with another operation.
 namespace emu {
 template <class T> EMU_INLINE T opaque(T v) { asm("" : "+m"(v)); return v; }
 }

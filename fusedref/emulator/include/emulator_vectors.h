@@ -7,7 +7,7 @@ template <int BYTES> struct Chunk { typedef unsigned char V __attribute__((vecto
 
 }  // namespace emu
 
-// A vector of a power of two of bytes is loaded and stored by one instruction, as on the card.
+// One instruction loads or stores a vector whose size is a power of two, as on the card.
 #define EMU_VECTOR2(NAME, T)                                                                            \
     struct alignas(2 * sizeof(T)) NAME {                                                                \
         typedef typename emu::Chunk<2 * sizeof(T)>::V V;                                                \

@@ -3,10 +3,10 @@
 
 namespace emu {
 
-// Every warp operation moves 64 bits a lane and leaves its result there.
+// What a lane brings to a warp operation, which leaves its result there.
 struct Lane {
     uint64_t value;
-    int source;     // shuffles: the lane asked for
+    int source;     // of a shuffle: the lane to read from
     uint32_t result;
 };
 
@@ -16,7 +16,7 @@ inline EMU_UNWATCHED void do_shuffle(void* const payload[32], uint32_t present, 
     for (int i = 0; i < 32; i++) {
         if (!(present >> i & 1)) continue;
         Lane* lane = (Lane*)payload[i];
-        // A lane that takes no part has nothing to give: on the card the result is undefined; here it is all ones.
+        // From a lane that takes no part, the card gives an undefined value; the emulator gives all ones.
         lane->value = present >> lane->source & 1 ? values[lane->source] : ~0ull;
     }
 }

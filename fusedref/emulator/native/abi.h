@@ -23,7 +23,7 @@ enum ErrorKind {
     STACK_OVERFLOW,
     ASSERTION,
     TRAP,
-    NO_STACKS,
+    NO_MEMORY,
     SPINNING
 };
 enum ReportKind { RACE = 101, UNINITIALISED, DIVERGENT_BARRIER, MISSING_WAIT };
@@ -69,8 +69,8 @@ struct Site {                    // one load or store in the kernel's code
 
 // Memory of the device.
 EMU_EXPORT int emu_init(uint64_t memory);                  // 1: there are addresses for it
-EMU_EXPORT uint64_t emu_alloc(uint64_t bytes);             // 0: no room
-EMU_EXPORT int emu_free(uint64_t address);
+EMU_EXPORT void emu_alloc(uint64_t bytes, uint64_t* address);  // leaves it 0 if there is no room
+EMU_EXPORT void emu_free(uint64_t* address);               // and sets it to 0
 EMU_EXPORT int emu_valid(uint64_t address, uint64_t bytes);
 EMU_EXPORT int emu_allocation(uint64_t address, uint64_t* out);
 EMU_EXPORT uint64_t emu_memory_used(void);

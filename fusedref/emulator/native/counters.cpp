@@ -4,8 +4,11 @@
 
 namespace emu {
 
-void grow(Trace* t) {
+void grow(Watch* watch, Trace* t) {
     const uint32_t room = t->room ? 2 * t->room : 256;
+    if ((watch->traced + room - t->room) * sizeof(Event) > memory_capacity() / 2)
+        fail(NO_MEMORY, 0, 0, 0, 0, "no memory left to note what the threads do: they run for too long without a barrier");
+    watch->traced += room - t->room;
     t->events = (Event*)resize(t->events, room * sizeof(Event));
     t->room = room;
 }

@@ -43,7 +43,7 @@ static Coroutine* take_coroutine(Worker* w) {
             w->owned = c;
         }
         pthread_mutex_unlock(&pool_lock);
-        if (!w->idle) fail(NO_STACKS, 0, 0, 0, 0, "no memory left for the stacks of a block's threads");
+        if (!w->idle) fail(NO_MEMORY, 0, 0, 0, 0, "no memory left for the stacks of a block's threads");
     }
     Coroutine* c = w->idle;
     w->idle = c->next;

@@ -106,7 +106,7 @@ static void start_workers(Launch* launch) {
         pthread_mutex_lock(&launch->lock);
         launch->workers_left--;
         w->finished = true;
-        if (!i) launch->error.kind = NO_STACKS;
+        if (!i) launch->error.kind = NO_MEMORY;
         pthread_mutex_unlock(&launch->lock);
     }
     pthread_sigmask(SIG_SETMASK, &before, 0);

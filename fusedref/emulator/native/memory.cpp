@@ -209,6 +209,8 @@ void free_heap_of(uint64_t owner) {
         if (allocations[i].owner == owner) free_allocation(&allocations[i]);
 }
 
+uint64_t memory_capacity() { return capacity; }
+
 uint64_t reserve_variables(uint64_t bytes) {
     MemoryLock lock;
     return variables.take(bytes);
@@ -262,8 +264,13 @@ int emu_init(uint64_t memory) {
     return 1;
 }
 
-uint64_t emu_alloc(uint64_t bytes) { return allocate_device(bytes, 0); }
-int emu_free(uint64_t address) { return free_device(address, false); }
+void emu_alloc(uint64_t bytes, uint64_t* address) { *address = allocate_device(bytes, 0); }
+
+void emu_free(uint64_t* address) {
+    if (*address) free_device(*address, false);
+    *address = 0;
+}
+
 uint64_t emu_memory_used(void) { return used; }
 
 int emu_valid(uint64_t address, uint64_t bytes) {

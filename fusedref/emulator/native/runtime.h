@@ -175,6 +175,7 @@ void* reserve_pages(uint64_t bytes);
 void release_pages(void* begin, uint64_t bytes);
 void clear_pages(void* begin, uint64_t bytes);
 void set_shadow(uint64_t offset, uint64_t bytes, bool allocated);
+uint64_t memory_capacity();
 uint64_t first_outside(uint64_t offset, uint64_t bytes);
 uint64_t allocate_device(uint64_t bytes, uint64_t owner);  // an address; 0: no room
 bool free_device(uint64_t address, bool heap);

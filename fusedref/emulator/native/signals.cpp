@@ -63,7 +63,7 @@ Critical::Critical() : w(self) {
 }
 
 static void* checked(void* memory) {
-    if (!memory) fail(NO_STACKS, 0, 0, 0, 0, 0);
+    if (!memory) fail(NO_MEMORY, 0, 0, 0, 0, 0);
     return memory;
 }
 

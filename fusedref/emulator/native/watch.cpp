@@ -129,7 +129,7 @@ void watch_worker_end(Worker* w) {
     watch->doubt.open = false;
     // Where the kernel left in the middle of what this file does, its traces may be half written; nobody reads them.
     const uint32_t failure = w->failure.kind;
-    if (!w->launch->interrupted && failure != STACK_OVERFLOW && failure != NO_STACKS)
+    if (!w->launch->interrupted && failure != STACK_OVERFLOW && failure != NO_MEMORY)
         for (uint32_t v = 0; v < (w->thread_count + 31) / 32; v++) flush_warp(w, v);
     for (uint32_t i = 0; i < watch->unwritten_count; i++)
         if (watch->unwritten[i].kind == UNINITIALISED) add_report(watch, watch->unwritten[i]);

@@ -104,6 +104,7 @@ struct Watch {
     uint32_t sample_mask[SITES];
     // The current block.
     Trace traces[THREADS];
+    uint64_t traced;            // events that the traces have room for
     ReconvergenceOrder order;
     Clock clocks[THREADS];
     uint32_t learned[THREADS];  // lanes of a warp with the same number here know the same of other warps
@@ -173,10 +174,10 @@ inline uint16_t site_of(Watch* watch, void* pc) {
     return slot;
 }
 
-void grow(Trace* t);
+void grow(Watch* watch, Trace* t);
 inline void record(Worker* w, uint64_t offset, uint32_t bytes, uint32_t flags, void* pc) {
     Trace* t = &w->watch->traces[w->current->linear];
-    if (__builtin_expect(t->count == t->room, 0)) grow(t);
+    if (__builtin_expect(t->count == t->room, 0)) grow(w->watch, t);
     t->events[t->count++] = Event{(uint64_t)pc, offset, bytes, flags, 0};
 }
 

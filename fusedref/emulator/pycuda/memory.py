@@ -19,19 +19,29 @@ Array = NDArray[Any]
 Shape = int | tuple[int, ...]
 
 
-def _free(address: int) -> None:
-    leaves_device(address)
-    runtime.library().emu_free(address)
+def _free(address: ctypes.c_uint64) -> None:
+    try:
+        leaves_device(address.value)
+    finally:
+        runtime.library().emu_free(ctypes.byref(address))
 
 
 class DeviceAllocation:
-    """Device memory of ``size`` bytes. ``int()`` gives its address; it is freed with the object, or by ``free()``."""
+    """Device memory of ``size`` bytes. ``int()`` gives its address; it is freed with the object, or by ``free()``.
 
-    def __init__(self, address: int, size: int):
-        self._address = address
+    Raises:
+        MemoryError: there is not so much memory.
+    """
+
+    def __init__(self, size: int):
+        address = ctypes.c_uint64()  # its finalizer comes first, so that an interrupt loses no memory
         self.size = size
         self._finalizer = weakref.finalize(self, _free, address)
         self._finalizer.atexit = False
+        runtime.library().emu_alloc(size, ctypes.byref(address))
+        self._address = address.value
+        if not self._address:
+            raise MemoryError("cuMemAlloc failed: out of memory")
 
     def free(self) -> None:
         """Free the memory.
@@ -64,10 +74,7 @@ def mem_alloc(size: int) -> DeviceAllocation:
     size = int(size)
     if size <= 0:
         raise LogicError("cuMemAlloc failed: invalid argument")
-    address = runtime.library().emu_alloc(size)
-    if not address:
-        raise MemoryError("cuMemAlloc failed: out of memory")
-    return DeviceAllocation(address, size)
+    return DeviceAllocation(size)
 
 
 def mem_alloc_like(array: Array) -> DeviceAllocation:
