@@ -68,10 +68,11 @@ template <class... A> struct Layout {
         }
     }
     template <size_t... I> static constexpr Parameter parameter(size_t index, std::index_sequence<I...>) {
-        Parameter all[] = {Parameter{offset(I), sizeof(A), element_size<std::remove_cv_t<A>>(),
-                                     std::is_pointer_v<A>, is_constant<std::remove_cv_t<A>>(),
-                                     std::is_floating_point_v<A>, is_opaque<std::remove_cv_t<A>>()}...,
-                           Parameter{}};
+        Parameter all[] = {
+            Parameter{
+                offset(I), sizeof(A), element_size<std::remove_cv_t<A>>(), std::is_pointer_v<A>,
+                is_constant<std::remove_cv_t<A>>(), std::is_floating_point_v<A>, is_opaque<std::remove_cv_t<A>>()}...,
+            Parameter{}};
         return all[index];
     }
     template <size_t... I> static const Parameter* parameters(std::index_sequence<I...> sequence) {
@@ -96,8 +97,13 @@ struct Register {
     Kernel kernel;
     template <class... A> Register(const char* names, void (*function)(A...)) {
         using L = Layout<A...>;
-        kernel = Kernel{emu_module.kernels, names, (void*)function, &L::entry,
-                        L::parameters(std::index_sequence_for<A...>()), sizeof...(A), L::offset(sizeof...(A))};
+        kernel = Kernel{emu_module.kernels,
+                        names,
+                        (void*)function,
+                        &L::entry,
+                        L::parameters(std::index_sequence_for<A...>()),
+                        sizeof...(A),
+                        L::offset(sizeof...(A))};
         emu_module.kernels = &kernel;
     }
 };
@@ -112,9 +118,7 @@ template <class Tag> struct SharedVariable {
 };
 template <class Tag> Shared* const SharedVariable<Tag>::registered = SharedVariable<Tag>::enter();
 
-template <class Tag> EMU_INLINE void* shared_address() {
-    return emu_shared_address(SharedVariable<Tag>::registered);
-}
+template <class Tag> EMU_INLINE void* shared_address() { return emu_shared_address(SharedVariable<Tag>::registered); }
 
 template <class T> struct Guarded {  // a variable of the module and a gap behind it that no access may touch
     T value;
@@ -124,8 +128,8 @@ template <class T> struct Guarded {  // a variable of the module and a gap behin
 struct RegisterVariable {
     Variable variable;
     template <class T> RegisterVariable(const char* name, T& value) {
-        variable = Variable{emu_module.variables, name, (char*)&value, sizeof(T),
-                            sizeof(std::remove_all_extents_t<T>), 0};
+        variable =
+            Variable{emu_module.variables, name, (char*)&value, sizeof(T), sizeof(std::remove_all_extents_t<T>), 0};
         emu_module.variables = &variable;
     }
 };
@@ -172,17 +176,17 @@ EMU_INLINE int emu_clock32() { return (int)emu_clock(); }
 
 // -------------------------------------------------------------------------------------------------------- atomics
 
-#define EMU_ATOMIC(NAME, T, BASE, U, OPERATION)                                                         \
-    EMU_INLINE T NAME(T* p, T v) { return (T)emu_atomic_##BASE((U*)p, (U)v, OPERATION); }               \
-    EMU_INLINE T NAME##_block(T* p, T v) { return (T)emu_atomic_##BASE((U*)p, (U)v, OPERATION); }       \
+#define EMU_ATOMIC(NAME, T, BASE, U, OPERATION)                                                   \
+    EMU_INLINE T NAME(T* p, T v) { return (T)emu_atomic_##BASE((U*)p, (U)v, OPERATION); }         \
+    EMU_INLINE T NAME##_block(T* p, T v) { return (T)emu_atomic_##BASE((U*)p, (U)v, OPERATION); } \
     EMU_INLINE T NAME##_system(T* p, T v) { return (T)emu_atomic_##BASE((U*)p, (U)v, OPERATION); }
-#define EMU_ATOMIC_ARITHMETIC(NAME, OPERATION)                                                          \
-    EMU_ATOMIC(NAME, int, i32, int32_t, OPERATION)                                                      \
-    EMU_ATOMIC(NAME, unsigned, u32, uint32_t, OPERATION)                                                \
+#define EMU_ATOMIC_ARITHMETIC(NAME, OPERATION)           \
+    EMU_ATOMIC(NAME, int, i32, int32_t, OPERATION)       \
+    EMU_ATOMIC(NAME, unsigned, u32, uint32_t, OPERATION) \
     EMU_ATOMIC(NAME, unsigned long long, u64, uint64_t, OPERATION)
-#define EMU_ATOMIC_LOGICAL(NAME, OPERATION)                                                             \
-    EMU_ATOMIC(NAME, int, i32, int32_t, OPERATION)                                                      \
-    EMU_ATOMIC(NAME, unsigned, u32, uint32_t, OPERATION)                                                \
+#define EMU_ATOMIC_LOGICAL(NAME, OPERATION)              \
+    EMU_ATOMIC(NAME, int, i32, int32_t, OPERATION)       \
+    EMU_ATOMIC(NAME, unsigned, u32, uint32_t, OPERATION) \
     EMU_ATOMIC(NAME, unsigned long long, u64, uint64_t, OPERATION)
 EMU_ATOMIC_ARITHMETIC(atomicAdd, 0)
 EMU_ATOMIC(atomicAdd, float, f32, float, 0)

@@ -20,34 +20,34 @@
 namespace emu {
 
 struct Parameter {
-    uint32_t offset, size;          // in the packed argument buffer
-    uint32_t element;               // size of what a pointer points to in bytes, 1 for void*
+    uint32_t offset, size;                        // in the packed argument buffer
+    uint32_t element;                             // size of what a pointer points to in bytes, 1 for void*
     uint8_t pointer, constant, floating, opaque;  // opaque: a struct, or a pointer to pointers
 };
 
 struct Kernel {
     Kernel* next;
-    const char* parameter_names;    // "x,y,n"
+    const char* parameter_names;  // "x,y,n"
     void* function;
     void (*entry)(void* function, const char* arguments);
     const Parameter* parameters;
     uint32_t parameter_count, argument_bytes;
 };
 
-struct Shared {                     // one __shared__ variable
+struct Shared {  // one __shared__ variable
     Shared* next;
     const char *name, *owner;
-    uint64_t size, align, element;   // size 0: dynamic
+    uint64_t size, align, element;  // size 0: dynamic
     uint64_t offset;                // in a worker's shared memory; set by the runtime
     uint32_t index;
 };
 
-struct Variable {                   // one __constant__ or __device__ variable
+struct Variable {  // one __constant__ or __device__ variable
     Variable* next;
     const char* name;
     char* address;
     uint64_t size, element;
-    uint64_t shadow;                // the arena offset that stands for it in the shadow memories
+    uint64_t shadow;  // the arena offset that stands for it in the shadow memories
 };
 
 typedef void (*Constructor)(void);
@@ -93,16 +93,16 @@ EMU_EXPORT EMU_CONST void* emu_shared_address(const emu::Shared* variable);
 EMU_EXPORT void emu_warp_meet(uint32_t mask, void* payload, emu::WarpAction action, const void* detail);
 EMU_EXPORT void emu_syncwarp(uint32_t mask);
 EMU_EXPORT uint32_t emu_active_mask(void);
-EMU_EXPORT int emu_syncthreads(int mode, int predicate);          // mode 0 plain, 1 count, 2 and, 3 or
+EMU_EXPORT int emu_syncthreads(int mode, int predicate);                   // mode 0 plain, 1 count, 2 and, 3 or
 EMU_EXPORT void emu_barrier(uint32_t number, uint32_t threads, int wait);  // bar.sync / bar.arrive number, threads
-EMU_EXPORT void emu_yield(void);                                  // lets the block's other threads run
-EMU_EXPORT void emu_fence(int scope);                             // 0 block, 1 device, 2 system
+EMU_EXPORT void emu_yield(void);                                           // lets the block's other threads run
+EMU_EXPORT void emu_fence(int scope);                                      // 0 block, 1 device, 2 system
 EMU_EXPORT uint64_t emu_clock(void);
 EMU_EXPORT int emu_printf(const char* format, ...) __attribute__((format(printf, 1, 2)));
 EMU_EXPORT void emu_assert_fail(const char* expression, const char* file, int line, const char* function);
 EMU_EXPORT void emu_trap(void);
 EMU_EXPORT void emu_unreachable(void) __attribute__((noreturn));
-EMU_EXPORT void* emu_malloc(size_t bytes);                        // of device memory
+EMU_EXPORT void* emu_malloc(size_t bytes);  // of device memory
 EMU_EXPORT void emu_heap_free(void* address);
 
 // Declares an access that the compiler cannot see, such as one by a copy instruction.
@@ -122,12 +122,12 @@ EMU_EXPORT uint64_t emu_atomic_cas64(uint64_t* address, uint64_t compare, uint64
 // Asynchronous copies take effect when a thread waits for them (copies.cpp).
 EMU_EXPORT void emu_async_copy(void* shared, const void* global, uint32_t bytes, uint32_t source_bytes);
 EMU_EXPORT void emu_async_commit(void);
-EMU_EXPORT void emu_async_wait(uint32_t groups_left);             // cp.async.wait_group n
+EMU_EXPORT void emu_async_wait(uint32_t groups_left);  // cp.async.wait_group n
 EMU_EXPORT void emu_bulk_load(void* shared, const void* global, uint32_t bytes, void* mbarrier);
 EMU_EXPORT void emu_bulk_store(void* global, const void* shared, uint32_t bytes);
 EMU_EXPORT void emu_bulk_commit(void);
-EMU_EXPORT void emu_bulk_wait(uint32_t groups_left);              // cp.async.bulk.wait_group.read n
-EMU_EXPORT void emu_fence_proxy(void);  // the copy engine and wgmma see this thread's accesses so far
+EMU_EXPORT void emu_bulk_wait(uint32_t groups_left);  // cp.async.bulk.wait_group.read n
+EMU_EXPORT void emu_fence_proxy(void);                // the copy engine and wgmma see this thread's accesses so far
 EMU_EXPORT void emu_mbarrier_init(void* mbarrier, uint32_t arrivals);
 EMU_EXPORT void emu_mbarrier_arrive(void* mbarrier, uint32_t bytes);  // and expects these bytes of bulk loads
 EMU_EXPORT void emu_mbarrier_wait(void* mbarrier, uint32_t parity);
@@ -136,4 +136,4 @@ EMU_EXPORT void emu_mbarrier_wait(void* mbarrier, uint32_t parity);
 // the warp waits for the product.
 EMU_EXPORT void emu_product(void* operands, uint32_t bytes, emu::Matrix matrix, emu::WarpAction run);
 EMU_EXPORT void emu_product_commit(void);
-EMU_EXPORT void emu_product_wait(uint32_t groups_left);           // wgmma.wait_group n
+EMU_EXPORT void emu_product_wait(uint32_t groups_left);  // wgmma.wait_group n

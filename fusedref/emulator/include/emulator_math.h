@@ -2,8 +2,8 @@
 #pragma once
 
 namespace emu {
-template <class A, class B> using Both = std::enable_if_t<std::is_arithmetic_v<A> && std::is_arithmetic_v<B>,
-                                                          std::common_type_t<A, B>>;
+template <class A, class B> using Both =
+    std::enable_if_t<std::is_arithmetic_v<A> && std::is_arithmetic_v<B>, std::common_type_t<A, B>>;
 }
 template <class A, class B> EMU_INLINE emu::Both<A, B> min(A a, B b) {
     using T = emu::Both<A, B>;
@@ -39,8 +39,11 @@ EMU_INLINE float __tanhf(float x) { return tanhf(x); }
 
 // These round once; the compiler must not contract them with another operation.
 namespace emu {
-template <class T> EMU_INLINE T opaque(T v) { asm("" : "+m"(v)); return v; }
+template <class T> EMU_INLINE T opaque(T v) {
+    asm("" : "+m"(v));
+    return v;
 }
+}  // namespace emu
 EMU_INLINE float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 EMU_INLINE double __fma_rn(double a, double b, double c) { return fma(a, b, c); }
 EMU_INLINE float __fmul_rn(float a, float b) { return emu::opaque(emu::opaque(a) * b); }

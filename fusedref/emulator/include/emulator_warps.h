@@ -6,7 +6,7 @@ namespace emu {
 // What a lane brings to a warp operation, which leaves its result there.
 struct Lane {
     uint64_t value;
-    int source;     // of a shuffle: the lane to read from
+    int source;  // of a shuffle: the lane to read from
     uint32_t result;
 };
 
@@ -126,11 +126,11 @@ template <class T> EMU_INLINE unsigned __match_all_sync(unsigned mask, T v, int*
     *predicate = lane.source;
     return lane.source ? lane.result : 0;
 }
-#define EMU_REDUCE(NAME, T, OPERATION)                                                                  \
-    EMU_INLINE T __reduce_##NAME##_sync(unsigned mask, T v) {                                           \
-        emu::Lane lane{(uint64_t)v, 0, 0};                                                              \
-        emu_warp_meet(mask, &lane, emu::do_reduce<T, OPERATION>, 0);                                    \
-        return (T)lane.value;                                                                           \
+#define EMU_REDUCE(NAME, T, OPERATION)                               \
+    EMU_INLINE T __reduce_##NAME##_sync(unsigned mask, T v) {        \
+        emu::Lane lane{(uint64_t)v, 0, 0};                           \
+        emu_warp_meet(mask, &lane, emu::do_reduce<T, OPERATION>, 0); \
+        return (T)lane.value;                                        \
     }
 EMU_REDUCE(add, unsigned, 0)
 EMU_REDUCE(add, int, 0)

@@ -25,8 +25,7 @@ struct SmallFloat {
     SmallFloat(long long value) : SmallFloat(double(value)) {}
     SmallFloat(unsigned long long value) : SmallFloat(double(value)) {}
 
-    operator float() const
-    {
+    operator float() const {
         constexpr uint32_t bias = (1u << (exponent_bits - 1)) - 1, all_ones = (1u << exponent_bits) - 1;
         const uint32_t sign = uint32_t(bits >> 15) << 31, exponent = bits >> fraction_bits & all_ones;
         const uint32_t fraction = bits & ((1u << fraction_bits) - 1);
@@ -38,16 +37,14 @@ struct SmallFloat {
         return as_float(sign | wide << 23 | fraction << (23 - fraction_bits));
     }
 
-    static SmallFloat from_bits(uint16_t bits)
-    {
+    static SmallFloat from_bits(uint16_t bits) {
         SmallFloat value;
         value.bits = bits;
         return value;
     }
 
     // A double as a float whose last bit tells whether anything was dropped, so that a second rounding stays right.
-    static float odd(double value)
-    {
+    static float odd(double value) {
         float rounded = float(value);
         if (double(rounded) == value || rounded != rounded || isinf(rounded)) return rounded;
         if (fabs(double(rounded)) > fabs(value)) rounded = nextafterf(rounded, 0.0f);
@@ -55,18 +52,19 @@ struct SmallFloat {
     }
 
     // The nearest number of the format, ties to even, and beyond the largest infinity; or the next one in a direction.
-    static uint16_t round(float value, Rounding how = Rounding::nearest)
-    {
-        constexpr int bias = (1 << (exponent_bits - 1)) - 1, all_ones = (1 << exponent_bits) - 1, dropped = 23 - fraction_bits;
+    static uint16_t round(float value, Rounding how = Rounding::nearest) {
+        constexpr int bias = (1 << (exponent_bits - 1)) - 1, all_ones = (1 << exponent_bits) - 1,
+                      dropped = 23 - fraction_bits;
         const uint32_t wide = as_bits(value), sign = wide >> 31 << 15, magnitude = wide & 0x7fffffff;
-        if (magnitude > 0x7f800000) return 0x7fff;                                  // the card's one NaN
+        if (magnitude > 0x7f800000) return 0x7fff;  // the card's one NaN
         if (magnitude == 0x7f800000) return sign | uint32_t(all_ones) << fraction_bits;
-        const int stored = magnitude >> 23 ? int(magnitude >> 23) : 1;              // fp32's subnormals have the least exponent
-        const int exponent = stored - 127 + bias;                                   // as the format would store it
-        const int more = exponent > 0 ? dropped : dropped + 1 - exponent;           // a subnormal drops more
-        const int shift = more < 25 ? more : 25;                                    // by then all is dropped
+        const int stored = magnitude >> 23 ? int(magnitude >> 23) : 1;     // fp32's subnormals have the least exponent
+        const int exponent = stored - 127 + bias;                          // as the format would store it
+        const int more = exponent > 0 ? dropped : dropped + 1 - exponent;  // a subnormal drops more
+        const int shift = more < 25 ? more : 25;                           // by then all is dropped
         const uint32_t significand = (magnitude & 0x7fffff) | (magnitude >> 23 ? 0x800000 : 0);
-        const uint32_t half_ulp = 1u << (shift - 1), kept = significand >> shift, rest = significand & (2 * half_ulp - 1);
+        const uint32_t half_ulp = 1u << (shift - 1), kept = significand >> shift,
+                       rest = significand & (2 * half_ulp - 1);
         const bool away = how == Rounding::up ? !sign : how == Rounding::down ? sign != 0 : false;
         const bool nearer = rest > half_ulp || (rest == half_ulp && (kept & 1));
         const uint32_t up = how == Rounding::nearest ? nearer : away && rest;
@@ -76,8 +74,16 @@ struct SmallFloat {
         return sign | (result < infinity ? result : how == Rounding::nearest || away ? infinity : infinity - 1);
     }
 
-    static float as_float(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
-    static uint32_t as_bits(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
+    static float as_float(uint32_t bits) {
+        float value;
+        memcpy(&value, &bits, 4);
+        return value;
+    }
+    static uint32_t as_bits(float value) {
+        uint32_t bits;
+        memcpy(&bits, &value, 4);
+        return bits;
+    }
 };
 
 template <int E, int F>
@@ -113,8 +119,7 @@ FLOATS ONE __hadd_sat(ONE a, ONE b) { return __hsat(__hadd(a, b)); }
 FLOATS ONE __hsub_sat(ONE a, ONE b) { return __hsat(__hsub(a, b)); }
 FLOATS ONE __hmul_sat(ONE a, ONE b) { return __hsat(__hmul(a, b)); }
 FLOATS ONE __hfma_sat(ONE a, ONE b, ONE c) { return __hsat(__hfma(a, b, c)); }
-FLOATS ONE __hfma_relu(ONE a, ONE b, ONE c)
-{
+FLOATS ONE __hfma_relu(ONE a, ONE b, ONE c) {
     const ONE d = __hfma(a, b, c);
     return float(d) < 0.0f ? ONE(0.0f) : d;
 }
@@ -130,8 +135,8 @@ FLOATS TWO __habs2(TWO a) { return TWO(__habs(a.x), __habs(a.y)); }
 
 FLOATS TWO __h2div(TWO a, TWO b) { return TWO(__hdiv(a.x, b.x), __hdiv(a.y, b.y)); }
 
-#define FLOAT_COMPARISON(NAME)                                                                                 \
-    FLOATS TWO __h##NAME##2(TWO a, TWO b) { return TWO(ONE(__h##NAME(a.x, b.x)), ONE(__h##NAME(a.y, b.y))); }      \
+#define FLOAT_COMPARISON(NAME)                                                                                \
+    FLOATS TWO __h##NAME##2(TWO a, TWO b) { return TWO(ONE(__h##NAME(a.x, b.x)), ONE(__h##NAME(a.y, b.y))); } \
     FLOATS bool __hb##NAME##2(TWO a, TWO b) { return __h##NAME(a.x, b.x) && __h##NAME(a.y, b.y); }
 FLOAT_COMPARISON(eq)
 FLOAT_COMPARISON(ne)
@@ -141,8 +146,11 @@ FLOAT_COMPARISON(gt)
 FLOAT_COMPARISON(ge)
 #undef FLOAT_COMPARISON
 
-#define FLOAT_FUNCTION(NAME, VALUE)                                     \
-    FLOATS ONE h##NAME(ONE a) { const float x = a; return VALUE; }        \
+#define FLOAT_FUNCTION(NAME, VALUE) \
+    FLOATS ONE h##NAME(ONE a) {     \
+        const float x = a;          \
+        return VALUE;               \
+    }                               \
     FLOATS TWO h2##NAME(TWO a) { return TWO(h##NAME(a.x), h##NAME(a.y)); }
 FLOAT_FUNCTION(sqrt, sqrtf(x))
 FLOAT_FUNCTION(rsqrt, 1.0f / sqrtf(x))
@@ -182,36 +190,35 @@ FLOATS TWO& operator/=(TWO& a, TWO b) { return a = a / b; }
 
 // Conversions that say how they round: FLOAT is what CUDA's names call the format. An integer out of range is the nearest
 // one that there is, and NaN is 0, or of 64 bits the lowest: as PTX's cvt has it.
-template <class T> static inline T small_to_integer(float value)
-{
+template <class T> static inline T small_to_integer(float value) {
     constexpr bool is_signed = T(-1) < T(0);
     constexpr T most = T(~0ull >> (64 + is_signed - 8 * sizeof(T))), least = T(-most * is_signed - is_signed);
     if (value != value) return sizeof(T) == 8 ? T(1ull << 63) : T(0);
     return value >= float(most) ? most : value <= float(least) ? least : T(value);
 }
-#define SMALL_INTEGER(TYPE, FLOAT, NAME, T)                                                                     \
-    static inline T __##FLOAT##2##NAME##_rn(TYPE a) { return small_to_integer<T>(rintf(a)); }                   \
-    static inline T __##FLOAT##2##NAME##_rz(TYPE a) { return small_to_integer<T>(truncf(a)); }                  \
-    static inline T __##FLOAT##2##NAME##_rd(TYPE a) { return small_to_integer<T>(floorf(a)); }                  \
-    static inline T __##FLOAT##2##NAME##_ru(TYPE a) { return small_to_integer<T>(ceilf(a)); }                   \
+#define SMALL_INTEGER(TYPE, FLOAT, NAME, T)                                                    \
+    static inline T __##FLOAT##2##NAME##_rn(TYPE a) { return small_to_integer<T>(rintf(a)); }  \
+    static inline T __##FLOAT##2##NAME##_rz(TYPE a) { return small_to_integer<T>(truncf(a)); } \
+    static inline T __##FLOAT##2##NAME##_rd(TYPE a) { return small_to_integer<T>(floorf(a)); } \
+    static inline T __##FLOAT##2##NAME##_ru(TYPE a) { return small_to_integer<T>(ceilf(a)); }  \
     static inline TYPE __##NAME##2##FLOAT##_rn(T a) { return TYPE(a); }
-#define SMALL_CONVERSIONS(TYPE, FLOAT)                                                                          \
-    static inline TYPE __float2##FLOAT(float a) { return a; }                                                   \
-    static inline TYPE __float2##FLOAT##_rn(float a) { return a; }                                              \
+#define SMALL_CONVERSIONS(TYPE, FLOAT)                                                                           \
+    static inline TYPE __float2##FLOAT(float a) { return a; }                                                    \
+    static inline TYPE __float2##FLOAT##_rn(float a) { return a; }                                               \
     static inline TYPE __float2##FLOAT##_rz(float a) { return TYPE::from_bits(TYPE::round(a, Rounding::zero)); } \
     static inline TYPE __float2##FLOAT##_rd(float a) { return TYPE::from_bits(TYPE::round(a, Rounding::down)); } \
-    static inline TYPE __float2##FLOAT##_ru(float a) { return TYPE::from_bits(TYPE::round(a, Rounding::up)); } \
-    static inline TYPE __double2##FLOAT(double a) { return a; }                                                 \
-    static inline float __##FLOAT##2float(TYPE a) { return a; }                                                 \
-    static inline TYPE __ushort_as_##FLOAT(unsigned short bits) { return TYPE::from_bits(bits); }               \
-    static inline TYPE __short_as_##FLOAT(short bits) { return TYPE::from_bits(uint16_t(bits)); }               \
-    static inline unsigned short __##FLOAT##_as_ushort(TYPE a) { return a.bits; }                               \
-    static inline short __##FLOAT##_as_short(TYPE a) { return short(a.bits); }                                  \
-    SMALL_INTEGER(TYPE, FLOAT, int, int)                                                                        \
-    SMALL_INTEGER(TYPE, FLOAT, uint, unsigned)                                                                  \
-    SMALL_INTEGER(TYPE, FLOAT, short, short)                                                                    \
-    SMALL_INTEGER(TYPE, FLOAT, ushort, unsigned short)                                                          \
-    SMALL_INTEGER(TYPE, FLOAT, ll, long long)                                                                   \
+    static inline TYPE __float2##FLOAT##_ru(float a) { return TYPE::from_bits(TYPE::round(a, Rounding::up)); }   \
+    static inline TYPE __double2##FLOAT(double a) { return a; }                                                  \
+    static inline float __##FLOAT##2float(TYPE a) { return a; }                                                  \
+    static inline TYPE __ushort_as_##FLOAT(unsigned short bits) { return TYPE::from_bits(bits); }                \
+    static inline TYPE __short_as_##FLOAT(short bits) { return TYPE::from_bits(uint16_t(bits)); }                \
+    static inline unsigned short __##FLOAT##_as_ushort(TYPE a) { return a.bits; }                                \
+    static inline short __##FLOAT##_as_short(TYPE a) { return short(a.bits); }                                   \
+    SMALL_INTEGER(TYPE, FLOAT, int, int)                                                                         \
+    SMALL_INTEGER(TYPE, FLOAT, uint, unsigned)                                                                   \
+    SMALL_INTEGER(TYPE, FLOAT, short, short)                                                                     \
+    SMALL_INTEGER(TYPE, FLOAT, ushort, unsigned short)                                                           \
+    SMALL_INTEGER(TYPE, FLOAT, ll, long long)                                                                    \
     SMALL_INTEGER(TYPE, FLOAT, ull, unsigned long long)
 
 #undef FLOATS

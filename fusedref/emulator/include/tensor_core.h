@@ -30,15 +30,17 @@ struct Number {
     enum Kind : int16_t { finite, infinite, nan } kind;
 };
 
-EMU_UNWATCHED inline Number take_apart(uint32_t bits, Format format)
-{
+EMU_UNWATCHED inline Number take_apart(uint32_t bits, Format format) {
     const int all_ones = (1 << format.exponent_bits) - 1, bias = all_ones >> 1;
     const uint32_t fraction = bits & ((1u << format.fraction_bits) - 1);
     const int exponent = bits >> format.fraction_bits & all_ones;
     const bool negative = bits >> (format.fraction_bits + format.exponent_bits) & 1;
     const int32_t significand = exponent ? fraction | 1u << format.fraction_bits : fraction;
-    return {negative ? -significand : significand, int16_t((exponent ? exponent : 1) - bias),
-            exponent < all_ones ? Number::finite : fraction ? Number::nan : Number::infinite};
+    return {
+        negative ? -significand : significand, int16_t((exponent ? exponent : 1) - bias),
+        exponent < all_ones ? Number::finite
+            : fraction      ? Number::nan
+                            : Number::infinite};
 }
 
 EMU_UNWATCHED inline double power_of_two(int exponent)  // -1022 to 1023
@@ -49,23 +51,20 @@ EMU_UNWATCHED inline double power_of_two(int exponent)  // -1022 to 1023
     return value;
 }
 
-EMU_UNWATCHED inline float from_bits(uint32_t bits)
-{
+EMU_UNWATCHED inline float from_bits(uint32_t bits) {
     float value;
     __builtin_memcpy(&value, &bits, 4);
     return value;
 }
 
-EMU_UNWATCHED inline uint32_t to_bits(float value)
-{
+EMU_UNWATCHED inline uint32_t to_bits(float value) {
     uint32_t bits;
     __builtin_memcpy(&bits, &value, 4);
     return bits;
 }
 
 // The fp32 number nearest to `value` on the side of zero.
-EMU_UNWATCHED inline float truncate_to_fp32(double value)
-{
+EMU_UNWATCHED inline float truncate_to_fp32(double value) {
     const float nearest = float(value);
     const double magnitude = value < 0 ? -value : value;
     const double reached = nearest < 0 ? -double(nearest) : double(nearest);
@@ -73,24 +72,22 @@ EMU_UNWATCHED inline float truncate_to_fp32(double value)
 }
 
 // Moves a significand `left` binary places, towards zero where bits fall off.
-EMU_UNWATCHED inline int64_t shifted(int64_t significand, int left)
-{
+EMU_UNWATCHED inline int64_t shifted(int64_t significand, int left) {
     if (left >= 0) return significand * (int64_t(1) << left);
     if (left <= -63) return 0;
     return significand < 0 ? -(-significand >> -left) : significand >> -left;
 }
 
 // A step in which something is not finite: NaN, or the infinity that is left.
-EMU_UNWATCHED inline float step_of_infinities(const Number* a, const Number* b, int count, float c)
-{
+EMU_UNWATCHED inline float step_of_infinities(const Number* a, const Number* b, int count, float c) {
     const Number start = take_apart(to_bits(c), fp32);
     int infinite = start.kind == Number::infinite ? (c > 0 ? 1 : -1) : 0;
     bool nan = start.kind == Number::nan;
     for (int i = 0; i < count; i++) {
         if (a[i].kind == Number::finite && b[i].kind == Number::finite) continue;
         // An infinity's significand is its sign and a zero's is 0, so the product tells 0 * inf and the sign apart.
-        const int product = ((a[i].significand > 0) - (a[i].significand < 0))
-                          * ((b[i].significand > 0) - (b[i].significand < 0));
+        const int product =
+            ((a[i].significand > 0) - (a[i].significand < 0)) * ((b[i].significand > 0) - (b[i].significand < 0));
         nan |= a[i].kind == Number::nan || b[i].kind == Number::nan || product == 0 || infinite == -product;
         infinite = product;
     }
@@ -98,8 +95,7 @@ EMU_UNWATCHED inline float step_of_infinities(const Number* a, const Number* b, 
 }
 
 // One step: c + sum of a[i] * b[i], i < count <= 16, with `kept` fraction bits behind the largest exponent.
-EMU_UNWATCHED inline float step(const Number* a, const Number* b, int count, Format format, float c, int kept)
-{
+EMU_UNWATCHED inline float step(const Number* a, const Number* b, int count, Format format, float c, int kept) {
     const int nothing = -1000;
     const Number start = take_apart(to_bits(c), fp32);
     int largest = start.significand ? start.exponent : nothing, kinds = start.kind;
@@ -119,16 +115,14 @@ EMU_UNWATCHED inline float step(const Number* a, const Number* b, int count, For
     return truncate_to_fp32(double(sum) * power_of_two(largest - kept));
 }
 
-EMU_UNWATCHED inline double value_of(const Number& n, Format format)
-{
+EMU_UNWATCHED inline double value_of(const Number& n, Format format) {
     if (n.kind == Number::nan) return from_bits(0x7fffffff);
     if (n.kind == Number::infinite) return from_bits(n.significand > 0 ? 0x7f800000 : 0xff800000);
     return double(n.significand) * power_of_two(n.exponent - format.fraction_bits);
 }
 
 // c + sum of a[i] * b[i] over the k products of one mma instruction.
-EMU_UNWATCHED inline float dot(const Number* a, const Number* b, int k, Format format, float c, Rounding rounding)
-{
+EMU_UNWATCHED inline float dot(const Number* a, const Number* b, int k, Format format, float c, Rounding rounding) {
     if (rounding == exact) {
         double sum = c;
         for (int i = 0; i < k; i++) sum += value_of(a[i], format) * value_of(b[i], format);

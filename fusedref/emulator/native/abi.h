@@ -9,10 +9,10 @@ struct Launch;
 struct Watch;
 
 static const uint32_t MAX_WORKERS = 64;
-static const uint64_t DYNAMIC_ROOM = 1 << 20;   // dynamic shared memory: the first bytes of a worker's region
-static const uint64_t OUTPUT_BYTES = 1 << 20;   // of what a launch prints, the latest that are kept
-static const uint32_t MAX_REPORTS = 256;        // of one launch
-static const uint64_t NOWHERE = ~0;             // an address or offset that does not exist
+static const uint64_t DYNAMIC_ROOM = 1 << 20;  // dynamic shared memory: the first bytes of a worker's region
+static const uint64_t OUTPUT_BYTES = 1 << 20;  // of what a launch prints, the latest that are kept
+static const uint32_t MAX_REPORTS = 256;       // of one launch
+static const uint64_t NOWHERE = ~0;            // an address or offset that does not exist
 
 enum ErrorKind {
     OUT_OF_BOUNDS = 1,
@@ -27,7 +27,7 @@ enum ErrorKind {
     SPINNING
 };
 enum ReportKind { RACE = 101, UNINITIALISED, DIVERGENT_BARRIER, MISSING_WAIT };
-enum Advice {                    // what a race lacks
+enum Advice {  // what a race lacks
     SYNCTHREADS,
     NAMED_BARRIER,
     MBARRIER,
@@ -39,43 +39,43 @@ enum Advice {                    // what a race lacks
 enum Space { GLOBAL = 1, SHARED, CONSTANT };
 enum ModuleStatus { MODULE_READY, SHARED_TOO_LARGE, VARIABLES_TOO_LARGE };
 
-struct Error {                   // what stopped a launch
-    uint32_t kind, write;        // an ErrorKind; 0: nothing
+struct Error {             // what stopped a launch
+    uint32_t kind, write;  // an ErrorKind; 0: nothing
     uint64_t address, bytes, pc;
     uint32_t block[3], thread[3], worker;
     char text[512];
 };
 
-struct Outcome {                 // of a launch
+struct Outcome {  // of a launch
     Error error;
-    char* output;                // what it printed; emu_outcome_free() frees it
+    char* output;  // what it printed; emu_outcome_free() frees it
     uint64_t output_bytes, output_lost;
 };
 
-struct Report {                  // one finding of a watched launch
-    uint32_t kind, count;        // a ReportKind
+struct Report {            // one finding of a watched launch
+    uint32_t kind, count;  // a ReportKind
     uint64_t address, bytes, pc, other_pc;
     uint32_t block, thread, write, other_block, other_thread, other_write, worker, advice;
 };
 
-struct Site {                    // one load or store in the kernel's code
+struct Site {  // one load or store in the kernel's code
     uint64_t pc;
     uint32_t space, write, atomic, width;
     uint64_t requests, sectors, used, conflicts, accesses;
-    uint64_t copied;             // bytes of bulk copies
+    uint64_t copied;  // bytes of bulk copies
 };
 
 }  // namespace emu
 
 // Memory of the device.
-EMU_EXPORT int emu_init(uint64_t memory);                  // 1: there are addresses for it
+EMU_EXPORT int emu_init(uint64_t memory);                      // 1: there are addresses for it
 EMU_EXPORT void emu_alloc(uint64_t bytes, uint64_t* address);  // leaves it 0 if there is no room
-EMU_EXPORT void emu_free(uint64_t* address);               // and sets it to 0
+EMU_EXPORT void emu_free(uint64_t* address);                   // and sets it to 0
 EMU_EXPORT int emu_valid(uint64_t address, uint64_t bytes);
 EMU_EXPORT int emu_allocation(uint64_t address, uint64_t* out);
 EMU_EXPORT uint64_t emu_memory_used(void);
 EMU_EXPORT uint64_t emu_allocations(uint64_t* out, uint64_t room);
-EMU_EXPORT uint64_t emu_shared_offset(uint64_t address);   // in a worker's shared memory, or NOWHERE
+EMU_EXPORT uint64_t emu_shared_offset(uint64_t address);  // in a worker's shared memory, or NOWHERE
 EMU_EXPORT void emu_mark(uint64_t address, uint64_t bytes);
 EMU_EXPORT uint64_t emu_unwritten(uint64_t address, uint64_t bytes, uint64_t* how_many);
 
@@ -90,14 +90,15 @@ EMU_EXPORT const char* emu_symbol(void* function);
 // emu_run() is called with Python's global lock. It returns 1 when the launch has ended, 0 when it was interrupted:
 // Python's exception is set then, except at a Ctrl-C that `ends_at_ctrl_c` wants seen in another than the main thread.
 EMU_EXPORT void emu_python(void* save_thread, void* restore_thread, void* check_signals);
-EMU_EXPORT int emu_run(emu::Kernel* kernel, emu::Module* module, const void* arguments, uint64_t argument_bytes,
-                       const uint32_t* grid, const uint32_t* block, uint64_t dynamic_shared, uint32_t workers,
-                       uint64_t seed, emu::Watch* watch, int ends_at_ctrl_c, emu::Outcome* outcome);
+EMU_EXPORT int emu_run(
+    emu::Kernel* kernel, emu::Module* module, const void* arguments, uint64_t argument_bytes, const uint32_t* grid,
+    const uint32_t* block, uint64_t dynamic_shared, uint32_t workers, uint64_t seed, emu::Watch* watch,
+    int ends_at_ctrl_c, emu::Outcome* outcome);
 EMU_EXPORT void emu_outcome_free(emu::Outcome* outcome);
 
 // What a watched launch has seen.
-EMU_EXPORT void emu_watch_new(emu::Watch** out);           // leaves it null if there are no addresses for it
-EMU_EXPORT void emu_watch_free(emu::Watch** watch);        // and sets it to null
+EMU_EXPORT void emu_watch_new(emu::Watch** out);     // leaves it null if there are no addresses for it
+EMU_EXPORT void emu_watch_free(emu::Watch** watch);  // and sets it to null
 EMU_EXPORT uint32_t emu_watch_reports(emu::Watch* watch, emu::Report* out);
 EMU_EXPORT uint32_t emu_watch_sites(emu::Watch* watch, emu::Site* out, uint64_t* samples, uint32_t* masks);
 EMU_EXPORT uint64_t emu_watch_barriers(emu::Watch* watch);

@@ -19,22 +19,32 @@ static inline void atomic_access(void* p, int bytes, void* pc) {
 template <class T>
 static inline T combine(T old, T value, int operation) {
     switch (operation) {
-        case 0: return old + value;
-        case 1: return value;
-        case 2: return value < old ? value : old;
-        default: return value > old ? value : old;
+        case 0:
+            return old + value;
+        case 1:
+            return value;
+        case 2:
+            return value < old ? value : old;
+        default:
+            return value > old ? value : old;
     }
 }
 
 template <class T>
 static inline T combine_integer(T old, T value, int operation) {
     switch (operation) {
-        case 4: return old & value;
-        case 5: return old | value;
-        case 6: return old ^ value;
-        case 7: return old >= value ? 0 : old + 1;
-        case 8: return old == 0 || old > value ? value : old - 1;
-        default: return combine(old, value, operation);
+        case 4:
+            return old & value;
+        case 5:
+            return old | value;
+        case 6:
+            return old ^ value;
+        case 7:
+            return old >= value ? 0 : old + 1;
+        case 8:
+            return old == 0 || old > value ? value : old - 1;
+        default:
+            return combine(old, value, operation);
     }
 }
 

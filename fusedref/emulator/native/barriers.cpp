@@ -74,8 +74,8 @@ static void meet(uint32_t mask, void* payload, WarpAction action, const void* de
     uint32_t bit = 1u << t->linear % 32;
     if (!(mask & bit)) {
         char text[160];
-        snprintf(text, sizeof text, "lane %u calls a warp operation whose mask 0x%08x leaves it out",
-                 t->linear % 32, mask);
+        snprintf(
+            text, sizeof text, "lane %u calls a warp operation whose mask 0x%08x leaves it out", t->linear % 32, mask);
         fail(MISUSE, 0, 0, 0, pc, text);
     }
     t->mask = mask;
@@ -143,11 +143,13 @@ void deadlock(Worker* w) {
         count++;
         if (!first) first = t;
         if (shown++ < 2)
-            at += snprintf(text + at, sizeof text - at, "%sthread (%u,%u,%u) waits at %s", shown > 1 ? ", " : "",
-                           t->index[0], t->index[1], t->index[2], STATES[t->state]);
+            at += snprintf(
+                text + at, sizeof text - at, "%sthread (%u,%u,%u) waits at %s", shown > 1 ? ", " : "", t->index[0],
+                t->index[1], t->index[2], STATES[t->state]);
     }
-    snprintf(text + at, sizeof text - at, "; %u of %u threads wait, %u have returned", count, w->thread_count,
-             w->thread_count - count);
+    snprintf(
+        text + at, sizeof text - at, "; %u of %u threads wait, %u have returned", count, w->thread_count,
+        w->thread_count - count);
     w->current = first;
     fail(DEADLOCK, 0, 0, 0, first ? first->pc : 0, text);
 }

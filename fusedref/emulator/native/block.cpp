@@ -37,8 +37,9 @@ static void wait_for_another_block(Worker* w, uint32_t spins) {
     }
     uint64_t blocks = launch->grid[0] * launch->grid[1] * launch->grid[2], begun = launch->next_block;
     char text[sizeof(Error::text)];
-    snprintf(text, sizeof text, "%llu of %llu blocks have begun", (unsigned long long)(begun < blocks ? begun : blocks),
-             (unsigned long long)blocks);
+    snprintf(
+        text, sizeof text, "%llu of %llu blocks have begun", (unsigned long long)(begun < blocks ? begun : blocks),
+        (unsigned long long)blocks);
     for (uint32_t i = 0; i < w->thread_count && !w->current; i++)
         if (w->threads[i].state == READY) w->current = &w->threads[i];
     fail(SPINNING, 0, 0, 0, w->current->pc, text);
@@ -88,7 +89,8 @@ static void run_warp(Worker* w, uint32_t number, const uint16_t* order, Progress
             resume(w, t);
             if (t->yielded) {
                 yielded = true;
-                if (t->changed) progress->changed = true; else progress->spins++;
+                if (t->changed) progress->changed = true;
+                else progress->spins++;
             } else {
                 progress->ran = again = true;
             }

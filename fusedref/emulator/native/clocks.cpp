@@ -107,7 +107,7 @@ void synchronise(Watch* watch, Worker* w, uint64_t offset, bool shared, int writ
         }
         if (watch->fences && write) publish_to_blocks(watch, w, s);
     }
-    if (!fences) return;           // nothing is published without a fence
+    if (!fences) return;  // nothing is published without a fence
     if (s->block != block) {
         if (!s->here) s->here = (Clock*)allocate(sizeof(Clock));
         memset(s->here, 0, sizeof(Clock));

@@ -16,7 +16,8 @@ static void land(Worker* w, Pending* p) {
     p->bytes = 0;
 }
 
-static void issue(int kind, void* to, const void* from, uint32_t bytes, uint32_t source_bytes, void* barrier, void* pc) {
+static void issue(
+    int kind, void* to, const void* from, uint32_t bytes, uint32_t source_bytes, void* barrier, void* pc) {
     Worker* w = self;
     Thread* t = w->current;
     const uint32_t alignment = kind == CP_ASYNC ? bytes : 16;
@@ -48,7 +49,8 @@ static void wait_groups(int kind, uint32_t groups_left) {
     Thread* t = w->current;
     for (uint32_t i = 0; i < w->pending_room && t->open[kind]; i++) {
         Pending* p = &w->pending[i];
-        if (p->bytes && p->kind == kind && p->thread == t->linear && p->group + groups_left < t->group[kind]) land(w, p);
+        if (p->bytes && p->kind == kind && p->thread == t->linear && p->group + groups_left < t->group[kind])
+            land(w, p);
     }
 }
 
@@ -72,11 +74,11 @@ void copies_block_end(Worker* w) {
 
 // The 64 bits of an mbarrier. Fresh shared memory is all ones, and so never passes for one.
 struct Phases {
-    uint64_t parity : 1;      // of the current phase
-    uint64_t expected : 20;   // arrivals that end a phase
-    uint64_t missing : 20;    // of this phase
-    int64_t bytes : 22;       // of bulk loads that have not landed
-    uint64_t never : 1;       // 0
+    uint64_t parity : 1;     // of the current phase
+    uint64_t expected : 20;  // arrivals that end a phase
+    uint64_t missing : 20;   // of this phase
+    int64_t bytes : 22;      // of bulk loads that have not landed
+    uint64_t never : 1;      // 0
 };
 static_assert(sizeof(Phases) == 8, "an mbarrier has 64 bits");
 

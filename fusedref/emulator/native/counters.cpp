@@ -7,7 +7,9 @@ namespace emu {
 void grow(Watch* watch, Trace* t) {
     const uint32_t room = t->room ? 2 * t->room : 256;
     if ((watch->traced + room - t->room) * sizeof(Event) > memory_capacity() / 2)
-        fail(NO_MEMORY, 0, 0, 0, 0, "no memory left to note what the threads do: they run for too long without a barrier");
+        fail(
+            NO_MEMORY, 0, 0, 0, 0,
+            "no memory left to note what the threads do: they run for too long without a barrier");
     watch->traced += room - t->room;
     t->events = (Event*)resize(t->events, room * sizeof(Event));
     t->room = room;
@@ -122,7 +124,7 @@ void flush_warp(Worker* w, uint32_t warp) {
     for (uint32_t l = 0; l < count; l++) traces[l].at = 0;
     auto ended = [&](uint32_t l) { return traces[l].at == traces[l].count; };
     auto pc = [&](uint32_t l) { return traces[l].events[traces[l].at].pc; };
-    for (;;) {                     // until they diverge
+    for (;;) {  // until they diverge
         bool together = !ended(0);
         for (uint32_t l = 1; together && l < count; l++) together = !ended(l) && pc(l) == pc(0);
         if (!together) break;

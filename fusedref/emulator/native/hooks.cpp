@@ -82,26 +82,22 @@ __attribute__((noinline)) static void block_of_code(void* pc) {
 using namespace emu;
 
 #define CALLER __builtin_return_address(0)
-#define HOOKS(N)                                                                                                     \
-    EMU_EXPORT void __tsan_read##N(void* p) { access<N, 0>(p, CALLER); }                                             \
-    EMU_EXPORT void __tsan_write##N(void* p) { access<N, 1>(p, CALLER); }                                            \
-    EMU_EXPORT void __tsan_unaligned_read##N(void* p) { slow_access((uintptr_t)p, N, 0, 0, CALLER); }                \
-    EMU_EXPORT void __tsan_unaligned_write##N(void* p) { slow_access((uintptr_t)p, N, 1, 0, CALLER); }               \
-    EMU_EXPORT void __tsan_volatile_read##N(void* p) { slow_access((uintptr_t)p, N, 0, ALIGNED | VOLATILE, CALLER); } \
-    EMU_EXPORT void __tsan_volatile_write##N(void* p) {                                                              \
-        slow_access((uintptr_t)p, N, 1, ALIGNED | VOLATILE, CALLER);                                                 \
-    }                                                                                                                \
-    EMU_EXPORT void __tsan_unaligned_volatile_read##N(void* p) { slow_access((uintptr_t)p, N, 0, VOLATILE, CALLER); } \
-    EMU_EXPORT void __tsan_unaligned_volatile_write##N(void* p) {                                                    \
-        slow_access((uintptr_t)p, N, 1, VOLATILE, CALLER);                                                           \
-    }                                                                                                                \
-    EMU_EXPORT void __tsan_read_write##N(void* p) {                                                                  \
-        access<N, 0>(p, CALLER);                                                                                     \
-        access<N, 1>(p, CALLER);                                                                                     \
-    }                                                                                                                \
-    EMU_EXPORT void __tsan_unaligned_read_write##N(void* p) {                                                        \
-        slow_access((uintptr_t)p, N, 0, 0, CALLER);                                                                  \
-        slow_access((uintptr_t)p, N, 1, 0, CALLER);                                                                  \
+#define HOOKS(N)                                                                                                       \
+    EMU_EXPORT void __tsan_read##N(void* p) { access<N, 0>(p, CALLER); }                                               \
+    EMU_EXPORT void __tsan_write##N(void* p) { access<N, 1>(p, CALLER); }                                              \
+    EMU_EXPORT void __tsan_unaligned_read##N(void* p) { slow_access((uintptr_t)p, N, 0, 0, CALLER); }                  \
+    EMU_EXPORT void __tsan_unaligned_write##N(void* p) { slow_access((uintptr_t)p, N, 1, 0, CALLER); }                 \
+    EMU_EXPORT void __tsan_volatile_read##N(void* p) { slow_access((uintptr_t)p, N, 0, ALIGNED | VOLATILE, CALLER); }  \
+    EMU_EXPORT void __tsan_volatile_write##N(void* p) { slow_access((uintptr_t)p, N, 1, ALIGNED | VOLATILE, CALLER); } \
+    EMU_EXPORT void __tsan_unaligned_volatile_read##N(void* p) { slow_access((uintptr_t)p, N, 0, VOLATILE, CALLER); }  \
+    EMU_EXPORT void __tsan_unaligned_volatile_write##N(void* p) { slow_access((uintptr_t)p, N, 1, VOLATILE, CALLER); } \
+    EMU_EXPORT void __tsan_read_write##N(void* p) {                                                                    \
+        access<N, 0>(p, CALLER);                                                                                       \
+        access<N, 1>(p, CALLER);                                                                                       \
+    }                                                                                                                  \
+    EMU_EXPORT void __tsan_unaligned_read_write##N(void* p) {                                                          \
+        slow_access((uintptr_t)p, N, 0, 0, CALLER);                                                                    \
+        slow_access((uintptr_t)p, N, 1, 0, CALLER);                                                                    \
     }
 HOOKS(1)
 HOOKS(2)

@@ -11,11 +11,11 @@
 
 namespace emu {
 
-static const uint32_t POLL = 50;           // milliseconds between two looks at Python's signals
+static const uint32_t POLL = 50;  // milliseconds between two looks at Python's signals
 static const uint64_t SIGNAL_STACK = 64 << 10;
 
 static struct {
-    void* (*save_thread)(void);            // releases Python's global lock
+    void* (*save_thread)(void);  // releases Python's global lock
     void (*restore_thread)(void*);
     int (*check_signals)(void);
 } python;
@@ -148,8 +148,8 @@ static bool ended(Launch* launch, uint32_t milliseconds) {
     return all;
 }
 
-struct Waiter {                            // the thread that launched
-    void* state;                           // its Python state while it does not hold the global lock
+struct Waiter {   // the thread that launched
+    void* state;  // its Python state while it does not hold the global lock
     bool ends_at_ctrl_c;
     uint32_t ctrl_c, forks;
 
@@ -262,9 +262,10 @@ void emu_python(void* save_thread, void* restore_thread, void* check_signals) {
     pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 }
 
-int emu_run(Kernel* kernel, Module* module, const void* arguments, uint64_t argument_bytes, const uint32_t* grid,
-            const uint32_t* block, uint64_t dynamic_shared, uint32_t workers, uint64_t seed, Watch* watch,
-            int ends_at_ctrl_c, Outcome* outcome) {
+int emu_run(
+    Kernel* kernel, Module* module, const void* arguments, uint64_t argument_bytes, const uint32_t* grid,
+    const uint32_t* block, uint64_t dynamic_shared, uint32_t workers, uint64_t seed, Watch* watch, int ends_at_ctrl_c,
+    Outcome* outcome) {
     Launch* launch = (Launch*)calloc(1, sizeof(Launch));
     launch->kernel = kernel;
     launch->module = module;

@@ -13,9 +13,7 @@ uintptr_t arena_base;
 uint64_t arena_size;
 uint8_t* shadow;
 
-struct Span {
-    uint64_t offset, bytes;
-};
+struct Span { uint64_t offset, bytes; };
 
 // Addresses from `begin` to `end`. Those from `next` on were never used; the free ones below it are in `spans`, sorted,
 // and no two of them touch.
@@ -44,7 +42,8 @@ struct AddressRange {
         uint64_t i = 0;
         for (uint64_t high = count; i < high;) {
             uint64_t middle = (i + high) / 2;
-            if (spans[middle].offset < offset) i = middle + 1; else high = middle;
+            if (spans[middle].offset < offset) i = middle + 1;
+            else high = middle;
         }
         bool before = i && spans[i - 1].offset + spans[i - 1].bytes == offset;
         bool after = i < count && offset + bytes == spans[i].offset;
@@ -137,7 +136,8 @@ static Allocation* find_allocation(uint64_t offset) {  // the last that begins a
     uint64_t low = 0, high = allocation_count;
     while (low < high) {
         uint64_t middle = (low + high) / 2;
-        if (allocations[middle].offset <= offset) low = middle + 1; else high = middle;
+        if (allocations[middle].offset <= offset) low = middle + 1;
+        else high = middle;
     }
     return low ? &allocations[low - 1] : 0;
 }
@@ -151,7 +151,8 @@ static void release_oldest() {
 }
 
 static void put_in_quarantine(uint64_t offset, uint64_t bytes) {
-    while (quarantine_count && (quarantine_count == QUARANTINED || quarantine_bytes > arena_size / 16)) release_oldest();
+    while (quarantine_count && (quarantine_count == QUARANTINED || quarantine_bytes > arena_size / 16))
+        release_oldest();
     quarantine[(quarantine_begin + quarantine_count++) % QUARANTINED] = Span{offset, bytes};
     quarantine_bytes += bytes;
 }

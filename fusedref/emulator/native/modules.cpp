@@ -9,9 +9,7 @@
 namespace emu {
 
 #if defined(__linux__)
-struct Image {
-    uintptr_t address, begin, end;
-};
+struct Image { uintptr_t address, begin, end; };
 
 static int holds_address(struct dl_phdr_info* info, size_t, void* data) {
     Image* image = (Image*)data;

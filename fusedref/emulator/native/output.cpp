@@ -114,9 +114,10 @@ int emu_printf(const char* format, ...) {
 void emu_assert_fail(const char* expression, const char* file, int line, const char* function) {
     char text[sizeof(Error::text)];
     Thread* t = self->current;
-    snprintf(text, sizeof text, "%s:%d: %s: block: [%u,%u,%u], thread: [%u,%u,%u] Assertion `%s` failed.", file, line,
-             function, self->block_index[0], self->block_index[1], self->block_index[2], t->index[0], t->index[1],
-             t->index[2], expression);
+    snprintf(
+        text, sizeof text, "%s:%d: %s: block: [%u,%u,%u], thread: [%u,%u,%u] Assertion `%s` failed.", file, line,
+        function, self->block_index[0], self->block_index[1], self->block_index[2], t->index[0], t->index[1],
+        t->index[2], expression);
     fail(ASSERTION, 0, 0, 0, __builtin_return_address(0), text);
 }
 

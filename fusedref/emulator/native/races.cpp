@@ -20,12 +20,14 @@ static bool ordered(Watch* watch, Worker* w, const Access& before, uint64_t offs
     return false;
 }
 
-static void conflict(Watch* watch, Worker* w, const Access& before, bool before_wrote, uint64_t word, uint64_t address,
-                     uint64_t bytes, int write, int flags, void* pc, uint8_t mask) {
+static void conflict(
+    Watch* watch, Worker* w, const Access& before, bool before_wrote, uint64_t word, uint64_t address, uint64_t bytes,
+    int write, int flags, void* pc, uint8_t mask) {
     if (!before.block || !(before.bytes & mask)) return;
     if ((before.flags & ATOMIC) && (flags & ATOMIC)) return;
     bool elsewhere = before.block != w->block_number + 1;
-    if ((before.flags & (ATOMIC | VOLATILE)) && (flags & (ATOMIC | VOLATILE))) {  // a flag, where the writer knows fences
+    if ((before.flags & (ATOMIC | VOLATILE))
+        && (flags & (ATOMIC | VOLATILE))) {  // a flag, where the writer knows fences
         if (elsewhere || (write && watch->has_fenced[w->current->linear])) return;
         if (before_wrote && watch->has_fenced[before.thread]) return;
     }
@@ -41,7 +43,7 @@ static void conflict(Watch* watch, Worker* w, const Access& before, bool before_
     r.other_write = before_wrote;
     if (write && before_wrote && !(flags & (ATOMIC | ASYNC)) && !(before.flags & (ATOMIC | ASYNC)) && bytes <= 16) {
         if (watch->doubt.open) return;
-        watch->doubt.open = true;   // decided when the value has been written
+        watch->doubt.open = true;  // decided when the value has been written
         watch->doubt.address = address;
         watch->doubt.bytes = bytes;
         memcpy(watch->doubt.before, (void*)address, bytes);
@@ -52,8 +54,9 @@ static void conflict(Watch* watch, Worker* w, const Access& before, bool before_
 }
 
 // The copy engine and wgmma see what a thread wrote only behind its fence.
-static void check_proxy(Watch* watch, Worker* w, const Access& before, uint64_t word, uint64_t address, uint64_t bytes,
-                        int write, int flags, void* pc, uint8_t mask) {
+static void check_proxy(
+    Watch* watch, Worker* w, const Access& before, uint64_t word, uint64_t address, uint64_t bytes, int write,
+    int flags, void* pc, uint8_t mask) {
     if (before.block != w->block_number + 1 || !(before.bytes & mask) || (before.flags & ASYNC)) return;
     uint32_t me = w->current->linear;
     if (!ordered(watch, w, before, 4 * word)) return;  // that is a race as it is
@@ -167,8 +170,14 @@ void watch_access(Worker* w, uint64_t offset, uint64_t bytes, int write, int fla
             continue;
         }
         uint16_t me = t->linear;
-        Access now = {(uint32_t)w->block_number + 1, watch->clocks[me].of[me], me, me, mask,
-                      (uint8_t)(flags & (ATOMIC | VOLATILE | ASYNC)), site};
+        Access now = {
+            (uint32_t)w->block_number + 1,
+            watch->clocks[me].of[me],
+            me,
+            me,
+            mask,
+            (uint8_t)(flags & (ATOMIC | VOLATILE | ASYNC)),
+            site};
         auto against = [&](const Access& before, bool wrote) {
             conflict(watch, w, before, wrote, word, address, bytes, write, flags, pc, mask);
         };
@@ -190,7 +199,9 @@ void watch_access(Worker* w, uint64_t offset, uint64_t bytes, int write, int fla
             for (uint32_t i = 0; i < w->thread_count; i++) {
                 const Reading& read = row_of(watch, w, c)[i];
                 if (read.bytes & mask)
-                    against(Access{now.block, read.time, (uint16_t)i, (uint16_t)i, read.bytes, read.flags, read.site}, false);
+                    against(
+                        Access{now.block, read.time, (uint16_t)i, (uint16_t)i, read.bytes, read.flags, read.site},
+                        false);
             }
             if (mask == 15) drop_readers(watch, w, c);  // what comes after this write comes after them
         }

@@ -24,32 +24,32 @@ template <class T> struct List {
 struct ReconvergenceOrder {
     static constexpr uint32_t BEGIN = 0, NONE = ~0u;
     enum State { UNSEEN, ON_PATH, DONE };
-    struct Node {                  // a basic block or an access
+    struct Node {  // a basic block or an access
         uint64_t pc;
-        uint32_t out, in;          // its first edges
-        uint32_t after;            // its first constraint
+        uint32_t out, in;           // its first edges
+        uint32_t after;             // its first constraint
         uint32_t next, next_after;  // of the search: what to visit next
-        uint32_t position;         // in the order
-        uint32_t loop;             // the head of the loop that was collected last
-        uint32_t last;             // the last position in the loop that this node heads
+        uint32_t position;          // in the order
+        uint32_t loop;              // the head of the loop that was collected last
+        uint32_t last;              // the last position in the loop that this node heads
         State state;
     };
-    struct Edge {                  // a step from one to another
+    struct Edge {  // a step from one to another
         uint32_t from, to, next_out, next_in;
-        bool back;                 // to the head of a loop that it is in
-        uint64_t order;            // of the step among all
+        bool back;       // to the head of a loop that it is in
+        uint64_t order;  // of the step among all
     };
-    struct Constraint {            // the end of a loop comes before what follows the loop
+    struct Constraint {  // the end of a loop comes before what follows the loop
         uint32_t to, next;
     };
     List<Node> nodes;
     List<Edge> edges;
     List<Constraint> constraints;
-    List<uint32_t> table, path;    // the nodes by pc; the search's stack
-    uint32_t ordered;              // edges that have an order
+    List<uint32_t> table, path;  // the nodes by pc; the search's stack
+    uint32_t ordered;            // edges that have an order
 
     uint32_t node(uint64_t pc) {
-        if (!nodes.count) add_node(0);                            // BEGIN
+        if (!nodes.count) add_node(0);  // BEGIN
         if (2 * nodes.count >= table.count) {
             for (uint32_t more = table.count ? table.count : 256; more; more--) table.add(NONE);
             for (uint32_t i = 0; i < table.count; i++) table[i] = NONE;
@@ -90,7 +90,8 @@ struct ReconvergenceOrder {
         for (uint32_t e = 0; e < edges.count; e++) {
             const Node& to = nodes[edges[e].to];
             // Of two loops that end at the same position the inner one, which begins later, goes on first.
-            edges[e].order = edges[e].back ? (2ull * to.last + 1) << 32 | (nodes.count - to.position) : 2ull * to.position << 32;
+            edges[e].order =
+                edges[e].back ? (2ull * to.last + 1) << 32 | (nodes.count - to.position) : 2ull * to.position << 32;
         }
         ordered = edges.count;
     }

@@ -46,7 +46,7 @@ struct Thread {
     Coroutine* coroutine;
     uint32_t index[3], linear;
     uint8_t state, yielded;
-    bool changed;                // since it last yielded it has done more than look and find nothing new
+    bool changed;  // since it last yielded it has done more than look and find nothing new
     uint32_t spins, mask, barrier;
     void* payload;
     WarpAction action;
@@ -61,33 +61,31 @@ struct Warp {
     uint32_t living, waiting, converging;  // lanes that have not returned; at a rendezvous; in __activemask()
 };
 
-struct Barrier {
-    uint32_t arrived, count, expected, result_count, result_and;
-};
+struct Barrier { uint32_t arrived, count, expected, result_count, result_and; };
 
-struct Pending {                 // an asynchronous copy in flight; bytes 0: a free slot
+struct Pending {  // an asynchronous copy in flight; bytes 0: a free slot
     char* to;
     const char* from;
     uint32_t bytes, source_bytes, thread, group;
     void* pc;
     int kind;
-    void* barrier;               // the mbarrier that a bulk load reports to
+    void* barrier;  // the mbarrier that a bulk load reports to
 };
 
-struct Product {                 // a warp's share of a wgmma, computed when the warp waits for it
+struct Product {  // a warp's share of a wgmma, computed when the warp waits for it
     Product* next;
     WarpAction run;
-    uint32_t group, bytes;       // bytes: of each lane's operands
+    uint32_t group, bytes;  // bytes: of each lane's operands
     Matrix matrix;
     float* sums[32];
     void* pc;
     char operands[];
 };
 
-struct Output {                  // what the kernel prints: a ring of records (a length, then the text)
+struct Output {  // what the kernel prints: a ring of records (a length, then the text)
     pthread_mutex_t lock;
     char* ring;
-    uint64_t begin, end, lost;   // positions that only grow; bytes overwritten
+    uint64_t begin, end, lost;  // positions that only grow; bytes overwritten
 };
 
 struct Worker {
@@ -99,23 +97,23 @@ struct Worker {
     uint32_t index;
     uintptr_t shared;
     uint32_t block_index[3], thread_count, living;
-    bool released;               // a barrier has just released its threads
+    bool released;  // a barrier has just released its threads
     uint64_t block_number, block_serial;
     Thread* threads;
     Thread* volatile current;
     Warp warps[32];
     Barrier barriers[16];
-    uint64_t* poisoned;          // per shared variable: the block that poisoned it last
+    uint64_t* poisoned;  // per shared variable: the block that poisoned it last
     Coroutine *idle, *owned;
     Pending* pending;
     uint32_t pending_room;
-    Product* products[32];       // of each warp, the oldest first
+    Product* products[32];  // of each warp, the oldest first
     uint32_t product_group[32];
-    volatile int critical;       // it holds a lock or is in the allocator: no signal may leave it
-    jmp_buf* volatile probe;     // where a fault goes on while printf tests a pointer
+    volatile int critical;    // it holds a lock or is in the allocator: no signal may leave it
+    jmp_buf* volatile probe;  // where a fault goes on while printf tests a pointer
     Error failure;
     jmp_buf scheduler, escape;
-    Watch* watch;                // of a watched launch
+    Watch* watch;  // of a watched launch
 };
 
 struct Launch {
@@ -125,10 +123,10 @@ struct Launch {
     uint64_t grid[3];
     uint32_t block[3];
     uint64_t dynamic_shared, seed, next_block;
-    uint64_t changes;            // counts whatever a spinning thread may wait for
-    uint64_t serial;             // owner of what its kernel allocates
+    uint64_t changes;  // counts whatever a spinning thread may wait for
+    uint64_t serial;   // owner of what its kernel allocates
     Watch* watch;
-    volatile int cancel;         // stop: a thread has failed, or the launch was interrupted
+    volatile int cancel;  // stop: a thread has failed, or the launch was interrupted
     bool interrupted;
     Error error;
     Output output;
@@ -140,10 +138,10 @@ struct Launch {
 
 extern EMU_TLS Worker* self;
 extern EMU_TLS int watching;
-extern EMU_TLS int attention;    // hooks must not take their fast path: the launch is watched or being cancelled
+extern EMU_TLS int attention;  // hooks must not take their fast path: the launch is watched or being cancelled
 extern uintptr_t arena_base;
 extern uint64_t arena_size;
-extern uint8_t* shadow;          // of each 8 bytes: how many are allocated, from the first on
+extern uint8_t* shadow;  // of each 8 bytes: how many are allocated, from the first on
 
 // Between construction and destruction no signal leaves the worker: it holds a lock or is inside the allocator.
 struct Critical {
@@ -157,12 +155,12 @@ struct Critical {
 // signals.cpp
 [[noreturn]] void fail(int kind, uint64_t address, uint64_t bytes, int write, void* pc, const char* text);
 [[noreturn]] void escape();
-void check_cancelled();          // escapes from a launch that is cancelled
-void find_mathematics();         // where libm lies: a kernel may be left there too
+void check_cancelled();            // escapes from a launch that is cancelled
+void find_mathematics();           // where libm lies: a kernel may be left there too
 void block_others(sigset_t* set);  // every signal except those that a worker handles
 void install_handlers();
 void remove_handlers();
-uint32_t ctrl_c_count();         // how often SIGINT came since install_ctrl_c()
+uint32_t ctrl_c_count();  // how often SIGINT came since install_ctrl_c()
 void install_ctrl_c();
 void remove_ctrl_c();
 bool readable_text(const char* text, uint64_t most);
@@ -180,7 +178,7 @@ uint64_t first_outside(uint64_t offset, uint64_t bytes);
 uint64_t allocate_device(uint64_t bytes, uint64_t owner);  // an address; 0: no room
 bool free_device(uint64_t address, bool heap);
 void free_heap_of(uint64_t owner);
-uint64_t reserve_variables(uint64_t bytes);                // an offset or NOWHERE
+uint64_t reserve_variables(uint64_t bytes);  // an offset or NOWHERE
 void release_variables(uint64_t offset, uint64_t bytes);
 void memory_before_fork();
 void memory_after_fork(bool child);
@@ -236,7 +234,7 @@ void watch_worker_end(Worker* w);
 void watch_copy_landed(Worker* w, Pending* p);
 void watch_sums(Worker* w, uintptr_t address, int write, void* pc);  // an access to a thread's own memory
 void watch_product_done(Worker* w, const void* address, uint32_t bytes, uint32_t thread);
-void watch_fresh(uint64_t offset, uint64_t bytes);   // shared memory of a new block
+void watch_fresh(uint64_t offset, uint64_t bytes);  // shared memory of a new block
 void watch_block_of_code(Worker* w, void* pc);
 void watch_forget(uint64_t offset, uint64_t bytes);  // memory was freed
 

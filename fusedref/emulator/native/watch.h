@@ -19,15 +19,15 @@ namespace emu {
 
 static const uint32_t SITES = 1 << 14, SYNCS = 1 << 14, THREADS = 1024, MBARRIERS = 64, ACQUIRED = 64;
 
-struct Access {                 // who touched a word, and when
-    uint32_t block;             // number + 1; 0: nobody
-    uint32_t time;              // by the clock of `actor`: the thread itself, or the mbarrier of its bulk load
+struct Access {      // who touched a word, and when
+    uint32_t block;  // number + 1; 0: nobody
+    uint32_t time;   // by the clock of `actor`: the thread itself, or the mbarrier of its bulk load
     uint16_t thread, actor;
-    uint8_t bytes, flags;       // which of the word's four bytes
+    uint8_t bytes, flags;  // which of the word's four bytes
     uint16_t site;
 };
 
-struct Cell {                   // of 4 bytes of memory, in one launch
+struct Cell {  // of 4 bytes of memory, in one launch
     uint32_t launch;
     uint16_t copying, leaving;  // thread + 1 whose asynchronous copy is in flight to here; copies that still read here
     Access writer, reader[2];   // the last writer, the last two readers
@@ -36,53 +36,51 @@ struct Cell {                   // of 4 bytes of memory, in one launch
     uint32_t readers;           // of shared memory: where the block's further readers are, + 1
 };
 
-struct Reading {                // one thread's last read of a word that several read
+struct Reading {  // one thread's last read of a word that several read
     uint32_t time;
     uint16_t site;
     uint8_t bytes, flags;
 };
 
-struct Event {                  // an access; bytes 0: the beginning of a basic block
+struct Event {  // an access; bytes 0: the beginning of a basic block
     uint64_t pc, offset;
     uint32_t bytes, flags, step;
 };
 static const uint32_t WRITE = 1 << 8;  // of Event::flags, beside the flags of an access
 
-struct Trace {                  // what a lane did since its warp was together last
+struct Trace {  // what a lane did since its warp was together last
     Event* events;
     uint32_t count, room, at, last;  // last: its node in the reconvergence order
 };
 
 // Vector clocks: up to which time of each actor something is synchronised with it. An actor is a thread of the block, or
 // an mbarrier for the bulk loads that report to it. Those who know of time t + 1 see what the actor did at time t.
-struct Clock {
-    uint32_t of[THREADS + MBARRIERS];
-};
+struct Clock { uint32_t of[THREADS + MBARRIERS]; };
 
-struct Released {               // what a block has published: of each of its threads, everything before this time
+struct Released {  // what a block has published: of each of its threads, everything before this time
     uint32_t block;
-    uint32_t* until;            // 0: everything, where too many have published to keep account
+    uint32_t* until;  // 0: everything, where too many have published to keep account
 };
 
-struct Sync {                   // an atomic or volatile variable, and what has been published through it
+struct Sync {  // an atomic or volatile variable, and what has been published through it
     uint64_t offset;
-    Released* released;         // to other blocks, if it lies in global memory
+    Released* released;  // to other blocks, if it lies in global memory
     uint32_t count, room;
-    uint32_t block;             // the block (number + 1) that `here` is about
-    Clock* here;                // what the block's threads have published to one another
+    uint32_t block;  // the block (number + 1) that `here` is about
+    Clock* here;     // what the block's threads have published to one another
 };
 
-struct Fences {                 // times of a thread's latest fences: everything that it did before is behind them
+struct Fences {  // times of a thread's latest fences: everything that it did before is behind them
     uint32_t count, at[8];
 };
 
 struct MbarrierClock {
     uintptr_t address;
-    uint32_t landed;            // bulk loads, so far
-    Clock arriving, over;       // what this phase's arrivals bring; what those learn who wait for a phase that is over
+    uint32_t landed;       // bulk loads, so far
+    Clock arriving, over;  // what this phase's arrivals bring; what those learn who wait for a phase that is over
 };
 
-struct Doubt {                  // a write after another thread's write: a race, unless it writes the same value
+struct Doubt {  // a write after another thread's write: a race, unless it writes the same value
     bool open;
     uint64_t address;
     uint32_t bytes;
@@ -104,18 +102,18 @@ struct Watch {
     uint32_t sample_mask[SITES];
     // The current block.
     Trace traces[THREADS];
-    uint64_t traced;            // events that the traces have room for
+    uint64_t traced;  // events that the traces have room for
     ReconvergenceOrder order;
     Clock clocks[THREADS];
     uint32_t learned[THREADS];  // lanes of a warp with the same number here know the same of other warps
     uint32_t lessons;
-    uint8_t met_by[THREADS];    // an Advice: what the thread last synchronised by
+    uint8_t met_by[THREADS];  // an Advice: what the thread last synchronised by
     Clock barriers_arriving[16];
     MbarrierClock mbarriers[MBARRIERS];
-    Clock fenced[THREADS];      // what a thread knew of at its last __threadfence
+    Clock fenced[THREADS];  // what a thread knew of at its last __threadfence
     Fences device_fences[THREADS], proxy_fences[THREADS];
     bool has_fenced[THREADS], fences, block_fences;  // a thread, of any scope; this block, of the device, of any scope
-    Reading* readings;          // of the words that Cell::readers leads to, a row of all threads each
+    Reading* readings;  // of the words that Cell::readers leads to, a row of all threads each
     uint32_t reading_count, reading_room, free_row;  // a free row's first time is the next free one
     uint32_t arrived[32];
     void* barrier_pc;
@@ -125,7 +123,7 @@ struct Watch {
     uint16_t mixed_thread;
     uint32_t launch;
     Sync syncs[SYNCS];
-    uint64_t accounts;          // of a thread each, in everything that is released
+    uint64_t accounts;  // of a thread each, in everything that is released
     struct {
         Sync* sync;
         uint32_t count;
@@ -135,8 +133,8 @@ struct Watch {
 };
 
 extern Cell* cells;
-extern uint8_t* initialised;    // a bit per byte
-extern uint8_t* written;        // a byte per 64 KiB: a watched kernel wrote there
+extern uint8_t* initialised;  // a bit per byte
+extern uint8_t* written;      // a byte per 64 KiB: a watched kernel wrote there
 
 // written.cpp
 void set_bits(uint64_t offset, uint64_t bytes, bool value);
