@@ -89,7 +89,7 @@ def describe(tensors: tuple[Any, ...]) -> tuple[Description | None, ...]:
 def check_memory(tensors: Sequence[Tensor | None]) -> None:
     """Raise ValueError where a tensor's storage was freed, as ``x.untyped_storage().resize_(0)`` does."""
     for name, tensor in zip(TENSOR_NAMES, tensors):
-        if tensor is not None and tensor.numel() and not tensor.untyped_storage().nbytes():
+        if tensor is not None and not tensor.untyped_storage().nbytes() and tensor.numel():
             raise ValueError(f"{name} must have memory, got a tensor of {tuple(tensor.shape)} whose storage was freed")
 
 

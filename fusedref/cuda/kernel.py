@@ -46,8 +46,9 @@ class Kernel:
     def start(self, values: Sequence[Any], stream: Any) -> None:
         """Launch with ``values``, where a tensor's is its address, into a stream of PyCUDA's (None: the default)."""
         arguments = self.select(values)
-        if self._launch_kernel is not None:
-            self._launch_kernel(self.grid, self.block, self.pack(*arguments), self.shared, stream)
+        launch_kernel = self._launch_kernel
+        if launch_kernel is not None:
+            launch_kernel(self.grid, self.block, self.pack(*arguments), self.shared, stream)
         else:
             self.function.prepared_async_call(self.grid, self.block, stream, *arguments, shared_size=self.shared)
 

@@ -29,6 +29,11 @@ from fusedref.reference import conv_bn_scale
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
+# What records or rewrites torch's operators (make_fx, FakeTensor, vmap) would not see a launch: torch's operators must
+# run there. Bound here because every call looks.
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_functorch_level = torch._C._functorch.peek_interpreter_stack
+
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch.compile cannot trace a launch
 def fused_conv_bn_scale(
@@ -74,19 +79,21 @@ def fused_conv_bn_scale(
     message names the argument.
     """
     tensors = (x, weight, bias, running_mean, running_var, gamma, beta)
-    if _is_traced():
-        parameters = Parameters(*tensors, scaling_factor, eps)
-        return _by_torch(parameters, {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups})
+    if _dispatch_modes() or _functorch_level() is not None:
+        return _by_torch(Parameters(*tensors, scaling_factor, eps), _conv_options(stride, padding, dilation, groups))
     if precision != "fp32":  # it may be anything, even what has no hash
         check_precision(precision, torch.float32)
-    case = _case(
-        describe(tensors),
-        stride if type(stride) is int else check_size_option("stride", stride),
-        padding if type(padding) is int else check_size_option("padding", padding),
-        dilation if type(dilation) is int else check_size_option("dilation", dilation),
-        groups if type(groups) is int else check_size_option("groups", groups),
-        precision,
-    )
+    try:
+        case = _case(
+            describe(tensors),
+            stride if type(stride) is int else check_size_option("stride", stride),
+            padding if type(padding) is int else check_size_option("padding", padding),
+            dilation if type(dilation) is int else check_size_option("dilation", dilation),
+            groups if type(groups) is int else check_size_option("groups", groups),
+            precision,
+        )
+    except _JitTraced:
+        return _by_torch(Parameters(*tensors, scaling_factor, eps), _conv_options(stride, padding, dilation, groups))
     if type(scaling_factor) is not float or type(eps) is not float:
         scaling_factor, eps = number("scaling_factor", scaling_factor), number("eps", eps)
     if eps < 0:
@@ -101,9 +108,10 @@ def fused_conv_bn_scale(
         # An infinite factor cannot be folded: inf * (u + v) is not inf * u + inf * v.
         parameters = _in_float32(Parameters(*tensors, scaling_factor, eps))
         return conv_bn_scale(*parameters, **case.problem.conv_options).to(x.dtype)
-    if not x.is_cuda:
+    on_gpu = x.is_cuda
+    if not on_gpu:  # on a GPU the launch notices
         check_memory(tensors)
-    if x.is_cuda or forced_to_emulator():
+    if on_gpu or forced_to_emulator():
         if case.contiguous:
             return case.nchw_runner(tensors, scaling_factor, eps)
         channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
@@ -119,6 +127,10 @@ def compile_inference(
     chosen = plan(problem, *target_of(device), precision, channels_last, problem.dtype)
     for launch in chosen.launches:
         compiled_function(launch, device)
+
+
+class _JitTraced(Exception):
+    """torch.jit.trace records torch's operators; it would not see a launch."""
 
 
 class _Case:
@@ -147,8 +159,17 @@ class _Case:
 
 @lru_cache(maxsize=1024)
 def _case(descriptions: Any, stride: Any, padding: Any, dilation: Any, groups: Any, precision: str) -> _Case:
-    """Return the case of these arguments, from the cache if it was checked before; raise as ``check_arguments``."""
+    """Return the case of these arguments, from the cache if it was checked before; raise as ``check_arguments``.
+
+    Raise _JitTraced under torch.jit.trace, where sizes are tensors, new ones in every call: the cache never has them.
+    """
+    if torch._C._get_tracing_state() is not None:
+        raise _JitTraced
     return _Case(check_arguments(descriptions, stride, padding, dilation, groups, precision))
+
+
+def _conv_options(stride: Any, padding: Any, dilation: Any, groups: Any) -> dict[str, Any]:
+    return {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
 
 
 def _folded_by_torch(parameters: Parameters, problem: Problem) -> Tensor:
@@ -172,18 +193,6 @@ def _by_torch(parameters: Parameters, conv_options: dict[str, Any]) -> Tensor:
 
 def _in_float32(parameters: Parameters) -> Parameters:
     return Parameters._make(value.float() if isinstance(value, Tensor) else value for value in parameters)
-
-
-def _is_traced() -> bool:
-    """Return whether something records or rewrites torch's operators: make_fx, FakeTensor, functorch, jit.trace.
-
-    It would not see a launch, so torch's operators must run.
-    """
-    return (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._get_tracing_state() is not None
-    )
 
 
 def _needs_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
