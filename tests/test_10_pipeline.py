@@ -258,8 +258,8 @@ PLANTED = {
     "a spread tile is split all the same": (PLAIN_TILE, "exponent_of(range)", "range"),
     "spread weights are split all the same": (" || (ELEMENT == 0 && !range.splits())", "", "range"),
     "weights are read before they are there":
-        ("filters.put(fetched, warp, lane);\n    all_are_ready();",
-         "all_are_ready(); filters.put(fetched, warp, lane);", "race"),
+        ("filters.put(fetched, warp, lane);\n    setup_barrier();",
+         "setup_barrier(); filters.put(fetched, warp, lane);", "race"),
     "outputs are put where weights are still read": ("ptx::named_barrier_sync(2, CONSUMERS * 32);", "", "race"),
     "a burst's ranges lie where the last's are read": ("shared.ranges[burst % 2]", "shared.ranges[0]", "race"),
     "an overflow is not looked for": ("exponent + most > 126", "exponent > 500", "range"),

@@ -188,20 +188,21 @@ class TestRange:
 
 
 PUT = "put(&run[c][pixel], channel + c, row, column);"
-X_UNIT = 'shared.x_unit = range.splits() ? power_of_two(-range.shift()) : nanf("");'
+X_UNIT = 'shared.x_unscale = range.splits() ? power_of_two(-range.shift()) : nanf("");'
+FIND, PREPARE = "find_ranges(shared, new_weights);", "prepare(shared, new_weights, slot);"
 PLANTED = {
     "the cross terms are left out": ("PIECES == 2 ? 1 / LO_SCALE", "PIECES == 2 ? 0.0f", "result"),
     "a chunk is not waited for": ("ptx::cp_async_wait<0>();", "", "missing-wait"),
     "rows are overwritten while they are read":
-        ("measure(shared, fresh);\n            __syncthreads();", "measure(shared, fresh);", "race"),
+        (FIND + "\n            __syncthreads();", FIND, "race"),
     "rows are read before they are written":
-        ("prepare(shared, fresh, slot);\n            __syncthreads();", "prepare(shared, fresh, slot);", "race"),
+        (PREPARE + "\n            __syncthreads();", PREPARE, "race"),
     "a run is overwritten while it is stored": (PUT + "\n            __syncwarp();", PUT, "race"),
-    "what does not split is split all the same": (X_UNIT, "shared.x_unit = power_of_two(-range.shift());", "result"),
+    "what does not split is split all the same": (X_UNIT, "shared.x_unscale = power_of_two(-range.shift());", "result"),
     "a sum that is not finite stays": ("const bool plain = SCALED &&", "const bool plain = false &&", "result"),
     "the last channels are no channels":
         ("(GROUP_IN % CHUNK == 0 || first + channel < GROUP_IN)", "true", "out-of-bounds"),
-    "the weights of the second chunk never come": ("(!begun && next > 0)", "false", "result"),
+    "the weights of the second chunk never come": ("(!later_tile && next > 0)", "false", "result"),
 }  # fmt: skip
 CAUGHT = Problem(2, 12, 20, 8, 9, 3)
 
@@ -239,10 +240,15 @@ def test_no_bank_conflicts_where_products_read(stride):
         gemm(problem, random_inputs(problem, 0), rows=8, columns=16, warp_channels=16)
     assert seen.findings == []
     counters = seen.counters["implicit_gemm"]
-    for number, line in enumerate(SOURCE.read_text().splitlines(), 1):
-        here = counters.by_line.get(("implicit_gemm.cu", number))
-        if here and ("ldmatrix_x4(" in line or "<float2*>(&run" in line or "const SumUnit values" in line):
+    seen_lines = set()
+    for (file, number), here in counters.by_line.items():
+        if not file.startswith("implicit_gemm"):
+            continue
+        line = (INFERENCE / file).read_text().splitlines()[number - 1].strip()
+        if "ldmatrix_x4(" in line or "<float2*>(&run" in line or "const SumUnit values" in line:
+            seen_lines.add(line)
             assert here.shared_load_bank_conflicts == 0 and here.shared_store_bank_conflicts == 0, line
+    assert len(seen_lines) >= 4
     assert counters.global_store_sectors == 16 * 8 * 16 / 8  # whole sectors, not one more than there are
 
 

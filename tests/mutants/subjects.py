@@ -87,6 +87,8 @@ def rung(name: str, problem: Problem) -> Check:
 OF_FOLDED = Check("folded", folded, GENERAL)
 OF_GEMM = Check("implicit_gemm", implicit_gemm, GEMM, wide=WIDE)
 OF_PIPELINE = Check("pipeline", pipeline, TILES, wide=WIDE)
+PARTS_OF_GEMM = (".cu", "_tile.cuh", "_load.cuh", "_prepare.cuh", "_multiply.cuh", "_store.cuh")
+PARTS_OF_PIPELINE = (".cu", "_tile.cuh", "_load.cuh", "_product.cuh", "_multiply.cuh", "_store.cuh")
 # ptx.cuh is missing: the emulator has its own in its place. 05 and 10 include the kernels of csrc.
 CUDA: dict[str, list[Check]] = {
     "01_conv2d.cu": [rung("conv2d", PLAIN)],
@@ -100,8 +102,8 @@ CUDA: dict[str, list[Check]] = {
     "folded.cu": [OF_FOLDED],
     "affine.cuh": [OF_FOLDED],
     "split.cuh": [OF_GEMM, OF_PIPELINE],
-    "implicit_gemm.cu": [OF_GEMM],
-    "pipeline.cu": [OF_PIPELINE],
+    **{f"implicit_gemm{part}": [OF_GEMM] for part in PARTS_OF_GEMM},
+    **{f"pipeline{part}": [OF_PIPELINE] for part in PARTS_OF_PIPELINE},
 }
 MOST = {"barrier": 8, "guard always": 3, "guard never": 3}  # mutants of a file; of every other rule 2
 

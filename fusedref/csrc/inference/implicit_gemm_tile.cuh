@@ -1,0 +1,123 @@
+// implicit_gemm.cu: its constants, shared memory and tiles.
+#pragma once
+
+#include <cstdint>
+
+#include "elements.cuh"
+#include "ptx.cuh"
+#include "split.cuh"
+
+constexpr int GROUP_IN = IN_CHANNELS / GROUPS;    // input channels that one output sees
+constexpr int GROUP_OUT = OUT_CHANNELS / GROUPS;  // output channels that share them
+constexpr int TAPS = KERNEL_HEIGHT * KERNEL_WIDTH;
+constexpr int IN_PLANE = HEIGHT * WIDTH, OUT_PLANE = OUT_HEIGHT * OUT_WIDTH;
+
+constexpr int WARPS = WARPS_DOWN * WARPS_ACROSS, THREADS = 32 * WARPS;
+constexpr int CHANNELS = WARP_CHANNELS * WARPS_DOWN;                   // output channels of a block
+constexpr int CHANNEL_BLOCKS = (GROUP_OUT + CHANNELS - 1) / CHANNELS;  // of a group
+constexpr int M = WARP_CHANNELS / 16, N = 4;                           // matrices of a warp
+constexpr int CHUNKS = (GROUP_IN + CHUNK - 1) / CHUNK;
+constexpr int SLICES = (CHUNK + 7) / 8, SLICE = CHUNK < 8 ? CHUNK : 8;  // a slice of the chunk fills a row
+static_assert((CHUNK % 8 == 0 || CHUNK == GROUP_IN) && (SLOTS == 1 || SLOTS == CHUNKS), "see implicit_gemm.cu");
+static_assert(TILE_ROWS * TILE_COLUMNS <= 32 * WARPS_ACROSS && CHANNELS <= THREADS, "see implicit_gemm.cu");
+
+constexpr bool SCALED = ELEMENT == 0;
+
+// Taps of a row that share a row of 8. Zeros fill up the last, where it reaches over the window: zero times NaN is NaN,
+// so the taps of what is not measured must come out even.
+constexpr int fold() {
+    int taps = 8 / SLICE < KERNEL_WIDTH ? 8 / SLICE : KERNEL_WIDTH;
+    while (!SCALED && KERNEL_WIDTH % taps != 0) taps--;
+    return taps;
+}
+constexpr int FOLD = fold(), FOLDS = (KERNEL_WIDTH + FOLD - 1) / FOLD;
+constexpr int ENTRIES = SLICES * KERNEL_HEIGHT * FOLDS;  // of k = 8
+
+// A tile of x. Columns that are STRIDE_W apart are neighbours in shared memory, for they are those of neighbouring outputs.
+constexpr int IN_ROWS = (TILE_ROWS - 1) * STRIDE_H + (KERNEL_HEIGHT - 1) * DILATION_H + 1;
+constexpr int IN_COLUMNS = (TILE_COLUMNS - 1) * STRIDE_W + (KERNEL_WIDTH - 1) * DILATION_W + 1;
+constexpr int IN_PIXELS = IN_ROWS * IN_COLUMNS;
+constexpr int PHASE = (IN_COLUMNS + STRIDE_W - 1) / STRIDE_W;
+// Rows of shared memory from one row of pixels to the next: such that 8 outputs that wrap around still have banks of
+// their own, if there is such a pitch.
+constexpr int pitch() {
+    for (int p = STRIDE_W * PHASE; p < STRIDE_W * PHASE + 8; p++)
+        if ((STRIDE_H * p - TILE_COLUMNS) % 8 == 0) return p;
+    return STRIDE_W * PHASE;
+}
+constexpr int PITCH = pitch(), SLICE_ROWS = IN_ROWS * PITCH;
+// What is as it came lies in units: as many bytes as can be copied at once, 16 at best, and from one channel of weights, or
+// of x, or with channels last from one pixel to the next, an odd number of units: each has banks of its own.
+constexpr int SIZE = ELEMENT == 0 ? 4 : 2;
+__host__ __device__ constexpr int unit_of(int a, int b, int c)  // elements; a, b and c are to be whole units
+{
+    int unit = 16 / SIZE;
+    while (a % unit + b % unit + c % unit > 0) unit /= 2;
+    return unit;
+}
+__host__ __device__ constexpr int odd_units(int elements, int unit) {
+    const int least = unit * SIZE < 4 ? 2 : unit;  // a bank has 4 bytes
+    return ((elements + least - 1) / least | 1) * least;
+}
+constexpr int WEIGHT_UNIT = unit_of(GROUP_IN * TAPS, TAPS* CHUNK, 0);
+constexpr int WEIGHT_PITCH = odd_units(CHUNK * TAPS, WEIGHT_UNIT);
+constexpr int X_UNIT = CHANNELS_LAST ? unit_of(IN_CHANNELS, GROUP_IN, CHUNK)
+                                     : unit_of(WIDTH, OUT_WIDTH > TILE_COLUMNS ? TILE_COLUMNS * STRIDE_W : 0, 0);
+// NCHW: columns begin at a whole unit to the left of the tile's first.
+constexpr int LEAD = CHANNELS_LAST ? 0 : (X_UNIT - PAD_LEFT % X_UNIT) % X_UNIT;
+constexpr int RAW_COLUMNS = CHANNELS_LAST ? IN_COLUMNS : (LEAD + IN_COLUMNS + X_UNIT - 1) / X_UNIT * X_UNIT;
+constexpr int RAW_PITCH = CHANNELS_LAST ? odd_units(CHUNK, X_UNIT) : IN_ROWS * RAW_COLUMNS;
+constexpr int RAW_X = CHANNELS_LAST ? IN_PIXELS * RAW_PITCH : CHUNK * RAW_PITCH;
+__host__ __device__ constexpr int raw_place(int channel, int row, int column) {
+    return CHANNELS_LAST ? (row * IN_COLUMNS + column) * RAW_PITCH + channel
+                         : channel * RAW_PITCH + row * RAW_COLUMNS + LEAD + column;
+}
+// Where a column of the tile lies in its row of shared memory.
+__host__ __device__ constexpr int place_of(int column) { return column % STRIDE_W * PHASE + column / STRIDE_W; }
+// Floats of a run on its way out: 8 channels of 32 pixels, or with channels last 8 pixels of all a warp's channels.
+constexpr int RUN_PITCH = CHANNELS_LAST ? WARP_CHANNELS + 4 : 40;
+
+#if ELEMENT == 0
+using Raw = float;
+#else
+using Raw = uint16_t;
+#endif
+
+struct Shared {
+    uint4 filters[SLOTS][ENTRIES][PIECES][CHANNELS];
+    uint4 rows[PIECES][SLICES][SLICE_ROWS];
+    float runs[WARPS][8][RUN_PITCH];
+    float a[CHANNELS], shift[CHANNELS], b[CHANNELS];
+    float weight_unscale[SLOTS][CHANNELS],
+        x_unscale;  // what undoes the scales; NaN where two pieces do not hold the numbers
+    Range weight_range[CHANNELS], x_range[WARPS];
+    int places[ENTRIES];  // entry_bytes of each
+    alignas(16) Raw raw_weight[CHANNELS][WEIGHT_PITCH];
+    alignas(16) Raw raw_x[RAW_X];
+};
+static_assert((sizeof(Shared) + 15) / 16 * 16 == SHARED_BYTES, "the plan computes another size");
+constexpr int ENTRY_BYTES = PIECES * CHANNELS * 16, LO_WEIGHT = CHANNELS * 16, LO_ROW = SLICES * SLICE_ROWS * 16;
+
+struct Input {
+    const Element *x, *weight;
+    int group, first_channel;  // of the block; the channel is counted within the group
+};
+
+// Where a tile lies: its first output.
+struct Tile {
+    static constexpr int DOWN = (OUT_HEIGHT + TILE_ROWS - 1) / TILE_ROWS;
+    static constexpr int ACROSS = (OUT_WIDTH + TILE_COLUMNS - 1) / TILE_COLUMNS;
+    int image, row, column;
+    __device__ __forceinline__ explicit Tile(int tile)
+        : image(tile / (DOWN * ACROSS)), row(tile / ACROSS % DOWN * TILE_ROWS), column(tile % ACROSS * TILE_COLUMNS) {}
+};
+
+// An element of the group's input, as an offset from its image.
+__device__ __forceinline__ int place_in_x(int group, int channel, int row, int column) {
+    channel += group * GROUP_IN;
+    return CHANNELS_LAST ? (row * WIDTH + column) * IN_CHANNELS + channel : channel * IN_PLANE + row * WIDTH + column;
+}
+
+__device__ __forceinline__ const Element* image_of(const Input& in, const Tile& tile) {
+    return in.x + (long long)tile.image * IN_CHANNELS * IN_PLANE;
+}
