@@ -237,14 +237,19 @@ EMU_INLINE unsigned __cvta_generic_to_shared(const void* p) { return (unsigned)(
 
 // A kernel's malloc and free are those of the device. Defined in the kernel's own image, they hide the host's from it.
 #define EMU_HEAP __attribute__((always_inline, visibility("hidden"))) inline
+#ifdef __clang__  // which has declared operator new and delete with default visibility
+#define EMU_OPERATOR __attribute__((always_inline)) inline
+#else
+#define EMU_OPERATOR EMU_HEAP
+#endif
 extern "C" EMU_HEAP void* malloc(size_t bytes) noexcept { return emu_malloc(bytes); }
 extern "C" EMU_HEAP void free(void* p) noexcept { emu_heap_free(p); }
-EMU_HEAP void* operator new(size_t bytes) { return emu_malloc(bytes); }
-EMU_HEAP void* operator new[](size_t bytes) { return emu_malloc(bytes); }
-EMU_HEAP void operator delete(void* p) noexcept { emu_heap_free(p); }
-EMU_HEAP void operator delete[](void* p) noexcept { emu_heap_free(p); }
-EMU_HEAP void operator delete(void* p, size_t) noexcept { emu_heap_free(p); }
-EMU_HEAP void operator delete[](void* p, size_t) noexcept { emu_heap_free(p); }
+EMU_OPERATOR void* operator new(size_t bytes) { return emu_malloc(bytes); }
+EMU_OPERATOR void* operator new[](size_t bytes) { return emu_malloc(bytes); }
+EMU_OPERATOR void operator delete(void* p) noexcept { emu_heap_free(p); }
+EMU_OPERATOR void operator delete[](void* p) noexcept { emu_heap_free(p); }
+EMU_OPERATOR void operator delete(void* p, size_t) noexcept { emu_heap_free(p); }
+EMU_OPERATOR void operator delete[](void* p, size_t) noexcept { emu_heap_free(p); }
 
 EMU_INLINE void* emu_memcpy(void* to, const void* from, size_t n) {
     emu_access(from, n, 0);
