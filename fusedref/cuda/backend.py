@@ -7,6 +7,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,7 @@ def forced_to_emulator() -> bool:
     return os.environ.get("FUSEDREF_DEVICE") == "emulator"
 
 
+@cache
 def _gpu_count() -> int:
     """Return how many devices libcuda sees, 0 where there is no libcuda. Make no context."""
     try:
