@@ -1,6 +1,6 @@
 // 10 pipeline: everything at the same time. This is the kernel that `import fusedref` runs on an H100 or H200.
 //
-// Persistent blocks, one a multiprocessor, of 16 warps with three trades: six load the next tiles and split them into fp16
+// Persistent blocks, one a multiprocessor, of 16 specialised warps: six load the next tiles and split them into fp16
 // pieces, eight multiply on the tensor cores, two store finished tiles. mbarriers hand the tiles on, so that memory
 // reads, arithmetic and memory writes never wait in line for one another; the slowest of them, writing y, sets the pace.
 //
@@ -12,6 +12,6 @@
 //
 // Byte ledger at problem 73: reads 67.2 MB of x from memory (each row twice, once from the L2 cache), writes 520.2 MB.
 //
-// Launch: fusedref.plan(problem) knows the constants and the geometry; the kernel has its home in the package.
+// Launch: fusedref.plan(problem) has the constants and the launch geometry; the kernel is part of the package.
 
 #include "pipeline.cu"

@@ -3,7 +3,7 @@
 // (Not a * conv2d + b': an infinite a would then make inf - inf of what is infinite in torch.)
 //
 // Every size but the batch, which varies from call to call, is a compile-time constant, a -D option from
-// fusedref/planning.py:
+// fusedref/plans/folded.py:
 //   IN_CHANNELS HEIGHT WIDTH OUT_CHANNELS OUT_HEIGHT OUT_WIDTH GROUPS
 //   KERNEL_HEIGHT KERNEL_WIDTH STRIDE_H STRIDE_W PAD_TOP PAD_LEFT DILATION_H DILATION_W    (padding is zeros)
 //   ELEMENT VECTOR    the types, see elements.cuh; sums are float32 for all
