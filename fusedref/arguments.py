@@ -77,7 +77,7 @@ def describe(tensors: tuple[Any, ...]) -> tuple[Description | None, ...]:
             t if t is None else (t.shape, t.dtype, t.device, t.layout, t.is_contiguous(), type(t)) for t in tensors
         ])  # fmt: skip
     except Exception:  # some sparse tensors cannot say whether they are contiguous
-        for name, tensor in zip(TENSOR_NAMES, tensors):
+        for name, tensor in zip(TENSOR_NAMES, tensors, strict=True):
             if not isinstance(tensor, Tensor) and (tensor is not None or name not in OPTIONAL_NAMES):
                 or_none = " or None" if name in OPTIONAL_NAMES else ""
                 raise TypeError(f"{name} must be a torch.Tensor{or_none}, got {type(tensor).__name__}") from None
@@ -88,7 +88,7 @@ def describe(tensors: tuple[Any, ...]) -> tuple[Description | None, ...]:
 
 def check_memory(tensors: Sequence[Tensor | None]) -> None:
     """Raise ValueError where a tensor's storage was freed, as ``x.untyped_storage().resize_(0)`` does."""
-    for name, tensor in zip(TENSOR_NAMES, tensors):
+    for name, tensor in zip(TENSOR_NAMES, tensors, strict=True):
         if tensor is not None and not tensor.untyped_storage().nbytes() and tensor.numel():
             raise ValueError(f"{name} must have memory, got a tensor of {tuple(tensor.shape)} whose storage was freed")
 
@@ -106,7 +106,7 @@ def check_arguments(
     dtypes: dict[str, torch.dtype] = {}
     devices: dict[str, torch.device] = {}
     contiguous = plain = True
-    for name, description in zip(TENSOR_NAMES, descriptions):
+    for name, description in zip(TENSOR_NAMES, descriptions, strict=True):
         if description is None:
             if name in OPTIONAL_NAMES:
                 continue

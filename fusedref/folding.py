@@ -1,4 +1,4 @@
-"""BatchNorm in evaluation mode and the scale after it, as one affine map per channel:
+"""Fold BatchNorm in evaluation mode and the scale after it into one affine map per channel.
 
 scale * (gamma * (conv + bias - mean) / sqrt(var + eps) + beta) = a * conv + b, with
 a = scale * gamma / sqrt(var + eps) and b = scale * beta + a * (bias - mean).
@@ -19,7 +19,7 @@ def affine(
     scaling_factor: float,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:
-    """(a, b), both [channels], of the dtype of ``running_var``; worked out in float64 and rounded once.
+    """Return a and b, [channels] in the dtype of ``running_var``, computed in float64 and rounded once.
 
     Every tensor is [channels]; ``bias`` and ``beta`` may be None (zeros), ``gamma`` None (ones).
     """
@@ -33,5 +33,5 @@ def affine(
 
 
 def fold(weight: Tensor, a: Tensor) -> Tensor:
-    """The filters [out_channels, ...] with ``a`` folded in: conv(x, fold(weight, a)) = a * conv(x, weight)."""
+    """Return ``weight`` [out_channels, ...] times ``a``, so that convolving with it gives a * conv(x, weight)."""
     return weight * a.view(-1, *[1] * (weight.dim() - 1))

@@ -81,7 +81,7 @@ class Problem:
     @cached_property
     def span(self) -> Pair:
         """(rows, columns) from the first tap of the dilated kernel to its last."""
-        rows, columns = (d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilations))
+        rows, columns = (d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
         return rows, columns
 
     @cached_property

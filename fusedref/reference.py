@@ -43,12 +43,12 @@ class ConvBnScale(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        """y [batch, out_channels, out_height, out_width] of x [batch, in_channels, height, width]."""
+        """Return y [batch, out_channels, out_height, out_width] of x [batch, in_channels, height, width]."""
         y: Tensor = self.bn(self.conv(x)) * self.scaling_factor
         return y
 
     def extra_repr(self) -> str:
-        """What ``repr`` adds to the two layers."""
+        """Return what ``repr`` adds to the two layers."""
         return f"scaling_factor={self.scaling_factor}"
 
 
@@ -68,7 +68,7 @@ def conv_bn_scale(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    """The model in evaluation mode as a function of its parameters: three of torch's operators."""
+    """Compute the model in evaluation mode as a function of its parameters, by three of torch's operators."""
     convolved = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     return F.batch_norm(convolved, running_mean, running_var, gamma, beta, eps=eps) * scaling_factor
 
@@ -89,10 +89,10 @@ def oracle(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    """((conv + bias - mean) / sqrt(var + eps) * gamma + beta) * scaling_factor in float64: what is right."""
+    """Return ((conv + bias - mean) / sqrt(var + eps) * gamma + beta) * scaling_factor in float64."""
 
     def channels(vector: Tensor) -> Tensor:
-        """A number a channel, in float64, as a plane takes it."""
+        """Return the vector in float64 as [channels, 1, 1]."""
         return vector.double().view(-1, 1, 1)
 
     with torch.no_grad():

@@ -12,6 +12,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,10 +49,11 @@ class Rung:
 
     @property
     def title(self) -> str:
+        """Return the number and the name."""
         return f"{self.number:02d} {self.name}"
 
     def bytes_moved(self, problem: Problem) -> int:
-        """What crosses the memory bus if every launch reads each of its tensors once and writes its result once."""
+        """Return the bytes that move if every launch reads each of its tensors once and writes its result once."""
         y = problem.dtype.itemsize * math.prod(problem.output_shape)
         return problem.least_bytes + 2 * y * self.round_trips
 
@@ -106,14 +108,34 @@ def bn_scale(
     return y
 
 
-def fused(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps) -> Tensor:
+def fused(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    scaling_factor: float,
+    eps: float,
+) -> Tensor:
     """Rung 04's kernel, one thread per output."""
     y, arguments = _fused_arguments(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps)
     _one_thread_each("04_fused", "fused", y, *arguments)
     return y
 
 
-def fused_block(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps) -> Tensor:
+def fused_block(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    scaling_factor: float,
+    eps: float,
+) -> Tensor:
     """Rung 04's other kernel, one block per image and channel."""
     y, arguments = _fused_arguments(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps)
     batch, out_channels, out_height, out_width = y.shape
@@ -136,8 +158,22 @@ class Tiled:
     dynamic: bool = True  # whether the launch gives them; else the kernel declares them
     declared: int = 0  # bytes that the kernel declares beside them
 
-    def __call__(self, x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps) -> Tensor:
-        problem = Problem(x.shape[0], x.shape[1], weight.shape[0], x.shape[2], x.shape[3], tuple(weight.shape[2:]))
+    def __call__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        running_mean: Tensor,
+        running_var: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        scaling_factor: float,
+        eps: float,
+    ) -> Tensor:
+        """Return y of the nine arguments. Raise ValueError if the rung cannot be launched on them."""
+        problem = Problem(
+            x.shape[0], x.shape[1], weight.shape[0], x.shape[2], x.shape[3], (weight.shape[2], weight.shape[3])
+        )
         refusal = self.refusal(problem)
         if refusal:
             raise ValueError(refusal)
@@ -165,7 +201,7 @@ class Tiled:
         return tuple(f"-D{name}={size}" for name, size in sizes.items())
 
     def grid(self, problem: Problem) -> tuple[int, int, int]:
-        """A block for every tile: columns, rows, and images times groups of channels."""
+        """Return the grid with a block for every tile: columns, rows, and images times groups of channels."""
         groups = 1 if self.channels is None else math.ceil(problem.out_channels / self.channels)
         across, down = math.ceil(problem.out_width / self.columns), math.ceil(problem.out_height / self.rows)
         return across, down, problem.batch * groups
@@ -213,38 +249,98 @@ split_fp32 = Tiled("09_split_fp32", "split_fp32", (256, 1, 1), 64, 6, 64, _bytes
 
 
 def library_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """torch's convolution, in fp32 as it is asked for: torch would let cuDNN round the inputs to tf32."""
+    """Return torch's convolution in fp32; by default cuDNN may round the inputs to tf32."""
     with bench.arithmetic("fp32"):
         return F.conv2d(x, weight, bias)
 
 
-def folded(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps) -> Tensor:
+def folded(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    scaling_factor: float,
+    eps: float,
+) -> Tensor:
     """Rung 05's kernel."""
     out_channels, in_channels, *kernel = weight.shape
     batch, _, height, width = x.shape
-    problem = Problem(batch, in_channels, out_channels, height, width, tuple(kernel), bias=bias is not None)
+    problem = Problem(batch, in_channels, out_channels, height, width, (kernel[0], kernel[1]), bias=bias is not None)
     parameters = Parameters(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps)
     return run_plan(folded_plan(problem), problem, parameters)
 
 
-def _rung_01(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps):
+def _rung_01(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    scaling_factor: float,
+    eps: float,
+) -> Tensor:
     return F.batch_norm(conv2d(x, weight, bias), running_mean, running_var, gamma, beta, eps=eps) * scaling_factor
 
 
-def _rung_02(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps):
+def _rung_02(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    scaling_factor: float,
+    eps: float,
+) -> Tensor:
     return batch_norm(conv2d(x, weight, bias), running_mean, running_var, gamma, beta, eps) * scaling_factor
 
 
-def _rung_03(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps):
+def _rung_03(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    scaling_factor: float,
+    eps: float,
+) -> Tensor:
     return scale(batch_norm(conv2d(x, weight, bias), running_mean, running_var, gamma, beta, eps), scaling_factor)
 
 
-def _rung_03_bn_scale(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps):
+def _rung_03_bn_scale(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    scaling_factor: float,
+    eps: float,
+) -> Tensor:
     convolved = library_convolution(x, weight, bias)
     return bn_scale(convolved, running_mean, running_var, gamma, beta, scaling_factor, eps)
 
 
-def _rung_05_weights(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps):
+def _rung_05_weights(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    scaling_factor: float,
+    eps: float,
+) -> Tensor:
     a, b = folding.affine(bias, running_mean, running_var, gamma, beta, scaling_factor, eps)
     return library_convolution(x, folding.fold(weight, a), b)
 
@@ -285,7 +381,17 @@ LADDER = [
 ]  # fmt: skip
 
 
-def _fused_arguments(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps):
+def _fused_arguments(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    scaling_factor: float,
+    eps: float,
+) -> tuple[Tensor, tuple[Any, ...]]:
     """y, still empty, and the arguments that both kernels of rung 04 take."""
     batch, in_channels, height, width = x.shape
     out_channels, _, kernel_size, _ = weight.shape
@@ -296,8 +402,8 @@ def _fused_arguments(x, weight, bias, running_mean, running_var, gamma, beta, sc
     return y, (x, weight, *vectors, _or_zeros(beta, running_mean), *numbers, Out(y), *sizes)
 
 
-def _one_thread_each(file: str, kernel: str, y: Tensor, *arguments) -> None:
-    """Launches ``kernel`` of ``file`` with a thread for each number of ``y``."""
+def _one_thread_each(file: str, kernel: str, y: Tensor, *arguments: Any) -> None:
+    """Launch ``kernel`` of ``file`` with a thread for each number of ``y``."""
     function = source_module(KERNELS / f"{file}.cu", device=y.device).get_function(kernel)
     launch(function, *arguments, block=(THREADS, 1, 1), grid=(math.ceil(y.numel() / THREADS), 1, 1))
 

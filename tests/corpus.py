@@ -36,7 +36,7 @@ CASES: list[Case] = []
 
 
 def pair(name: str, source: str, arguments: tuple, expected: tuple, **launch: object) -> None:
-    """A bug and its cure in one text: ``@(bug||cure)@``. Both go into the corpus."""
+    """Add a bug and its cure to the corpus, given as one text: ``@(bug||cure)@``."""
     texts = {"bug": "", "cure": ""}
     rest = source.strip("\n") + "\n"
     while "@(" in rest:

@@ -41,13 +41,13 @@ FALSE_REPORTS = {
 
 
 def digest(case: corpus.Case) -> str:
-    """A fingerprint of what runs on the card, so that a verdict on another text is found out."""
+    """Return a hash of what runs on the card, to detect a verdict on another text."""
     what = (case.source, case.arguments, case.block, case.grid, case.shared, case.dtype, case.options)
     return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
 
 def run_case(name: str) -> None:
-    """Runs one case on the card, without torch: that would take longer to start than the case to run."""
+    """Run one case on the card, without torch, which would take longer to start than the case to run."""
     import pycuda.autoprimaryctx  # noqa: F401  makes the context
     import pycuda.driver as drv
     import pycuda.gpuarray as gpuarray
@@ -62,7 +62,7 @@ def run_case(name: str) -> None:
 
 
 def verdict(name: str, tool: str) -> str:
-    """What the tool makes of the case: "found", "nothing", or "hangs" where the case does not end."""
+    """Return the tool's verdict: "found", "nothing", or "hangs" if the case does not end."""
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", str(FOUND)]
     command += [sys.executable, __file__, "--run", name]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -88,7 +88,7 @@ def measure(known: dict) -> dict:
     # One tool after the other: the first compiles, the next find what PyCUDA kept.
     jobs = [(case.name, tool) for tool, case in product(TOOLS, todo)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        verdicts = dict(zip(jobs, pool.map(lambda job: verdict(*job), jobs)))
+        verdicts = dict(zip(jobs, pool.map(lambda job: verdict(*job), jobs), strict=True))
     cases = {case.name: known.get(case.name) for case in corpus.CASES}
     for case in todo:
         planted = case.expected[0] if case.expected else None
@@ -98,7 +98,7 @@ def measure(known: dict) -> dict:
 
 
 def show(measured: dict) -> None:
-    """Prints a file as a table: the case, what it plants, and who found it."""
+    """Print a file as a table: the case, what it plants, and the tools that found it."""
     from rich.console import Console
     from rich.table import Table
 

@@ -59,4 +59,5 @@ def shared_bytes(report: str) -> int:
 def assert_no_spills(report: str) -> None:
     """Check that no register of any function is spilled to memory."""
     counts = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
-    assert counts and set(counts) == {("0", "0")}, report
+    assert counts, report
+    assert set(counts) == {("0", "0")}, report

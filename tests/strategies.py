@@ -26,7 +26,7 @@ def problems(draw) -> Problem:
     dilation = (number(1, 2), number(1, 2))
     paddings = [st.just("valid"), st.integers(0, 3), st.tuples(st.integers(0, 3), st.integers(0, 3))]
     padding = draw(st.one_of(*paddings, *([st.just("same")] if stride == (1, 1) else [])))
-    span = [d * (k - 1) + 1 for k, d in zip(kernel, dilation)]
+    span = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
     return Problem(
         number(1, 3),
         groups * number(1, 3),
@@ -43,5 +43,5 @@ def problems(draw) -> Problem:
 
 
 def options(problem: Problem) -> dict:
-    """The keyword arguments of ``fused_conv_bn_scale`` for a problem."""
+    """Return the keyword arguments of ``fused_conv_bn_scale`` for a problem."""
     return problem.conv_options

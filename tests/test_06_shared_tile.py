@@ -82,18 +82,22 @@ def test_fewer_requests_than_04():
     with watch() as seen:
         ladder.fused(*random_inputs(Problem(*TILE), 0))
     before, now = seen.counters["fused"], watched(RUNG.candidate, *TILE)
-    assert now.global_load_requests == 2789 and now.global_load_sectors == 3476
+    assert now.global_load_requests == 2789
+    assert now.global_load_sectors == 3476
     assert before.global_load_requests > 25 * now.global_load_requests
     assert before.global_load_sectors > 60 * now.global_load_sectors
 
 
 def test_what_does_not_fit_is_refused(device):
-    assert RUNG.fits(KERNELBENCH_73) and RUNG.fits(Problem(3, 25, 7, 300, 200, 3))
+    assert RUNG.fits(KERNELBENCH_73)
+    assert RUNG.fits(Problem(3, 25, 7, 300, 200, 3))
     assert not RUNG.fits(Problem(1, 26, 1, 9, 9, 3))
     with pytest.raises(ValueError, match="shared_tile needs 50336 bytes of shared memory for 26 input channels"):
         RUNG.candidate(*inputs(1, 26, 1, 9, 9, 3, device=device))
-    assert not RUNG.fits(Problem(1, 3, 4, 9, 9, 3, stride=2)) and not RUNG.fits(Problem(1, 3, 4, 9, 9, 3, padding=1))
-    assert not RUNG.fits(Problem(1, 2, 4, 9, 9, 3, groups=2)) and not RUNG.fits(Problem(1, 3, 4, 9, 9, (3, 2)))
+    assert not RUNG.fits(Problem(1, 3, 4, 9, 9, 3, stride=2))
+    assert not RUNG.fits(Problem(1, 3, 4, 9, 9, 3, padding=1))
+    assert not RUNG.fits(Problem(1, 2, 4, 9, 9, 3, groups=2))
+    assert not RUNG.fits(Problem(1, 3, 4, 9, 9, (3, 2)))
     assert not RUNG.fits(Problem(65536, 1, 1, 1, 1, 1))
 
 

@@ -68,7 +68,8 @@ def test_memory_requests():
     assert weights.shared_load_requests == 2 * products / 32
     assert counters.shared_load_requests == 6 * products / 32
     assert counters.shared_load_bank_conflicts == 0
-    assert counters.global_store_sectors == 4 * 4 * 4 * 64 and counters.barriers == 1
+    assert counters.global_store_sectors == 4 * 4 * 4 * 64
+    assert counters.barriers == 1
 
 
 @needs_emulator
@@ -79,7 +80,8 @@ def test_a_row_of_64_weights_would_have_conflicts(plant):
 
 
 def test_what_does_not_fit_is_refused(device):
-    assert RUNG.fits(KERNELBENCH_73) and not RUNG.fits(Problem(1, 9, 1, 9, 9, 3))
+    assert RUNG.fits(KERNELBENCH_73)
+    assert not RUNG.fits(Problem(1, 9, 1, 9, 9, 3))
     with pytest.raises(ValueError, match="register_tile needs 50112 bytes of shared memory for 9 input channels"):
         RUNG.candidate(*inputs(1, 9, 1, 9, 9, 3, device=device))
 

@@ -47,7 +47,7 @@ def a_card_that_has_wgmma(device):
 
 
 def pipeline(problem, inputs, multiprocessors=3, precision="fp32"):
-    """The kernel, whatever the plan would choose; so few blocks that each has several tiles."""
+    """Run the kernel, whatever the plan would choose, with so few blocks that each has several tiles."""
     target = EMULATED._replace(multiprocessors=multiprocessors)
     return run_plan(pipeline_plan(problem, target, KernelVariant(precision)), problem, inputs)
 
@@ -76,15 +76,19 @@ class TestPlan:
     )
     def test_what_it_does_not_serve(self, problem, words):
         chosen = plan(problem)
-        assert chosen.kernel != "pipeline" and words in chosen.reason
+        assert chosen.kernel != "pipeline"
+        assert words in chosen.reason
 
     def test_another_architecture(self):
         chosen = plan(KERNELBENCH_73, "sm_80", 108)
-        assert chosen.kernel != "pipeline" and "sm_80" in chosen.reason
+        assert chosen.kernel != "pipeline"
+        assert "sm_80" in chosen.reason
 
     def test_a_batch_is_no_constant(self):
         one, many = (plan(Problem(batch, 8, 64, 40, 40, 3)).launches[0] for batch in (1, 100))
-        assert one.macros == many.macros and one.grid == (8, 1, 1) and many.grid == (132, 1, 1)
+        assert one.macros == many.macros
+        assert one.grid == (8, 1, 1)
+        assert many.grid == (132, 1, 1)
 
     def test_turns(self):
         """A turn lasts as long as memory needs for a burst of every multiprocessor: two tiles of float32."""
@@ -151,8 +155,8 @@ class TestShapes:
 
         kernel = data.draw(st.sampled_from([(1, 1), (3, 3), (2, 3), (3, 1), (4, 2)]))
         dilation = (number(1, 2), number(1, 2))
-        span = [d * (k - 1) for k, d in zip(kernel, dilation)]
-        height, width = (part + number(1, most) for part, most in zip(span, (14, 70)))
+        span = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        height, width = (part + number(1, most) for part, most in zip(span, (14, 70), strict=True))
         problem = Problem(
             number(1, 3), number(1, 8), number(1, 80), height, width, kernel,
             padding=(number(0, 2), number(0, 2)), dilation=dilation, bias=data.draw(st.booleans()),
@@ -233,7 +237,9 @@ class TestRange:
         inputs = random_inputs(SMALL, 0, device)
         inputs.running_var[3] = -1.0
         nan = pipeline(SMALL, inputs).isnan()
-        assert nan[:, 3].all() and not nan[:, :3].any() and not nan[:, 4:].any()
+        assert nan[:, 3].all()
+        assert not nan[:, :3].any()
+        assert not nan[:, 4:].any()
 
 
 def run_source(text, problem, inputs):

@@ -77,7 +77,7 @@ class FakeFunction:
 
 @pytest.fixture
 def loaded(monkeypatch):
-    """A cache of up to two unused fake modules, with an empty machine code each."""
+    """Return a cache of up to two unused fake modules, with an empty machine code each."""
     monkeypatch.setattr(modules, "pushed", lambda index: contextlib.nullcontext())
     cache = LoadedModules(most_unused=2)
     cache.synchronized = 0
@@ -91,7 +91,7 @@ def loaded(monkeypatch):
 
 
 def load(cache, name):
-    """A weak reference to the module ``name``."""
+    """Return a weak reference to the module ``name``."""
     return weakref.ref(cache.get(name, 0, lambda: b""))
 
 
@@ -102,7 +102,9 @@ def test_least_recently_used_modules_are_unloaded(loaded):
     load(loaded, "d")
     gc.collect()
     assert b() is None  # a was used after it
-    assert a() is not None and c() is not None and loaded.synchronized == 1
+    assert a() is not None
+    assert c() is not None
+    assert loaded.synchronized == 1
     assert loaded.get("b", 0, lambda: b"") is not None  # loaded again
 
 

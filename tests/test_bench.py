@@ -63,7 +63,8 @@ def test_save_leaves_a_file_of_other_content(card, tmp_path, content):
     path.write_text(content)
     with pytest.raises(ValueError, match=r"card\.json does not hold rows of this bench"):
         bench.save(path, [row("a")])
-    assert path.read_text() == content and list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == content
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_relative_l2_sees_one_wrong_image():
@@ -102,7 +103,8 @@ def test_other_problems_and_the_family():
         "32, 64->64, 56x56, 3x3, padding 1, groups 4",
         "32, 128->128, 56x56, 3x3, padding 1, groups 128",
     ]
-    assert bench.in_family(KERNELBENCH_73) and not bench.in_family(Problem(1, 8, 8, 20, 20, 8))
+    assert bench.in_family(KERNELBENCH_73)
+    assert not bench.in_family(Problem(1, 8, 8, 20, 20, 8))
 
 
 def test_peers_of_every_precision():
@@ -173,7 +175,9 @@ def test_device_times_exclude_a_late_host():
     assert statistics.median(bench.samples(slow)) < 100
     begin = time.perf_counter()
     times = bench.host_samples(slow, repeats=2, calls=3)
-    assert len(times) == 2 and min(times) > 500 and time.perf_counter() - begin < 60
+    assert len(times) == 2
+    assert min(times) > 500
+    assert time.perf_counter() - begin < 60
 
 
 @pytest.mark.gpu
@@ -196,5 +200,6 @@ def test_every_peer_runs_within_its_precision():
     assert [row.name for row in rows if row.name != bench.FLOOR] == [peer.name for peer in peers]
     limits = {"fp32": 5e-7, "tf32": 2e-3, "fp16": 5e-3, "bf16": 4e-2}
     for found in rows:
-        assert found.us > 0 and found.floor_us > 0
+        assert found.us > 0
+        assert found.floor_us > 0
         assert found.name == bench.FLOOR or found.relative_l2 < limits[found.precision]

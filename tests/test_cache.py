@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """The cache folder of this test."""
+    """Return the cache folder of this test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     cache._remove_leftovers.cache_clear()
     return tmp_path / "fusedref"
@@ -52,12 +52,14 @@ def test_build_works_in_an_empty_folder_that_is_removed(home):
         return b"code"
 
     cache.cached_bytes("a.cubin", build)
-    assert folders[0].parent == home and not folders[0].exists()
+    assert folders[0].parent == home
+    assert not folders[0].exists()
 
 
 def test_library_stays_where_it_is_built(home):
     path = cache.cached_library("a.so", lambda scratch: b"code")
-    assert path == home / "emulator" / "a.so" and path.read_bytes()[:4] == b"code"
+    assert path == home / "emulator" / "a.so"
+    assert path.read_bytes()[:4] == b"code"
     assert cache.cached_library("a.so", unexpected) == path
 
 
@@ -128,7 +130,8 @@ def test_disk_that_fills_up_during_the_build(home, monkeypatch):
 
     monkeypatch.setattr(os, "replace", fails)
     path = cache.cached_library("filled.so", lambda scratch: b"code")
-    assert in_temporary_folder(path) and path.read_bytes()[:4] == b"code"
+    assert in_temporary_folder(path)
+    assert path.read_bytes()[:4] == b"code"
 
 
 def test_noexec_folder_keeps_cubins_but_no_libraries(home, monkeypatch):
@@ -173,7 +176,8 @@ def test_temporary_folder_is_removed_at_exit_but_not_by_a_child(tmp_path):
     folder, existed = subprocess.run(
         command, capture_output=True, text=True, env=environment, check=True
     ).stdout.split()
-    assert existed == "True" and not Path(folder).exists()
+    assert existed == "True"
+    assert not Path(folder).exists()
 
 
 # ------------------------------------------------------------------------------------------------ several processes

@@ -62,7 +62,8 @@ def test_missing_kernel(kernel, capsys):
 def test_compile_error(kernel, capsys):
     assert main(["validate", kernel("float sum = bias[channel];", "flaot sum;"), "--kernel", "fused", *SMALL]) == 2
     error = capsys.readouterr().err
-    assert "does not compile" in error and "flaot" in error
+    assert "does not compile" in error
+    assert "flaot" in error
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,9 @@ def test_a_wrong_device(program, arguments, monkeypatch, capsys):
     monkeypatch.setenv("FUSEDREF_DEVICE", "tpu")
     assert program(arguments) == 2
     printed = capsys.readouterr()
-    assert "FUSEDREF_DEVICE is 'tpu'" in printed.err and printed.err.count("\n") == 1 and not printed.out
+    assert "FUSEDREF_DEVICE is 'tpu'" in printed.err
+    assert printed.err.count("\n") == 1
+    assert not printed.out
 
 
 @pytest.mark.parametrize("seed", ["-1", "1.5", "x", "", str(2**63), "9" * 5000], ids=lambda seed: seed[:20])
@@ -83,14 +86,16 @@ def test_wrong_seeds(kernel, capsys, seed):
         main(["validate", kernel(), "--kernel", "fused", *SMALL, "--seed", seed])
     assert end.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "argument --seed: must be an integer, at least 0 and below 2**63, got " in error and len(error) < 200
+    assert "argument --seed: must be an integer, at least 0 and below 2**63, got " in error
+    assert len(error) < 200
 
 
 @pytest.mark.parametrize("batch", ["1000000000", str(10**30)])
 def test_sizes_beyond_memory(kernel, capsys, batch):
     assert main(["validate", kernel(), "--kernel", "fused", "--problem", f"{batch},8,64,128,128,3"]) == 2
     printed = capsys.readouterr()
-    assert "problem must fit into memory: it needs at least" in printed.err and printed.err.count("\n") == 1
+    assert "problem must fit into memory: it needs at least" in printed.err
+    assert printed.err.count("\n") == 1
     assert not printed.out
 
 
@@ -172,7 +177,8 @@ def test_output_files_are_checked_before_any_work(program, arguments, tmp_path, 
 def test_wrong_sizes(kernel, capsys, sizes):
     with pytest.raises(SystemExit) as end:
         main(["validate", kernel(), "--kernel", "fused", "--problem", sizes])
-    assert end.value.code == 2 and "BATCH,IN_CHANNELS" in capsys.readouterr().err
+    assert end.value.code == 2
+    assert "BATCH,IN_CHANNELS" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -191,7 +197,8 @@ def test_help(program, arguments, name, statuses, capsys):
         program([*arguments, "--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    assert text.startswith(f"usage: {name} [-h]") and f"example:\n  {name} " in text
+    assert text.startswith(f"usage: {name} [-h]")
+    assert f"example:\n  {name} " in text
     ending = " ".join(text.partition("exit status: ")[2].split())
     assert ending == f"{statuses}, 2 not run (such as a wrong command), 130 interrupted"
 
@@ -208,16 +215,21 @@ def test_bench_without_a_gpu(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("FUSEDREF_DEVICE", "emulator")
     assert main(["bench", "--json", str(tmp_path / "card.json")]) == 2
     printed = capsys.readouterr().err
-    assert "no NVIDIA GPU" in printed and "make ladder" in printed and not (tmp_path / "card.json").exists()
+    assert "no NVIDIA GPU" in printed
+    assert "make ladder" in printed
+    assert not (tmp_path / "card.json").exists()
 
 
 @pytest.mark.parametrize("module", ["fusedref", "kernels", "kernels.profile"])
 def test_commands_start_as_modules(module):
     done = processes.run([sys.executable, "-m", module, "--help"])
-    assert done.returncode == 0 and f"usage: python -m {module}" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert f"usage: python -m {module}" in done.stdout, done.stderr
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_lists_the_targets():
     done = processes.run(["make"], cwd=KERNELS.parent)
-    assert done.returncode == 0 and "make ladder" in done.stdout and "make test" in done.stdout
+    assert done.returncode == 0
+    assert "make ladder" in done.stdout
+    assert "make test" in done.stdout

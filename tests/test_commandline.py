@@ -68,8 +68,11 @@ def test_text_that_the_terminal_cannot_encode_is_escaped():
 def test_a_file_to_write_may_be_new_or_there(tmp_path):
     there, new = tmp_path / "there", tmp_path / "a" / "b" / "new"
     there.write_text("old")
-    assert commandline.output_file(str(there)) == there and there.read_text() == "old"
-    assert commandline.output_file(str(new)) == new and new.parent.is_dir() and not new.exists()
+    assert commandline.output_file(str(there)) == there
+    assert there.read_text() == "old"
+    assert commandline.output_file(str(new)) == new
+    assert new.parent.is_dir()
+    assert not new.exists()
     assert list(new.parent.iterdir()) == []
 
 
@@ -129,10 +132,12 @@ def test_a_file_is_replaced_as_a_whole_or_stays(tmp_path):
     link.symlink_to(path)
     for number in range(2):
         with commandline.written_whole(link) as aside:
-            assert aside.suffix == path.suffix and aside.parent.parent == tmp_path
+            assert aside.suffix == path.suffix
+            assert aside.parent.parent == tmp_path
             aside.write_text(f"content {number}")
             assert path.exists() == bool(number)
-        assert path.read_text() == f"content {number}" and link.is_symlink()
+        assert path.read_text() == f"content {number}"
+        assert link.is_symlink()
 
     def fail():
         with commandline.written_whole(path) as aside:
@@ -141,7 +146,8 @@ def test_a_file_is_replaced_as_a_whole_or_stays(tmp_path):
 
     with pytest.raises(RuntimeError, match="half-way"):
         fail()
-    assert path.read_text() == "content 1" and sorted(tmp_path.iterdir()) == [path, link]
+    assert path.read_text() == "content 1"
+    assert sorted(tmp_path.iterdir()) == [path, link]
 
 
 CONTENTS = {
@@ -177,7 +183,8 @@ def test_an_empty_file_and_the_committed_one_are_taken(of_arguments, committed, 
     path = tmp_path / "file"
     for content in (b"", (processes.ROOT / "lessons" / "measured" / committed).read_bytes()):
         path.write_bytes(content)
-        assert of_arguments(str(path)) == path and path.read_bytes() == content
+        assert of_arguments(str(path)) == path
+        assert path.read_bytes() == content
 
 
 def test_a_progress_bar_shows_on_a_terminal_alone(monkeypatch, capsys):

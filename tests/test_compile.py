@@ -20,7 +20,7 @@ needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc
 
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
-    """An empty cache."""
+    """Return an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     return tmp_path / "home" / "fusedref"
 
@@ -47,7 +47,8 @@ def cubin(source, options, architecture, include_dirs=INCLUDE_DIRS):
 def test_cached_cubin(cache, compiled):
     first = cubin("text", ("-DA=1",), "sm_90")
     assert cubin("text", ("-DA=1",), "sm_90") == first == b"text|('-DA=1',)|sm_90"
-    assert len(compiled) == 1 and len(list(cache.iterdir())) == 1
+    assert len(compiled) == 1
+    assert len(list(cache.iterdir())) == 1
 
 
 def test_name_of_a_cubin(cache, compiled, monkeypatch, tmp_path):
@@ -94,7 +95,8 @@ def test_damaged_cubin(cache, compiled):
     content = bytearray(path.read_bytes())
     content[3] ^= 1
     path.write_bytes(content)
-    assert cubin("text", (), "sm_90") == whole and len(compiled) == 2
+    assert cubin("text", (), "sm_90") == whole
+    assert len(compiled) == 2
 
 
 def test_unwritable_home(monkeypatch, compiled, tmp_path):
@@ -126,7 +128,7 @@ def test_folded_compiles(cache, arch):
 
 @needs_nvcc
 def test_error_of_nvcc(cache):
-    with pytest.raises(CompileError, match="identifier .*nonsense.* is undefined"):
+    with pytest.raises(CompileError, match=r"identifier .*nonsense.* is undefined"):
         cubin('extern "C" __global__ void f(float* y) { *y = nonsense; }', (), "sm_90")
     assert list(cache.iterdir()) == []
 

@@ -40,7 +40,7 @@ LOST = 0.05  # turns for each request to shared memory, at most, that the card's
 
 @pytest.fixture(scope="module")
 def counted(monkeymodule):
-    """The emulator's counters of every kernel."""
+    """Return the emulator's counters of every kernel."""
     monkeymodule.setenv("FUSEDREF_DEVICE", "emulator")
     with watch() as seen:
         profile.run_kernels(torch.device("cpu"))
@@ -60,7 +60,7 @@ def measured():
 
 
 def conflicts_by_line(counters) -> dict[str, dict[str, int]]:
-    """The emulator's, of one launch, as the measured file has them."""
+    """Return the emulator's counters of one launch, as the measured file has them."""
     found = {}
     for place, counts in counters.by_line.items():
         conflicts = {name: getattr(counts, name) // counters.launches for name in OF_THE_BANKS if getattr(counts, name)}
@@ -100,7 +100,8 @@ def test_hardware_conflict_noise_is_small(kernel, name, counted, measured):
     of_lines = sum(counts.get(name, 0) for counts in card["bank_conflicts"].values())
     beyond = [run[name] - of_lines for run in card["runs"]]
     requests = getattr(counted[kernel], name.replace("bank_conflicts", "requests")) // counted[kernel].launches
-    assert min(beyond) >= 0 and max(beyond) <= LOST * requests
+    assert min(beyond) >= 0
+    assert max(beyond) <= LOST * requests
     assert max(beyond) == 0 or len(set(beyond)) > 1
 
 
@@ -166,9 +167,10 @@ def test_read_counters():
         second=columns(range(6)),
     )
     read = profile.read_counters(text)
-    assert list(read) == ["conv2d", "scale"] and len(read["conv2d"]) == 2
-    assert read["conv2d"][0] == dict(zip(profile.METRICS, [1425408, 33536, 0, 3, 4, 5]))
-    assert read["scale"] == [dict(zip(profile.METRICS, range(6)))]
+    assert list(read) == ["conv2d", "scale"]
+    assert len(read["conv2d"]) == 2
+    assert read["conv2d"][0] == dict(zip(profile.METRICS, [1425408, 33536, 0, 3, 4, 5], strict=True))
+    assert read["scale"] == [dict(zip(profile.METRICS, range(6), strict=True))]
 
 
 SOURCE = """"Kernel Name","conv2d(int)",
@@ -231,4 +233,5 @@ def test_read_lines_of_a_compiled_kernel(tmp_path):
     cubin = nvcc.cubin(ladder.KERNELS / "08_tensor_cores.cu", tmp_path, "90a", options)
     done = processes.run(["nvdisasm", "-gi", "-c", cubin], check=True)
     places = profile.read_places(done.stdout)["tensor_cores"]
-    assert len(places) > 500 and {file for file, _ in places} == {"08_tensor_cores.cu"}
+    assert len(places) > 500
+    assert {file for file, _ in places} == {"08_tensor_cores.cu"}

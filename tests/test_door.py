@@ -30,7 +30,8 @@ def test_names_without_a_gpu(no_gpu):
 
     assert cuda.device() == "emulator"
     assert cuda.SourceModule is emulator.SourceModule
-    assert cuda.drv is emulator.driver and cuda.gpuarray is emulator.gpuarray
+    assert cuda.drv is emulator.driver
+    assert cuda.gpuarray is emulator.gpuarray
 
 
 def test_environment_decides(pretended_gpu, monkeypatch):

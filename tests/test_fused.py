@@ -33,7 +33,7 @@ def torch_on_the_cpu(monkeypatch):
 
 @pytest.fixture(params=["planned", "general"])
 def kernel(request, monkeypatch):
-    """The kernel that the plan chooses, and the general one, which it chooses for a card without newer tensor cores."""
+    """Return the kernel that the plan chooses, or the general one, chosen for a card without newer tensor cores."""
     if request.param == "general":
         monkeypatch.setattr(inference, "target_of", lambda device: Target("sm_75", 40))
     inference._case.cache_clear()
@@ -91,7 +91,8 @@ class TestKernel:
         single = fused_conv_bn_scale(*inputs._replace(x=inputs.x[1:]), **options(PROBLEM))
         assert torch.equal(whole[1:], single)
         one, many = (folded_plan(Problem(batch, 6, 8, 9, 11, 3)).launches[0] for batch in (1, 100))
-        assert one.macros == many.macros and many.grid[0] == 100 * one.grid[0]
+        assert one.macros == many.macros
+        assert many.grid[0] == 100 * one.grid[0]
 
     def test_non_contiguous_inputs(self, device):
         inputs = random_inputs(PROBLEM, 0, device)
@@ -101,18 +102,21 @@ class TestKernel:
             weight=inputs.weight.contiguous(memory_format=torch.channels_last),
             gamma=torch.stack([inputs.gamma, inputs.beta], 1)[:, 0],
         )
-        assert not strided.x.is_contiguous() and not strided.gamma.is_contiguous()
+        assert not strided.x.is_contiguous()
+        assert not strided.gamma.is_contiguous()
         again = fused_conv_bn_scale(*strided, **options(PROBLEM))
-        assert torch.equal(y, again) and again.is_contiguous()
+        assert torch.equal(y, again)
+        assert again.is_contiguous()
         channels_last = inputs._replace(x=inputs.x.contiguous(memory_format=torch.channels_last))
         again = fused_conv_bn_scale(*channels_last, **options(PROBLEM))
-        assert torch.equal(y, again) and again.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(y, again)
+        assert again.is_contiguous(memory_format=torch.channels_last)
 
     def test_inputs_stay(self, device):
         inputs = random_inputs(PROBLEM, 0, device)
         before = [value.clone() for value in inputs[:7]]
         fused_conv_bn_scale(*inputs, **options(PROBLEM))
-        assert all(torch.equal(*pair) for pair in zip(inputs[:7], before))
+        assert all(torch.equal(*pair) for pair in zip(inputs[:7], before, strict=True))
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     @pytest.mark.parametrize("name", ["x", "weight", "bias", "running_mean", "running_var", "gamma", "beta"])
@@ -127,7 +131,8 @@ class TestKernel:
         inputs = random_inputs(PROBLEM, 0, device)
         inputs.running_var[3] = -1.0
         y = fused_conv_bn_scale(*inputs, **options(PROBLEM))
-        assert y[:, 3].isnan().all() and not y[:, [0, 1, 2, 4, 5, 6, 7]].isnan().any()
+        assert y[:, 3].isnan().all()
+        assert not y[:, [0, 1, 2, 4, 5, 6, 7]].isnan().any()
 
     @pytest.mark.parametrize("dtype", HALVES, ids=str)
     def test_halves_with_nan_infinity_and_overflow(self, device, dtype):
@@ -137,7 +142,9 @@ class TestKernel:
             inputs.x[0, 0, 0, 3 * place] = value
         expected = oracle(*inputs, **options(problem)).to(dtype)
         y = fused_conv_bn_scale(*inputs, **options(problem))
-        assert y.dtype == dtype and expected.isnan().any() and expected[:, :, 2:].isinf().any()
+        assert y.dtype == dtype
+        assert expected.isnan().any()
+        assert expected[:, :, 2:].isinf().any()
         torch.testing.assert_close(y, expected, rtol=2 * torch.finfo(dtype).eps, atol=0.0, equal_nan=True)
 
     def test_tf32(self, device):
@@ -184,7 +191,8 @@ class TestTorchOnTheCpu:
         if channels_last:
             inputs = inputs._replace(x=inputs.x.contiguous(memory_format=torch.channels_last))
         y = fused_conv_bn_scale(*inputs, **options(problem))
-        assert y.dtype == dtype and y.is_contiguous() != channels_last
+        assert y.dtype == dtype
+        assert y.is_contiguous() != channels_last
         assert y.is_contiguous(memory_format=torch.channels_last) == channels_last
 
     def test_no_compiler_and_no_device(self, monkeypatch):
@@ -271,7 +279,8 @@ def test_half_bias_beside_float32_statistics(device, monkeypatch, dtype, emulate
 def test_halves_with_a_factor_beyond_float32(device, dtype, factor):
     inputs = random_inputs(dataclasses.replace(PROBLEM, dtype=dtype), 0, device)._replace(scaling_factor=factor)
     y = fused_conv_bn_scale(*inputs, **options(PROBLEM))
-    assert y.dtype == dtype and torch.equal(y.isnan(), oracle(*inputs, **options(PROBLEM)).isnan())
+    assert y.dtype == dtype
+    assert torch.equal(y.isnan(), oracle(*inputs, **options(PROBLEM)).isnan())
 
 
 PLANTED = {
@@ -313,13 +322,15 @@ def test_empty_batch(device, monkeypatch, emulated):
         monkeypatch.delenv("FUSEDREF_DEVICE", raising=False)
     inputs = random_inputs(PROBLEM, 0, device)
     y = fused_conv_bn_scale(*inputs._replace(x=inputs.x[:0]), **options(PROBLEM))
-    assert y.shape == (0, *PROBLEM.output_shape[1:]) and y.device.type == device.type
+    assert y.shape == (0, *PROBLEM.output_shape[1:])
+    assert y.device.type == device.type
 
 
 def test_plan_of_folded():
     chosen = plan(PROBLEM, "sm_75", 40)
     (launch,) = chosen.launches
     assert (chosen.kernel, launch.block, launch.grid) == ("folded", (256, 1, 1), (2 * 8 * 1, 1, 1))
-    assert dict(launch.macros)["PAD_TOP"] == 1 and dict(launch.macros)["OUT_WIDTH"] == 6
+    assert dict(launch.macros)["PAD_TOP"] == 1
+    assert dict(launch.macros)["OUT_WIDTH"] == 6
     with pytest.raises(ValueError, match=r"must be below 2\*\*31"):
         plan(Problem(1, 1, 1, 2**31, 1, 1))

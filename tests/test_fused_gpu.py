@@ -40,7 +40,7 @@ def test_graph_replay():
         y = fused_conv_bn_scale(*inputs, **options(PROBLEM))
     for seed in (1, 2):
         fresh = random_inputs(PROBLEM, seed, "cuda")
-        for tensor, value in zip(inputs[:7], fresh[:7]):
+        for tensor, value in zip(inputs[:7], fresh[:7], strict=True):
             tensor.copy_(value)
         y.fill_(torch.nan)
         side = torch.cuda.Stream()
@@ -76,7 +76,8 @@ def test_other_streams_during_capture():
             thread.join()
     graph.replay()
     torch.cuda.synchronize()
-    assert len(found) == 2 and all(torch.equal(result, expected) for result in [y, *found])
+    assert len(found) == 2
+    assert all(torch.equal(result, expected) for result in [y, *found])
 
 
 def test_fresh_threads():
@@ -98,7 +99,8 @@ def test_fresh_threads():
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(results) == 160 and all(torch.equal(result, expected) for result in results)
+    assert len(results) == 160
+    assert all(torch.equal(result, expected) for result in results)
 
 
 def test_autograd_thread():
@@ -138,7 +140,7 @@ def test_second_card():
 
 
 def test_more_than_2_31_elements():
-    """x of 2**31 + 2**25 elements: the last images lie beyond 32-bit indices, in x and in y."""
+    """X of 2**31 + 2**25 elements: the last images lie beyond 32-bit indices, in x and in y."""
     problem = Problem(65, 1, 1, 2**12, 2**13, 1)
     if torch.cuda.get_device_properties(0).total_memory < 30 * 2**30:
         pytest.skip("needs 30 GiB of GPU memory")
@@ -161,7 +163,7 @@ def test_nan_infinity_and_negative_variance(name, value):
 
 
 def test_library_tf32_is_refused():
-    """torch's own convolution takes tf32 unless told not to: the validator sees the difference."""
+    """Torch's own convolution takes tf32 unless told not to: the validator sees the difference."""
     problem = Problem(8, 64, 64, 32, 32, 3)
     x, weight = random_inputs(problem, 0, "cuda")[:2]
     results = []

@@ -38,7 +38,7 @@ SMALL = Problem(1, 16, 24, 6, 10, 3, padding=1)  # two chunks of input channels,
 
 
 def gemm_plan(problem, variant=KernelVariant(), multiprocessors=2, architecture="sm_90a", **wanted):
-    """The plan of the kernel, whatever else would serve, with the best tile that is as ``wanted``."""
+    """Return the plan of this kernel, with the best tile that is as ``wanted``."""
     tiles = gemm_tiles(problem, Target(architecture, multiprocessors), variant)
     tiles = [tile for tile in tiles if all(getattr(tile, name) == value for name, value in wanted.items())]
     return implicit_gemm_plan(problem, min(tiles, key=lambda tile: tile.cycles), variant)
@@ -61,7 +61,8 @@ class TestPlan:
     @pytest.mark.parametrize("architecture", ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"])
     def test_every_card_since_sm_80(self, architecture):
         chosen = plan(Problem(32, 64, 64, 56, 56, 3, padding=1), architecture, 100)
-        assert chosen.kernel == "implicit_gemm" and "pipeline" in chosen.reason
+        assert chosen.kernel == "implicit_gemm"
+        assert "pipeline" in chosen.reason
         assert chosen.launches[0].shared <= 1024 * (99 if architecture in ("sm_86", "sm_89", "sm_120") else 227)
 
     @pytest.mark.parametrize(
@@ -78,7 +79,8 @@ class TestPlan:
     )
     def test_what_it_does_not_serve(self, problem, architecture, words):
         chosen = plan(problem, architecture)
-        assert chosen.kernel == "folded" and words in chosen.reason
+        assert chosen.kernel == "folded"
+        assert words in chosen.reason
 
     def test_tensors_of_halves_may_have_few_products(self):
         assert plan(Problem(32, 2, 64, 56, 56, 3, dtype=torch.float16), "sm_80").kernel == "implicit_gemm"
@@ -134,8 +136,8 @@ class TestShapes:
             return data.draw(st.integers(low, high))
 
         kernel, dilation = (number(1, 4), number(1, 7)), (number(1, 2), number(1, 2))
-        span = [d * (k - 1) for k, d in zip(kernel, dilation)]
-        height, width = (part + number(1, most) for part, most in zip(span, (12, 20)))
+        span = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        height, width = (part + number(1, most) for part, most in zip(span, (12, 20), strict=True))
         groups = number(1, 2)
         problem = Problem(
             number(1, 3), groups * number(1, 20), groups * number(1, 40), height, width, kernel,
@@ -157,7 +159,8 @@ class TestShapes:
             inputs = convolution(*random_inputs(problem, 0, device)[:2])
             truth = oracle(*inputs, **options(problem))
             ours, plain = ((run(problem, inputs).double() - truth).norm().item() for run in (gemm, folded))
-            assert ours <= plain and ours <= 1.2e-7 * truth.norm().item()
+            assert ours <= plain
+            assert ours <= 1.2e-7 * truth.norm().item()
 
 
 class TestRange:
@@ -286,7 +289,7 @@ def test_the_family_at_full_size(device, problem, channels_last):
 
 @pytest.mark.gpu
 def test_memory_that_is_not_aligned(device):
-    """x and weight 4 bytes behind where units of 16 begin."""
+    """X and weight 4 bytes behind where units of 16 begin."""
     problem = Problem(2, 64, 64, 8, 16, 3, padding=1)
     inputs = random_inputs(problem, 0, device)
     moved = [torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape) for t in (inputs.x, inputs.weight)]

@@ -99,7 +99,8 @@ def test_broken_rung_is_refused(rungs, plant, capsys):
     plant("04_fused.cu", "+ beta[channel]", "")
     assert rungs(FUSED) == 1
     printed = capsys.readouterr().out
-    assert "04 fused is not validated" in printed and "beta" in printed
+    assert "04 fused is not validated" in printed
+    assert "beta" in printed
     assert not rungs.timed  # not even on a GPU: the time of a wrong kernel means nothing
 
 
@@ -120,10 +121,12 @@ def test_rung_that_launches_where_it_should_not(rungs, capsys):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what is said where there is no GPU")
 def test_no_times_without_a_gpu(rungs, capsys, tmp_path):
     assert rungs(FUSED, options=["--json", str(tmp_path / "card.json")]) == 2
-    assert "on a GPU alone" in capsys.readouterr().err and not (tmp_path / "card.json").exists()
+    assert "on a GPU alone" in capsys.readouterr().err
+    assert not (tmp_path / "card.json").exists()
     assert rungs(FUSED) == 0
     printed = capsys.readouterr().out
-    assert "No times" in printed and "us" not in printed.split()
+    assert "No times" in printed
+    assert "us" not in printed.split()
 
 
 def test_table_holds_the_committed_times(measured):
@@ -148,9 +151,12 @@ def test_readme_is_written_from_the_measured_file(measured):
     )
     assert command.main(["--readme"]) == 0
     text = command.README.read_text(encoding="utf-8")
-    assert text.startswith("before\n") and text.endswith(f"\nafter\n{command.PLAN}\n{plan(KERNELBENCH_73)}\n```\nend\n")
+    assert text.startswith("before\n")
+    assert text.endswith(f"\nafter\n{command.PLAN}\n{plan(KERNELBENCH_73)}\n```\nend\n")
     assert "stale" not in text
-    assert "Test Card" in text and "| 05 folded |" in text and "| 2400 | 0.38 | 4% | 5.0e-08 |" in text
+    assert "Test Card" in text
+    assert "| 05 folded |" in text
+    assert "| 2400 | 0.38 | 4% | 5.0e-08 |" in text
     assert command.README_PICTURE.stat().st_size > 1000
     command.write_readme()
     assert command.README.read_text(encoding="utf-8") == text
@@ -174,4 +180,5 @@ def test_table_is_whole_in_a_narrow_window():
     command = [sys.executable, "-m", "kernels"]
     done = processes.run(command, env=processes.environment(FUSEDREF_DEVICE="emulator", COLUMNS="80"))
     assert done.returncode == 0, done.stderr
-    assert "…" not in done.stdout and done.stdout.count("yes") == len(ladder.LADDER)
+    assert "…" not in done.stdout
+    assert done.stdout.count("yes") == len(ladder.LADDER)

@@ -57,7 +57,7 @@ def takes_times(path: Path) -> bool:
 
 
 def words(cell) -> list[str]:
-    """What a cell says, without its figures: the same on every machine."""
+    """Return the words of a cell's outputs without numbers: the same on every machine."""
     said = []
     for output in cell.outputs:
         text = output["text"] if "text" in output else output["data"].get("text/markdown", "")
@@ -79,7 +79,7 @@ def test_every_rung_has_its_lesson():
 def test_runs_from_top_to_bottom(path):
     committed = read(path)
     notebook = execute.execute(read(path), execute.device_of(path), timeout=300)
-    for cell, before in zip(code(notebook)[1:], code(committed)[1:]):
+    for cell, before in zip(code(notebook)[1:], code(committed)[1:], strict=True):
         for output in cell.outputs:
             assert output.output_type != "error"
             assert output.get("name") != "stderr", f"a warning in a lesson: {output.text}"
@@ -159,7 +159,8 @@ def test_times_are_committed():
             for what in re.findall(r'workbench\.us\(\s*f?"([^"]+)"', cell.source):
                 pattern = ".+".join(map(re.escape, re.split(r"\{.*?\}", what)))
                 found = [value for name, value in record["us"].items() if re.fullmatch(pattern, name)]
-                assert found and all(value > 0 for value in found), f"{path.name}: no time for {what}"
+                assert found, f"{path.name}: no time for {what}"
+                assert all(value > 0 for value in found), f"{path.name}: no time for {what}"
 
 
 def test_which_lessons_take_times():
@@ -175,9 +176,11 @@ def record(tmp_path, monkeypatch):
 
 def test_without_a_gpu_a_time_is_the_committed_one(record, monkeypatch):
     monkeypatch.setattr(workbench, "on_gpu", lambda: False)
-    assert np.isnan(workbench.us("x", pytest.fail)) and "not been measured" in workbench.about()
+    assert np.isnan(workbench.us("x", pytest.fail))
+    assert "not been measured" in workbench.about()
     record.write_text('{"card": "NVIDIA Test", "us": {"x": 2.5}}')
-    assert workbench.us("x", pytest.fail) == 2.5 and np.isnan(workbench.us("y", pytest.fail))
+    assert workbench.us("x", pytest.fail) == 2.5
+    assert np.isnan(workbench.us("y", pytest.fail))
     assert "NVIDIA Test" in workbench.about()
 
 
@@ -187,7 +190,8 @@ def test_on_a_gpu_a_time_is_measured_and_recorded(record, monkeypatch):
     monkeypatch.setattr(workbench.bench, "microseconds", lambda call: call())
     record.write_text('{"card": "NVIDIA Other", "us": {"x": 2.5}}')
     monkeypatch.delenv("FUSEDREF_RECORD", raising=False)
-    assert workbench.us("x", lambda: 12.34) == 12.34 and "Other" in record.read_text()
+    assert workbench.us("x", lambda: 12.34) == 12.34
+    assert "Other" in record.read_text()
     monkeypatch.setenv("FUSEDREF_RECORD", "1")
     workbench.us("x", lambda: 12.34)
     workbench.us("y", lambda: 0.5)
@@ -198,7 +202,8 @@ def test_inputs_are_the_validators():
     problem = workbench.lesson_problem()
     arrays = workbench.draw(problem, 3)
     shapes = [problem.input_shape, problem.weight_shape, *[(problem.out_channels,)] * 5]
-    assert [array.shape for array in arrays] == shapes and all(array.dtype == np.float32 for array in arrays)
+    assert [array.shape for array in arrays] == shapes
+    assert all(array.dtype == np.float32 for array in arrays)
     (x, *_) = workbench.tensors(arrays)
     assert workbench.relative_l2(arrays[0], x) == 0
     assert workbench.relative_l2(1.001 * arrays[0], x) == pytest.approx(1e-3, rel=1e-3)
@@ -208,7 +213,8 @@ def test_a_variant_of_a_rung_is_the_rung_with_its_changes():
     arrays = [torch.from_numpy(array) for array in workbench.draw(Problem(1, 1, 2, 4, 5, 3))]
     rung = ladder.shared_tile
     right, changed_ = rung(*arrays, 2.0, 0.5), workbench.variant(rung, ("a * sum + b;", "a * sum;"))(*arrays, 2.0, 0.5)
-    assert workbench.variant(rung)(*arrays, 2.0, 0.5).equal(right) and not changed_.isclose(right).any()
+    assert workbench.variant(rung)(*arrays, 2.0, 0.5).equal(right)
+    assert not changed_.isclose(right).any()
     with pytest.raises(ValueError, match=r"06_shared_tile.cu has no 'a \* total'"):
         workbench.variant(rung, ("a * total", "a"))
 
@@ -241,7 +247,8 @@ def test_hints_come_one_at_a_time_and_stop_at_the_last():
 
 def test_an_error_in_an_answer_is_a_verdict():
     verdict = e00.limit.check(lambda *_: 1 / 0)
-    assert not verdict.ok and "ZeroDivisionError" in verdict.text
+    assert not verdict.ok
+    assert "ZeroDivisionError" in verdict.text
 
 
 # --- the exercises: wrong answers, each with a word of what the learner must be told ---
@@ -267,7 +274,7 @@ def wrong_tensor_bytes():
 
 
 def changed(source: str, *replacements: tuple[str, str]) -> str:
-    """The right answer with a bug planted in it. Fails if the place for the bug is not there."""
+    """Return the right answer with a bug planted in it. Fail if the place for the bug is missing."""
     for old, new in replacements:
         assert old in source, old
         source = source.replace(old, new)
@@ -285,7 +292,7 @@ A, B = "s * gamma / sqrt(var + eps)", "s * beta + a * (bias - mean)"
 
 
 def fold_as(a: str = A, b: str = B):
-    """An answer to e05.fold that computes these two."""
+    """Return an answer to e05.fold that computes these two."""
 
     def fold(bias, running_mean, running_var, gamma, beta, scaling_factor, eps):
         names = {
@@ -305,7 +312,7 @@ def fold_as(a: str = A, b: str = B):
 
 
 def tile_by(cost, room=lambda c, p: c * p + c + p):
-    """An answer to e07.best_tile that makes `cost` least among the tiles for which there is `room`."""
+    """Return an answer to e07.best_tile that makes `cost` least among the tiles for which there is `room`."""
 
     def best_tile(registers):
         tiles = [(c, p) for c in range(1, registers + 1) for p in range(1, registers + 1) if room(c, p) <= registers]
@@ -315,7 +322,7 @@ def tile_by(cost, room=lambda c, p: c * p + c + p):
 
 
 def split_as(enlarge: float = 4096, left=lambda v, hi: v - np.float32(hi), kind: type = np.float16):
-    """An answer to e09.split that enlarges what is left by this much."""
+    """Return an answer to e09.split that enlarges what is left by this much."""
 
     def split(v):
         hi = np.float16(v)
@@ -639,5 +646,6 @@ def test_a_picture_has_pixels_and_words(picture):
     drawn = picture("what is to be seen")
     data, metadata = drawn._repr_mimebundle_()
     (kind,) = data
-    assert kind in ("image/png", "image/jpeg") and len(drawn.data) > 2000
+    assert kind in ("image/png", "image/jpeg")
+    assert len(drawn.data) > 2000
     assert metadata[kind]["alt"] == "what is to be seen"

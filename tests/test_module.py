@@ -17,7 +17,7 @@ ARGUMENTS = {
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The calls that reach the fused function."""
+    """Return the calls that reach the fused function."""
     made = []
 
     def counted(*arguments, **options):
@@ -29,7 +29,7 @@ def calls(monkeypatch):
 
 
 def pair(device, **arguments):
-    """The reference and the fused module from one seed, with statistics that are not those of a fresh BatchNorm."""
+    """Return the reference and the fused module from one seed, with statistics unlike a fresh BatchNorm's."""
     models = []
     for model in (ConvBnScale, FusedConvBnScale):
         torch.manual_seed(0)
@@ -63,7 +63,8 @@ def test_seeds_and_state_dicts(arguments):
         torch.manual_seed(3)
         states.append(model(4, 6, 3, 1.7, **arguments).state_dict())
     first, second = states
-    assert list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
+    assert list(first) == list(second)
+    assert all(torch.equal(first[name], second[name]) for name in first)
     assert all(name.startswith(("conv.", "bn.")) for name in first)
     ConvBnScale(4, 6, 3, 1.7, **arguments).load_state_dict(second)
     FusedConvBnScale(4, 6, 3, 1.7, **arguments).load_state_dict(first)
@@ -85,9 +86,9 @@ def test_training(device, calls, momentum):
         for _ in range(2):
             model(x_on(device)).square().mean().backward()
     assert not calls
-    for ours, theirs in zip(fused.state_dict().values(), reference.state_dict().values()):
+    for ours, theirs in zip(fused.state_dict().values(), reference.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
-    for ours, theirs in zip(fused.parameters(), reference.parameters()):
+    for ours, theirs in zip(fused.parameters(), reference.parameters(), strict=True):
         assert torch.equal(ours.grad, theirs.grad)
     assert int(fused.bn.num_batches_tracked) == 2
 
@@ -96,7 +97,7 @@ def test_gradients_in_evaluation_mode(device):
     reference, fused = pair(device)
     for model in (reference, fused):
         model(x_on(device)).square().mean().backward()
-    for ours, theirs in zip(fused.parameters(), reference.parameters()):
+    for ours, theirs in zip(fused.parameters(), reference.parameters(), strict=True):
         assert torch.equal(ours.grad, theirs.grad)
 
 
@@ -154,7 +155,8 @@ def test_hooks_run(device, calls, kind, layer):
             y.sum().backward()
     finally:
         handle.remove()
-    assert seen.count(getattr(fused, layer)) == 1 and not calls
+    assert seen.count(getattr(fused, layer)) == 1
+    assert not calls
     with torch.no_grad():
         fused(x)
     assert len(calls) == 1  # fused again without the hook
@@ -168,7 +170,9 @@ def test_replaced_forward_runs(device, calls, name):
         expected = nn.Sequential(fused.conv, fused.bn)(x_on(device)) * 1.7
         original, seen = layer.forward, []
         layer.forward = lambda x: seen.append(name) or original(x)
-        assert torch.equal(fused(x_on(device)), expected) and seen == [name] and not calls
+        assert torch.equal(fused(x_on(device)), expected)
+        assert seen == [name]
+        assert not calls
 
 
 def test_parametrizations_run(device):
@@ -190,7 +194,8 @@ def test_half_precision(device, calls, dtype, kept):
     with torch.no_grad():
         y = fused(x)
         expected = reference.double()(x.double())
-    assert y.dtype == dtype and len(calls) == 1
+    assert y.dtype == dtype
+    assert len(calls) == 1
     torch.testing.assert_close(y.double(), expected, rtol=torch.finfo(dtype).eps / 2, atol=2e-6)
 
 
@@ -199,7 +204,8 @@ def test_channels_last(device, calls):
     with torch.no_grad():
         expected = fused(x_on(device))
         y = fused.to(memory_format=torch.channels_last)(x_on(device).contiguous(memory_format=torch.channels_last))
-    assert y.is_contiguous(memory_format=torch.channels_last) and len(calls) == 2
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert len(calls) == 2
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -236,7 +242,9 @@ def test_inside_torch_compile(device):
 def test_from_modules_shares_the_layers(device):
     conv, bn = nn.Conv2d(4, 6, 3).to(device), nn.BatchNorm2d(6).to(device)
     training = FusedConvBnScale.from_modules(conv, bn, 0.5)
-    assert training.training and training.conv is conv and training.bn is bn
+    assert training.training
+    assert training.conv is conv
+    assert training.bn is bn
     fused = FusedConvBnScale.from_modules(conv, bn.eval(), 0.5)
     assert not fused.training
     with torch.no_grad():
@@ -279,7 +287,7 @@ def test_wrong_inputs(device):
     ):
         with torch.no_grad(), pytest.raises(error, match=words):
             fused(wrong.to(device))
-    with pytest.raises(TypeError, match="x must be a torch.Tensor, got list"):
+    with pytest.raises(TypeError, match=r"x must be a torch\.Tensor, got list"):
         fused([1.0])
 
 

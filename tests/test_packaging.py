@@ -51,7 +51,7 @@ def test_every_python_gets_one_version_of_each_requirement(version):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """fusedref's wheel, built from a copy of the checkout."""
+    """Fusedref's wheel, built from a copy of the checkout."""
     copy = tmp_path_factory.mktemp("checkout")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
@@ -137,14 +137,16 @@ def test_a_python_that_can_make_no_environment_is_told_what_to_install(tmp_path,
     monkeypatch.setattr(setup_environment.sys, "executable", str(python))
     with pytest.raises(SystemExit, match="-venv") as end:
         setup_environment.create_environment(tmp_path / "environment")
-    assert "virtualenv" in str(end.value) and not (tmp_path / "environment").exists()
+    assert "virtualenv" in str(end.value)
+    assert not (tmp_path / "environment").exists()
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_tells_of_a_python_too_old(tmp_path):
     command = ["make", "test", "PYTHON=false", f"VENV={tmp_path / 'environment'}"]
     done = processes.run(command, cwd=ROOT)
-    assert done.returncode != 0 and "Python 3.10 or newer is needed" in done.stdout
+    assert done.returncode != 0
+    assert "Python 3.10 or newer is needed" in done.stdout
 
 
 def test_the_example_of_the_readme_runs():

@@ -150,7 +150,8 @@ def test_dtypes_and_layout_are_macros(architecture, dtype, vectors, channels_las
     macros = dict(chosen.launches[0].macros)
     element = [torch.float32, torch.float16, torch.bfloat16].index(dtype)
     assert (macros["ELEMENT"], macros["VECTOR"]) == (element, element if vectors is None else 0)
-    assert macros["CHANNELS_LAST"] == int(channels_last) and chosen.variant.channels_last == channels_last
+    assert macros["CHANNELS_LAST"] == int(channels_last)
+    assert chosen.variant.channels_last == channels_last
 
 
 def test_folded_covers_every_output():
@@ -200,7 +201,8 @@ def test_registers(chosen, most, tmp_path):
 )
 def test_registers_of_implicit_gemm(problem, channels_last, tmp_path):
     chosen = plan(problem, channels_last=channels_last)
-    assert chosen.kernel == "implicit_gemm" and fits(chosen, tmp_path)
+    assert chosen.kernel == "implicit_gemm"
+    assert fits(chosen, tmp_path)
 
 
 @nvcc.needs_nvcc

@@ -31,8 +31,11 @@ def wrong_in_the_last_column(*inputs):
 
 def test_right_candidate():
     report = validate(conv_bn_scale, SMALL, device="cpu", seed=5)
-    assert report.ok and report and report.reasons == ()
-    assert 0 < report.relative_l2 < 2e-7 and report.relative_l2 == report.cases[0].relative_l2
+    assert report.ok
+    assert report
+    assert report.reasons == ()
+    assert 0 < report.relative_l2 < 2e-7
+    assert report.relative_l2 == report.cases[0].relative_l2
     assert 0 < report.worst.bounds < 1
     assert report.worst.bounds == max(case.worst.bounds for case in report.cases)
     assert str(report).startswith("right to float32 rounding (fp32, cpu, seed 5)")
@@ -43,9 +46,11 @@ def test_right_candidate():
 
 def test_wrong_candidate_and_where():
     report = validate(wrong_in_the_last_column, SMALL, device="cpu")
-    assert not report.ok and not report
+    assert not report.ok
+    assert not report
     assert "the problem: the last column (4) is wrong (48 of 240 elements)" in report.reasons
-    assert report.worst.index[3] == report.cases[0].problem.out_width - 1 and report.worst.bounds == float("inf")
+    assert report.worst.index[3] == report.cases[0].problem.out_width - 1
+    assert report.worst.bounds == float("inf")
     text = str(report)
     assert text.startswith("REFUSED (fp32, cpu, seed 0)")
     assert re.search(r"column  \.\.\.\.#$", text, re.MULTILINE)
@@ -80,7 +85,8 @@ def test_picture_shows_where():
     ]
     assert red  # the column, and every image and channel have some red, but only the column is wholly wrong
     left = [x for x, _ in red if x < picture.width / 2]
-    assert left and max(left) - min(left) < picture.width / 8
+    assert left
+    assert max(left) - min(left) < picture.width / 8
 
 
 def test_exception_text_is_escaped_in_html():
@@ -88,7 +94,8 @@ def test_exception_text_is_escaped_in_html():
         raise ValueError("<script>")
 
     page = validate(raises, SMALL, device="cpu")._repr_html_()
-    assert "<script>" not in page and "&lt;script&gt;" in page
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
 
 
 @fast
@@ -100,9 +107,12 @@ def test_shapes_around_any_problem(problem):
         for name in ("in_channels", "out_channels", "kernel", "stride", "padding", "dilation", "groups", "bias"):
             assert getattr(shape, name) == getattr(problem, name)
     height, width = cases["tall, odd sizes"].output_shape[2:]
-    assert height > width and height % 2 and width % 2
+    assert height > width
+    assert height % 2
+    assert width % 2
     height, width = cases["wide, one image"].output_shape[2:]
-    assert width > height and cases["wide, one image"].batch == 1
+    assert width > height
+    assert cases["wide, one image"].batch == 1
     smallest = cases["one pixel"]
     assert smallest.batch == 1
     # One pixel, unless padding makes even the smallest input give more.
@@ -142,7 +152,8 @@ def test_tf32_accepts_rounded_factors_and_refuses_bfloat16(problem):
 
     for change in (nothing, rounded):
         report = validate(with_factors(change), problem, precision="tf32", device="cpu")
-        assert report.ok and str(report).startswith("right to tf32 rounding (tf32, cpu, seed 0)"), str(report)
+        assert report.ok, str(report)
+        assert str(report).startswith("right to tf32 rounding (tf32, cpu, seed 0)"), str(report)
     assert not validate(with_factors(lambda t: t.bfloat16().float()), problem, precision="tf32", device="cpu").ok
 
 
@@ -182,7 +193,8 @@ def test_bounds_hold_for_any_number_of_taps(taps):
     for tap in range(taps):
         sums = torch.addcmul(sums, x[:, tap, None], weight[None, :, tap])
     case = compare("", problem, inputs, sums.view(problem.output_shape))
-    assert case.ok and case.worst.bounds < 0.5
+    assert case.ok
+    assert case.worst.bounds < 0.5
     limit = (8 + taps**0.5) * 2**-24
     assert case.relative_l2 < limit / 2
 
@@ -214,7 +226,8 @@ def test_halves_need_float32_arithmetic_and_one_rounding(dtype, problem):
         return torch.nn.functional.batch_norm(convolved.float(), *vectors, eps=eps).to(dtype) * scaling_factor
 
     report = validate(right, problem, device="cpu")
-    assert report.ok and str(report).startswith(f"right to {str(dtype)[6:]} rounding (fp32, cpu, seed 0)"), str(report)
+    assert report.ok, str(report)
+    assert str(report).startswith(f"right to {str(dtype)[6:]} rounding (fp32, cpu, seed 0)"), str(report)
     assert not validate(eager, problem, device="cpu").ok
 
 
@@ -273,7 +286,8 @@ def test_halves_with_other_roundings_are_refused(candidate, dtype):
 def test_float32_vectors_beside_halves_are_not_rounded(dtype):
     problem = Problem(2, 8, 16, 9, 10, 3, dtype=dtype)
     inputs = random_inputs(problem, 0, vectors=torch.float32)
-    assert inputs.weight.dtype == dtype and inputs.beta.dtype == torch.float32
+    assert inputs.weight.dtype == dtype
+    assert inputs.beta.dtype == torch.float32
     assert compare("", problem, inputs, in_float32(*inputs).to(dtype)).ok
     for name in ("bias", "running_mean", "running_var", "gamma", "beta"):
         changed = inputs._replace(**{name: getattr(inputs, name).to(dtype).float()})
@@ -284,22 +298,29 @@ def test_float32_vectors_beside_halves_are_not_rounded(dtype):
 def test_kernel_candidate_refuses_halves(tmp_path):
     (tmp_path / "any.cu").write_text("")
     report = validate(candidate_from_kernel(tmp_path / "any.cu", "k"), Problem(1, 1, 1, 3, 3, 3, dtype=torch.float16))
-    assert not report.ok and "the kernel takes float32 tensors, got torch.float16" in report.reasons[0]
+    assert not report.ok
+    assert "the kernel takes float32 tensors, got torch.float16" in report.reasons[0]
 
 
 def test_random_inputs_follow_the_seed_and_avoid_defaults():
     one, same, other = (random_inputs(SMALL, seed) for seed in (1, 1, 2))
     for name, value in one._asdict().items():
         if isinstance(value, torch.Tensor):
-            assert torch.equal(value, getattr(same, name)) and not torch.equal(value, getattr(other, name))
+            assert torch.equal(value, getattr(same, name))
+            assert not torch.equal(value, getattr(other, name))
         else:
             assert value == getattr(same, name) != getattr(other, name)
     many = random_inputs(Problem(1, 1, 1000, 3, 3, 3), 0)
     for vector in (many.bias, many.running_mean, many.beta):
-        assert vector.abs().min() >= 0.25 and (vector < 0).any() and (vector > 0).any()
-    assert many.gamma.abs().min() >= 0.5 and (many.gamma < 0).any()
-    assert many.running_var.min() >= 0.25 and many.running_var.max() > 3
-    assert many.eps >= 0.01 and 1.1 <= abs(many.scaling_factor) <= 1.9
+        assert vector.abs().min() >= 0.25
+        assert (vector < 0).any()
+        assert (vector > 0).any()
+    assert many.gamma.abs().min() >= 0.5
+    assert (many.gamma < 0).any()
+    assert many.running_var.min() >= 0.25
+    assert many.running_var.max() > 3
+    assert many.eps >= 0.01
+    assert 1.1 <= abs(many.scaling_factor) <= 1.9
 
 
 def test_problem_without_bias():
@@ -390,7 +411,8 @@ def test_default_problem_depends_on_the_device():
     shape = KERNELBENCH_73 if torch.cuda.is_available() else SMALL_73
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         report = validate(conv_bn_scale, device=None if torch.cuda.is_available() else "cpu")
-    assert report.problem == shape and report.ok, str(report)
+    assert report.problem == shape, str(report)
+    assert report.ok, str(report)
     for name in ("in_channels", "out_channels", "kernel_size", "bias"):
         assert getattr(SMALL_73, name) == getattr(KERNELBENCH_73, name)
 

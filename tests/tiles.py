@@ -32,7 +32,7 @@ def refused(rung: ladder.Rung, device) -> bool:
 
 
 def watched(tiled: ladder.Tiled, *sizes: int):
-    """What the emulator saw of a launch on ``Problem(*sizes)``, where nothing may be found: its counters."""
+    """Return the emulator's counters of a launch on ``Problem(*sizes)``. Fail if there is a finding."""
     from fusedref.emulator import watch
 
     with watch() as seen:
@@ -42,7 +42,7 @@ def watched(tiled: ladder.Tiled, *sizes: int):
 
 
 def findings(tiled: ladder.Tiled, *sizes: int) -> list:
-    """What the emulator finds wrong with a launch on ``Problem(*sizes)``."""
+    """Return the emulator's findings of a launch on ``Problem(*sizes)``."""
     from fusedref.emulator import watch
 
     with watch() as seen:
@@ -51,7 +51,7 @@ def findings(tiled: ladder.Tiled, *sizes: int) -> list:
 
 
 def at(counters, tiled: ladder.Tiled, text: str):
-    """The counters of the one line of the kernel that has ``text`` in it."""
+    """Return the counters of the one line of the kernel that has ``text`` in it."""
     lines = (ladder.KERNELS / f"{tiled.file}.cu").read_text().splitlines()
     (number,) = [number for number, line in enumerate(lines, 1) if text in line]
     return counters.by_line[f"{tiled.file}.cu", number]

@@ -22,7 +22,7 @@ def variances(channels, device="cpu"):
 
 
 def inputs(batch, in_channels, out_channels, height, width, kernel_size, device="cpu"):
-    """The nine arguments of a candidate."""
+    """Return the nine arguments of a candidate."""
     x = whole(batch, in_channels, height, width, seed=1, device=device)
     weight = whole(out_channels, in_channels, kernel_size, kernel_size, seed=2, device=device)
     bias, mean, gamma, beta = (whole(out_channels, seed=seed, device=device) for seed in (3, 4, 5, 6))

@@ -33,8 +33,8 @@ class Kernel:
     ) -> None:
         """Work out how the arguments are packed."""
         self.function, self.grid, self.block, self.shared = function, grid, block, shared
-        self.read = frozenset(place for place, kind in zip(places, kinds) if kind in ("in", "inout"))
-        self.written = frozenset(place for place, kind in zip(places, kinds) if kind in ("out", "inout"))
+        self.read = frozenset(place for place, kind in zip(places, kinds, strict=True) if kind in ("in", "inout"))
+        self.written = frozenset(place for place, kind in zip(places, kinds, strict=True) if kind in ("out", "inout"))
         self.select: Callable[[Sequence[Any]], tuple[Any, ...]] = _select(places)
         types = "".join("P" if kind in POINTERS else np.dtype(kind).char for kind in kinds)
         self.pack = struct.Struct(types).pack

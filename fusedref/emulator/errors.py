@@ -11,7 +11,7 @@ class Error(Exception):
     """Base of all errors of the driver."""
 
 
-class MemoryError(Error):  # noqa: A001 - PyCUDA's name
+class MemoryError(Error):
     """Device memory is exhausted."""
 
 
@@ -23,7 +23,7 @@ class LaunchError(Error):
     """A kernel failed while it ran."""
 
 
-class RuntimeError(Error):  # noqa: A001 - PyCUDA's name
+class RuntimeError(Error):
     """The driver failed for a reason of its own."""
 
 

@@ -154,7 +154,7 @@ def _input_size(problem: Problem, tile: GemmTile) -> tuple[int, int]:
     """Return the rows and columns of x that the outputs of a tile see."""
     rows, columns = (
         (outputs - 1) * stride + span
-        for outputs, stride, span in zip((tile.rows, tile.columns), problem.strides, problem.span)
+        for outputs, stride, span in zip((tile.rows, tile.columns), problem.strides, problem.span, strict=True)
     )
     return rows, columns
 
@@ -214,10 +214,8 @@ def _with_grid_and_cost(
     x = tile.chunk * rows * columns * (16 / 128 + 0.65 / x_unit)
     weights = tile.channels * tile.chunk * math.prod(problem.kernel) * (16 / 128 + 0.65 / weight_unit)
     seats = multiprocessors * tile.blocks
-    if tile.slots == count:  # blocks that stay, and keep their weights
-        down = max(1, min(tiles, seats // channel_blocks))
-    else:
-        down = max(1, min(tiles, 65535))
+    # Blocks that keep all their weights stay.
+    down = max(1, min(tiles, seats // channel_blocks if tile.slots == count else 65535))
     resident = min(tile.blocks, math.ceil(down * channel_blocks / multiprocessors))
     # The other blocks of the multiprocessor hide a part of what a block waits for.
     step = 1.5 * max(tensor, shared) + x + 3000 / resident

@@ -121,7 +121,7 @@ class Compiler:
 
 @cache
 def has_fma() -> bool:
-    """Return whether an x86 processor has the FMA instruction, to which a*b + c is contracted. (Every aarch64 has.)"""
+    """Return whether an x86 processor has the FMA instruction, to which a*b + c is contracted; every aarch64 has."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return False
     try:

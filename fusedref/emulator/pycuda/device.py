@@ -19,7 +19,7 @@ from ..limits import (
 )
 
 
-class device_attribute(enum.IntEnum):  # noqa: N801 - PyCUDA's name
+class device_attribute(enum.IntEnum):
     """Attributes of a device: those that have a meaning on the emulator."""
 
     MAX_THREADS_PER_BLOCK = 1

@@ -20,7 +20,7 @@ from .device import Stream
 from .memory import Array, DeviceAllocation, mem_alloc_like, memcpy_dtoh, memcpy_htod
 
 
-class function_attribute(enum.IntEnum):  # noqa: N801 - PyCUDA's name
+class function_attribute(enum.IntEnum):
     """Attributes of a kernel."""
 
     MAX_THREADS_PER_BLOCK = 0

@@ -39,22 +39,27 @@ class Counters:
 
     @property
     def global_load_bytes_moved(self) -> int:
+        """Return the bytes of the sectors that loads moved."""
         return SECTOR * self.global_load_sectors
 
     @property
     def global_store_bytes_moved(self) -> int:
+        """Return the bytes of the sectors that stores moved."""
         return SECTOR * self.global_store_sectors
 
     @property
     def bytes_moved(self) -> int:
+        """Return the bytes that crossed the bus of global memory."""
         return self.global_load_bytes_moved + self.global_store_bytes_moved + self.bulk_bytes
 
     @property
     def bytes_used(self) -> int:
+        """Return the bytes that threads read or wrote in global memory."""
         return self.global_load_bytes_used + self.global_store_bytes_used + self.bulk_bytes
 
     @property
     def bank_conflicts(self) -> int:
+        """Return the bank conflicts of loads and stores."""
         return self.shared_load_bank_conflicts + self.shared_store_bank_conflicts
 
     def add(self, site: abi.Site) -> None:
