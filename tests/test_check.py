@@ -15,7 +15,7 @@ spec = importlib.util.spec_from_file_location("check", ROOT / "tools" / "check.p
 check = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(check)
 
-CONFIGURATION = [name for name in ("pyproject.toml", ".clang-format", "tools/check.py") if (ROOT / name).exists()]
+CONFIGURATION = ("pyproject.toml", ".clang-format", "tools/check.py")
 
 
 def run_check(root, *names):
@@ -40,7 +40,9 @@ def small(tmp_path):
     ("name", "file", "text", "message"),
     [
         ("ruff", "tests/planted.py", "import os\n", "F401"),
-        ("ruff", "tools/planted.py", "y = [a for a, b in zip([1], [2])]\n", "B905"),
+        ("ruff", "tests/planted.py", "y = [a for a, b in zip([1], [2])]\n", "B905"),
+        ("ruff", "kernels/planted.py", '"""Planted."""\n\n\ndef public():\n    return 1\n', "D103"),
+        ("ruff", "kernels/planted.py", '"""Planted."""\n\n\ndef f():\n    """Returns one."""\n    return 1\n', "D401"),
         ("ruff-format", "tests/planted.py", "x  =  1\n", "--> tests/planted.py"),
         ("clang-format", "kernels/planted.cu", "__global__  void f( ) { }\n", "kernels/planted.cu:1"),
         ("clang-format", "fusedref/csrc/planted.cuh", "inline int  f() { return 1; }\n", "fusedref/csrc/planted.cuh:1"),

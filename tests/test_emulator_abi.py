@@ -14,7 +14,7 @@ STRUCTURES = [abi.Parameter, abi.Kernel, abi.Shared, abi.Variable, abi.Module, a
 
 @pytest.fixture(scope="module")
 def layouts(tmp_path_factory):
-    """What the compiler says: structure -> [size, offset and size of each field], and every constant's value."""
+    """Return what the compiler says: structure -> [size, offset and size of each field], and every constant's value."""
     lines = []
     for structure in STRUCTURES:
         name = structure.__name__

@@ -52,7 +52,7 @@ def test_included_files_are_translated(tmp_path):
     finding = raised.value.finding
     assert (finding.source, finding.line, finding.argument, finding.element) == ("tile.cuh", 7, "s", 4)
     (tmp_path / "size.h").write_text("#define SIZE 5\n")  # another text, so another library
-    with pytest.raises(drv.MemoryAccessError, match="reads s.5., but s has 5 elements"):
+    with pytest.raises(drv.MemoryAccessError, match=r"reads s.5., but s has 5 elements"):
         result(source, 4, block=(4, 1, 1), include_dirs=[str(tmp_path)])
 
 
@@ -87,7 +87,8 @@ def test_fmad_false():
 def test_refused_options(options, message):
     with pytest.raises(drv.CompileError, match="nvcc fatal   : ") as raised:
         SourceModule("__global__ void k() {}", options=options)
-    assert message in raised.value.stderr and raised.value.command_line == ["nvcc", *options]
+    assert message in raised.value.stderr
+    assert raised.value.command_line == ["nvcc", *options]
 
 
 @pytest.mark.parametrize("options", ["-DA=1", ["-DA=1", 3], [None]])
@@ -118,7 +119,8 @@ def test_damaged_library_is_compiled_again(tmp_path, size):
     library.unlink()  # the loader remembers the old file by its place on the disk
     library.write_bytes(bytes(size))
     assert result(source, 1, block=(1, 1, 1), cache_dir=str(tmp_path))[0] == size
-    assert library.stat().st_size == whole and len(list(tmp_path.iterdir())) == 1
+    assert library.stat().st_size == whole
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_unwritable_home_and_two_processes(tmp_path):

@@ -169,4 +169,5 @@ def test_copies_are_no_stores_of_the_warp():
     assert (counters.shared_load_requests, counters.shared_store_requests, counters.atomic_requests) == (0, 0, 0)
     assert counters.bulk_bytes == 16 + 896
     assert counters.bytes_moved == 32 * (32 + counters.global_store_sectors) + 912
-    assert counters.by_line["kernel.cu", 12].bulk_bytes == 16 and counters.by_line["kernel.cu", 13].bulk_bytes == 896
+    assert counters.by_line["kernel.cu", 12].bulk_bytes == 16
+    assert counters.by_line["kernel.cu", 13].bulk_bytes == 896

@@ -172,7 +172,9 @@ def test_multiply_add_is_contracted():
     a = float32(1 + 2**-12)
     y = result(source, 3, float32, a, a, float32(-1), block=(1, 1, 1))
     fused = float32(np.float64(a) * np.float64(a) - 1)
-    assert y[0] == fused and y[2] == fused and y[1] == float32(a * a) - float32(1) != fused
+    assert y[0] == fused
+    assert y[2] == fused
+    assert y[1] == float32(a * a) - float32(1) != fused
 
 
 def test_mathematics():

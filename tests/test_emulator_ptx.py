@@ -32,7 +32,7 @@ INSTRUCTIONS = {  # name: (call, k, exponent bits, fraction bits)
 
 
 def run_mma(door, name, a, b, c, options=()):
-    """d of the instruction for fragments a [warps, 32, 4], b [warps, 32, 2] and c [warps, 32, 4]."""
+    """Return d of the instruction for fragments a [warps, 32, 4], b [warps, 32, 2] and c [warps, 32, 4]."""
     SourceModule, drv = door
     source = MMA.replace("MULTIPLY", f"ptx::{name}{INSTRUCTIONS[name][0]}")
     module = SourceModule(source, no_extern_c=True, options=list(options), include_dirs=[str(COMMON)])
@@ -45,7 +45,7 @@ EMULATOR = (emulator.SourceModule, driver)
 
 
 def numbers(bits, exponent_bits, fraction_bits):
-    """What stored numbers of a format mean, in float64."""
+    """Return the values of stored numbers of a format, in float64."""
     all_ones, bias = (1 << exponent_bits) - 1, (1 << exponent_bits - 1) - 1
     bits = bits.astype(np.int64)
     exponent, fraction = bits >> fraction_bits & all_ones, bits & (1 << fraction_bits) - 1
@@ -86,7 +86,7 @@ def draw_fragments(name, warps, seed, kind):
 
 
 def to_lanes(matrix):
-    """The accumulator fragments [warps, 32, 4] of matrices [warps, 16, 8]."""
+    """Return the accumulator fragments [warps, 32, 4] of matrices [warps, 16, 8]."""
     group, member = np.arange(32) // 4, np.arange(32) % 4
     registers = [matrix[:, group + 8 * (i // 2), 2 * member + i % 2] for i in range(4)]
     return np.ascontiguousarray(np.stack(registers, axis=-1))

@@ -74,13 +74,16 @@ def test_events_and_streams():
     start.record(stream)
     end.record()
     end.synchronize()
-    assert end.query() and end.time_since(start) >= 0 and start.time_till(end) == end.time_since(start)
+    assert end.query()
+    assert end.time_since(start) >= 0
+    assert start.time_till(end) == end.time_since(start)
     drv.Context.synchronize()
 
 
 def test_device():
     device = drv.Device(0)
-    assert drv.Device.count() == 1 and device.compute_capability() == (9, 0)
+    assert drv.Device.count() == 1
+    assert device.compute_capability() == (9, 0)
     assert device.get_attribute(drv.device_attribute.WARP_SIZE) == device.warp_size == 32
     assert device.get_attributes()[drv.device_attribute.MAX_THREADS_PER_BLOCK] == 1024
     with pytest.raises(drv.LogicError):
@@ -90,12 +93,19 @@ def test_device():
 def test_gpuarrays():
     x = np.arange(12, dtype=float32).reshape(3, 4)
     a = gpuarray.to_gpu(x)
-    assert a.shape == (3, 4) and a.strides == (16, 4) and a.nbytes == 48 and a.ptr == int(a.gpudata) and len(a) == 3
+    assert a.shape == (3, 4)
+    assert a.strides == (16, 4)
+    assert a.nbytes == 48
+    assert a.ptr == int(a.gpudata)
+    assert len(a) == 3
     assert np.array_equal((2 * a + a / 2 - 1).get(), (2 * x + x / 2 - 1).astype(float32))
-    assert np.array_equal(a.reshape(2, -1).get(), x.reshape(2, 6)) and np.array_equal(a.ravel().get(), x.ravel())
+    assert np.array_equal(a.reshape(2, -1).get(), x.reshape(2, 6))
+    assert np.array_equal(a.ravel().get(), x.ravel())
     assert np.array_equal(gpuarray.to_gpu(np.asfortranarray(x)).get(), x)
-    assert gpuarray.zeros_like(a).get().sum() == 0 and gpuarray.empty((0, 3), float32).get().shape == (0, 3)
-    assert np.array_equal(a.copy().fill(3).get(), np.full((3, 4), 3)) and np.array_equal(a.get(), x)
+    assert gpuarray.zeros_like(a).get().sum() == 0
+    assert gpuarray.empty((0, 3), float32).get().shape == (0, 3)
+    assert np.array_equal(a.copy().fill(3).get(), np.full((3, 4), 3))
+    assert np.array_equal(a.get(), x)
     with pytest.raises(ValueError, match="same size"):
         a.set(np.zeros(5, float32))
     with pytest.raises(ValueError, match="same dtype"):
@@ -105,7 +115,8 @@ def test_gpuarrays():
 def test_error_classes():
     for error in (drv.LogicError, drv.LaunchError, drv.MemoryError, drv.RuntimeError, drv.CompileError):
         assert issubclass(error, drv.Error)
-    assert not issubclass(drv.LogicError, drv.LaunchError) and not issubclass(drv.MemoryError, MemoryError)
+    assert not issubclass(drv.LogicError, drv.LaunchError)
+    assert not issubclass(drv.MemoryError, MemoryError)
 
 
 NOTHING = "__global__ void k() {} __global__ void big() { __shared__ int s[10000]; s[threadIdx.x] = 0; }"
@@ -165,7 +176,8 @@ def test_limits_of_shared_memory():
     with pytest.raises(drv.LogicError, match="cuLaunchKernel failed: invalid argument"):
         run(NOTHING, "big", shared=49152 - 40000 + 4)
     function = SourceModule(NOTHING).get_function("big")
-    assert function.shared_size_bytes == 40000 and function.max_threads_per_block == 1024
+    assert function.shared_size_bytes == 40000
+    assert function.max_threads_per_block == 1024
     function.set_attribute(drv.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, 227 * 1024 - 40000)
     function(block=(1, 1, 1), shared=227 * 1024 - 40000)
     with pytest.raises(drv.LogicError, match="cuFuncSetAttribute failed: invalid argument"):

@@ -18,7 +18,7 @@ def module():
 
 @pytest.fixture(params=["watched", "unwatched", "in random order"])
 def launch(request, module):
-    """launch(name, *arguments, **geometry) -> Counters, or None when it was not watched."""
+    """Return a function that launches a kernel by name and returns its counters, or None if unwatched."""
 
     def run(name, *arguments, **geometry):
         function = module.get_function(name)
@@ -78,7 +78,8 @@ def test_matrix_product(launch):
     )
     assert np.array_equal(c.get(), a @ b)
     if counters:
-        assert counters.bank_conflicts == 0 and counters.barriers == 8 * 3 * 2
+        assert counters.bank_conflicts == 0
+        assert counters.barriers == 8 * 3 * 2
 
 
 def test_histogram(launch):

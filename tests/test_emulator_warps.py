@@ -75,12 +75,18 @@ def test_reductions_of_part_of_a_warp():
     y = result(source, (12, 32), np.uint32, block=(32, 1, 1))
     i = np.arange(32)
     odd, mine = i % 2, np.where(i % 2, 0xAAAAAAAA, 0x55555555)
-    assert np.array_equal(y[0], np.where(odd, 256, 240)) and np.all(y[1].view(int32) == -496)
-    assert np.array_equal(y[2], np.where(odd, 6, 5)) and np.array_equal(y[3], np.where(odd, 36, 35))
-    assert np.all(y[4].view(int32) == -9) and np.all(y[5] == 0x70) and np.array_equal(y[6], mine)
+    assert np.array_equal(y[0], np.where(odd, 256, 240))
+    assert np.all(y[1].view(int32) == -496)
+    assert np.array_equal(y[2], np.where(odd, 6, 5))
+    assert np.array_equal(y[3], np.where(odd, 36, 35))
+    assert np.all(y[4].view(int32) == -9)
+    assert np.all(y[5] == 0x70)
+    assert np.array_equal(y[6], mine)
     assert np.all(y[7] == 5 ^ 9)
-    assert np.array_equal(y[8], mine & (0xF << i // 4 * 4)) and np.array_equal(y[9], mine + 1)
-    assert np.array_equal(y[10], np.where(i < 7, 0x7F, 0xFFFFFF80)) and np.all(y[11] == 0)
+    assert np.array_equal(y[8], mine & (0xF << i // 4 * 4))
+    assert np.array_equal(y[9], mine + 1)
+    assert np.array_equal(y[10], np.where(i < 7, 0x7F, 0xFFFFFF80))
+    assert np.all(y[11] == 0)
 
 
 def test_votes_matches_and_reductions():
@@ -100,11 +106,15 @@ def test_votes_matches_and_reductions():
     }"""
     y = result(source, (9, 32), np.uint32, block=(32, 1, 1))
     assert np.all(y[0] == sum(1 << i for i in range(0, 32, 3)))
-    assert np.all(y[1] == 2) and np.all(y[2] == 1)
+    assert np.all(y[1] == 2)
+    assert np.all(y[2] == 1)
     assert list(y[3][::8]) == [0xFF, 0xFF00, 0xFF0000, 0xFF000000]
-    assert np.all(y[4] == 0) and np.all(y[5] == 496) and np.all(y[6].view(int32) == -7)
+    assert np.all(y[4] == 0)
+    assert np.all(y[5] == 496)
+    assert np.all(y[6].view(int32) == -7)
     assert np.all(y[7] == 0xFFFFFFFF)
-    assert np.all(y[8][:16] == 0xFFFF) and np.all(y[8][16:] == 0xAAAA0000)
+    assert np.all(y[8][:16] == 0xFFFF)
+    assert np.all(y[8][16:] == 0xAAAA0000)
 
 
 def test_partial_last_warp():
@@ -126,7 +136,9 @@ def test_barriers_that_count():
         out[2 * 40 + threadIdx.x] = __syncthreads_or(threadIdx.x == 40);
     }"""
     y = result(source, (3, 40), block=(40, 1, 1))
-    assert np.all(y[0] == 14) and np.all(y[1] == 1) and np.all(y[2] == 0)
+    assert np.all(y[0] == 14)
+    assert np.all(y[1] == 1)
+    assert np.all(y[2] == 0)
 
 
 @pytest.mark.parametrize(

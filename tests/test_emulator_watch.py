@@ -35,9 +35,11 @@ def test_planted_bug_is_found(case):
     ]
     assert matching, [f.message for f in found]
     finding = matching[0]
-    assert finding.kernel == "k" and finding.message.endswith(finding.message.strip())
+    assert finding.kernel == "k"
+    assert finding.message.endswith(finding.message.strip())
     if kind != "unwritten":
-        assert finding.source == "kernel.cu" and finding.message.startswith(f"kernel.cu:{finding.line}: kernel k: ")
+        assert finding.source == "kernel.cu"
+        assert finding.message.startswith(f"kernel.cu:{finding.line}: kernel k: ")
 
 
 @pytest.mark.parametrize("case", corpus.CORRECT, ids=lambda case: case.name)
@@ -48,7 +50,8 @@ def test_correct_kernel(case):
 
 def test_the_corpus_covers_every_kind():
     assert {case.expected[0] for case in corpus.BUGS} == set(KINDS)
-    assert len(corpus.BUGS) >= 40 and len(corpus.CORRECT) >= len(corpus.BUGS)
+    assert len(corpus.BUGS) >= 40
+    assert len(corpus.CORRECT) >= len(corpus.BUGS)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +311,8 @@ def test_a_module_may_ask_to_be_watched():
     function = SourceModule(RACY, watch=True).get_function("k")
     with pytest.raises(drv.FindingError, match="there is no __syncthreads") as raised:
         function(gpuarray.zeros(64, int32), block=MANY)
-    assert raised.value.finding.kind == "race" and isinstance(raised.value, drv.LogicError)
+    assert raised.value.finding.kind == "race"
+    assert isinstance(raised.value, drv.LogicError)
     with watch() as seen:
         function(gpuarray.zeros(64, int32), block=MANY)
     assert [finding.kind for finding in seen.findings] == ["race"]
@@ -337,7 +341,8 @@ def test_right(watched):
 """)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "fusedref.emulator.pytest_plugin", str(tmp_path)]
     done = processes.run(command, cwd=tmp_path)
-    assert "2 passed, 1 error" in done.stdout and "there is no __syncthreads() between them" in done.stdout
+    assert "2 passed, 1 error" in done.stdout
+    assert "there is no __syncthreads() between them" in done.stdout
 
 
 def test_two_launches_may_share_an_array():
@@ -373,9 +378,11 @@ def test_the_order_of_threads_is_the_seeds():
         y = gpuarray.zeros(64, int32)
         with watch(seed=seed) as seen:
             SourceModule(source).get_function("k")(y, block=MANY)
-        assert seen.findings == [] and sorted(y.get()) == list(range(64))
+        assert seen.findings == []
+        assert sorted(y.get()) == list(range(64))
         assert orders.setdefault(seed, tuple(y.get())) == tuple(y.get())
-    assert orders[0] == tuple(range(64)) and len(set(orders.values())) == 3
+    assert orders[0] == tuple(range(64))
+    assert len(set(orders.values())) == 3
     with pytest.raises(ValueError, match="seed must be a whole number"), watch(seed=-1):
         pass
 
@@ -384,13 +391,20 @@ def test_watch_is_rendered():
     with watch() as seen:
         SourceModule(RACY).get_function("k")(gpuarray.zeros(64, int32), block=MANY)
     text, page = str(seen), seen._repr_html_()
-    assert "race: kernel.cu:" in text and "kernel.cu:3" in text and "shared stores" in text
-    assert "s[threadIdx.x] = threadIdx.x;" in page and "<svg" in page
-    assert "by bank" in page and "sectors of 32 bytes" in page
-    assert "/home" not in page and str(ROOT) not in page + text
-    assert repr(seen) == text and repr(seen.findings) == f"[<race: {seen.findings[0].message}>]"
+    assert "race: kernel.cu:" in text
+    assert "kernel.cu:3" in text
+    assert "shared stores" in text
+    assert "s[threadIdx.x] = threadIdx.x;" in page
+    assert "<svg" in page
+    assert "by bank" in page
+    assert "sectors of 32 bytes" in page
+    assert "/home" not in page
+    assert str(ROOT) not in page + text
+    assert repr(seen) == text
+    assert repr(seen.findings) == f"[<race: {seen.findings[0].message}>]"
     assert page.count("background:#fdd") == 2  # both lines of the race
-    assert "atomics" not in page + text and "load requests" not in page + text  # it makes none
+    assert "atomics" not in page + text
+    assert "load requests" not in page + text
 
 
 def test_one_sector_is_one():

@@ -243,16 +243,16 @@ def arange(*args: Any, **kwargs: Any) -> GPUArray:
     return to_gpu(np.arange(*args, **kwargs))
 
 
-def sum(a: GPUArray, dtype: DTypeLike | None = None) -> GPUArray:  # noqa: A001 - PyCUDA's name
+def sum(a: GPUArray, dtype: DTypeLike | None = None) -> GPUArray:
     """Return the sum of all elements, on the device."""
     return to_gpu(np.asarray(a.get().sum(dtype=dtype)))
 
 
-def max(a: GPUArray) -> GPUArray:  # noqa: A001 - PyCUDA's name
+def max(a: GPUArray) -> GPUArray:
     """Return the largest element, on the device."""
     return to_gpu(np.asarray(a.get().max()))
 
 
-def min(a: GPUArray) -> GPUArray:  # noqa: A001 - PyCUDA's name
+def min(a: GPUArray) -> GPUArray:
     """Return the smallest element, on the device."""
     return to_gpu(np.asarray(a.get().min()))
