@@ -250,7 +250,8 @@ def test_no_bank_conflicts_where_products_read(stride):
         line = (INFERENCE / file).read_text().splitlines()[number - 1].strip()
         if "ldmatrix_x4(" in line or "<float2*>(&run" in line or "const SumUnit values" in line:
             seen_lines.add(line)
-            assert here.shared_load_bank_conflicts == 0 and here.shared_store_bank_conflicts == 0, line
+            assert here.shared_load_bank_conflicts == 0, line
+            assert here.shared_store_bank_conflicts == 0, line
     assert len(seen_lines) >= 4
     assert counters.global_store_sectors == 16 * 8 * 16 / 8  # whole sectors, not one more than there are
 
