@@ -10,15 +10,15 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-# Before anything compiles: what mutants compile to is of no use to anybody later.
-CACHE = tempfile.TemporaryDirectory(prefix="mutants-cache-")
-os.environ |= {"XDG_CACHE_HOME": CACHE.name, "FUSEDREF_DEVICE": "emulator", "OMP_NUM_THREADS": "1"}
+if __name__ == "__main__":  # before anything compiles: what mutants compile to is of no use later
+    CACHE = tempfile.TemporaryDirectory(prefix="mutants-cache-")
+    os.environ |= {"XDG_CACHE_HOME": CACHE.name, "FUSEDREF_DEVICE": "emulator", "OMP_NUM_THREADS": "1"}
 
-from rich.console import Console  # noqa: E402
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: E402
-from rich.table import Table  # noqa: E402
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
-from tests.mutants import Mutant, runner, subjects  # noqa: E402
+from tests.mutants import Mutant, runner, subjects
 
 SURVIVORS = Path(__file__).with_name("survivors.json")
 

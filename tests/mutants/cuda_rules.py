@@ -103,7 +103,7 @@ def _steps(code: str) -> Iterator[tuple[int, int, str]]:
 def _axes(code: str) -> Iterator[tuple[int, int, str]]:
     """Take the other axis, where a name is read."""
     names = "|".join(sorted((name for name in AXES if name[0] != "_"), key=len, reverse=True))
-    for found in re.finditer(rf"(?<![\w.])({names})(?!\w)(?! =|\[| *[,)] *$)", code):
+    for found in re.finditer(rf"(?<![\w.])(?<!int )({names})(?!\w)(?! =|\[| *[,)] *$)", code):
         yield found.start(), found.end(), AXES[found[0]]
     for found in re.finditer(r"(?<=[A-Z])_[HW]\b(?! =)", code):
         yield found.start(), found.end(), AXES[found[0]]
