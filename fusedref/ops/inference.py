@@ -176,7 +176,7 @@ def _folded_by_torch(parameters: Parameters, problem: Problem) -> Tensor:
     in_float32 = _in_float32(parameters)
     x, weight = in_float32[:2]
     a, b = folding.affine(*in_float32[2:])
-    if a.isfinite().all() and b.isfinite().all():
+    if not (a - a + (b - b)).any():  # finite: infinity and NaN leave NaN, faster than isfinite()
         y = F.conv2d(x, folding.fold(weight, a), b, **problem.conv_options)
     else:
         # Folded into the filter, an infinite or NaN channel would spread where torch's operators do not spread it.
