@@ -1,1 +1,1 @@
-"""The ladder: one .cu file a rung, and ladder.py, which says how each is launched. `python -m kernels` climbs it."""
+"""The ladder: a .cu file per rung, and ladder.py, which launches them. `python -m kernels` validates every rung."""

@@ -198,7 +198,9 @@ def markdown() -> str:
             times = f"{' | '.join(figures(row, rows))} | {_error(row)}"
         else:
             times = "does not launch | | | "
-        lines.append(f"| {rung.title} | {rung.how} | {rung.precision} | {rung.launches} | {moved} | {times} |")
+        lines.append(
+            f"| {rung.title} | {rung.implementation} | {rung.precision} | {rung.launches} | {moved} | {times} |"
+        )
     for row in rows:
         if row.name != bench.FLOOR and row.name not in [rung.title for rung in LADDER]:
             times = f"{' | '.join(figures(row, rows))} | {_error(row)}"
@@ -288,7 +290,7 @@ def show(steps: list[Step], rows: list[bench.Row], card: str | None, device: tor
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)  # a compiler's text is no markup
     console.print(table(steps, rows, card, device))
     for step in steps:
-        console.print(f"[bold]{step.rung.title}[/]: {step.rung.how}; {step.rung.idea}", highlight=False)
+        console.print(f"[bold]{step.rung.title}[/]: {step.rung.implementation}; {step.rung.idea}", highlight=False)
     console.print()
     for step in steps:
         if step.refusal is not None:

@@ -1,14 +1,15 @@
-"""The ladder: how each rung is launched, what it teaches, and what it must move.
+"""The ladder: the launch of every rung, what it teaches and how many bytes it moves.
 
-Every rung computes the whole operator, y = BatchNorm(conv(x)) * scaling_factor, and takes over more of torch's three
-calls than the rung before. A rung's ``candidate`` is what ``fusedref.validate`` wants: a function
-``(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps) -> y`` of torch tensors and numbers.
-It takes the device from the tensors: a GPU's, or the CPU's for the emulator.
+Every rung computes the whole operator, y = BatchNorm(conv(x)) * scaling_factor, and replaces more of torch's three
+calls than the rung before. A rung's ``candidate`` is a function for ``fusedref.validate``:
+``(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps) -> y``, of torch tensors and numbers.
+It runs on the tensors' device: a GPU, or the CPU for the emulator.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -28,9 +29,9 @@ from fusedref.plans import folded_plan
 from fusedref.problem import Problem
 
 KERNELS = Path(__file__).parent
-THREADS = 256  # in a block of one thread per number
-SHARED_MEMORY = 48 * 1024  # bytes that a block has on every card without asking for more
-MOST_BLOCKS = 65535  # of a grid, along y and z
+THREADS = 256  # per block, where a thread computes one element
+MAX_SHARED_BYTES = 48 * 1024  # per block on every GPU, without an opt-in
+MAX_GRID_YZ = 65535  # blocks of a grid along y and along z
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +40,13 @@ class Rung:
 
     number: int
     name: str
-    how: str  # who computes what
+    implementation: str  # which kernels and library calls compute the operator
     idea: str  # what the rung teaches
     candidate: Callable[..., Tensor]
-    launches: int  # passes over the tensors, ours and the library's
-    round_trips: int  # how often a tensor of y's size is written and read again before y is finished
-    most_threads: int | None = None  # output pixels per image and channel that the launch geometry allows
-    precision: str = "fp32"  # at which it validates
+    launches: int  # of kernels: ours and the library's
+    round_trips: int  # intermediate tensors of y's size, written to memory and read again
+    max_plane: int | None = None  # out_height * out_width that a launch can take at most; None: any
+    precision: str = "fp32"  # in which the rung validates
 
     @property
     def title(self) -> str:
@@ -58,36 +59,47 @@ class Rung:
         return problem.least_bytes + 2 * y * self.round_trips
 
     def fits(self, problem: Problem) -> bool:
-        """Whether the rung can be launched on ``problem`` at all."""
+        """Return whether the rung can be launched on ``problem``."""
         if isinstance(self.candidate, Tiled) and self.candidate.refusal(problem):
             return False
-        return self.most_threads is None or problem.out_height * problem.out_width <= self.most_threads
+        return self.max_plane is None or problem.out_height * problem.out_width <= self.max_plane
+
+
+def _candidate(compute: Callable[[Parameters], Tensor]) -> Callable[..., Tensor]:
+    """Return ``compute`` as a function of the nine arguments."""
+
+    @functools.wraps(compute)
+    def candidate(*parameters: Any) -> Tensor:
+        return compute(Parameters(*parameters))
+
+    return candidate
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Rung 01's kernel: a convolution of stride 1 without padding, by a square kernel."""
+    """Return the convolution by rung 01's kernel: a square filter, stride 1, no padding."""
     batch, in_channels, height, width = x.shape
     out_channels, _, kernel_size, _ = weight.shape
     y = x.new_empty(batch, out_channels, height - kernel_size + 1, width - kernel_size + 1)
     sizes = map(np.int32, (batch, in_channels, height, width, out_channels, kernel_size))
-    _one_thread_each("01_conv2d", "conv2d", y, x, weight, _or_zeros(bias, weight), Out(y), *sizes)
+    bias = weight.new_zeros(out_channels) if bias is None else bias
+    _launch_per_element("01_conv2d", "conv2d", y, x, weight, bias, Out(y), *sizes)
     return y
 
 
 def batch_norm(
     x: Tensor, running_mean: Tensor, running_var: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float
 ) -> Tensor:
-    """Rung 02's kernel."""
+    """Return BatchNorm of x with the running statistics, by rung 02's kernel."""
     y = torch.empty_like(x)
-    vectors = running_mean, running_var, _or_ones(gamma, running_mean), _or_zeros(beta, running_mean)
-    _one_thread_each("02_batch_norm", "batch_norm", y, x, *vectors, np.float32(eps), Out(y), *_planes(x))
+    vectors = running_mean, running_var, *_scale_and_shift(running_mean, gamma, beta)
+    _launch_per_element("02_batch_norm", "batch_norm", y, x, *vectors, np.float32(eps), Out(y), *_planes(x))
     return y
 
 
 def scale(x: Tensor, scaling_factor: float) -> Tensor:
-    """Rung 03's kernel."""
+    """Return x * scaling_factor, by rung 03's first kernel."""
     y = torch.empty_like(x)
-    _one_thread_each("03_scale", "scale", y, x, np.float32(scaling_factor), Out(y), np.int32(x.numel()))
+    _launch_per_element("03_scale", "scale", y, x, np.float32(scaling_factor), Out(y), np.int32(x.numel()))
     return y
 
 
@@ -100,53 +112,35 @@ def bn_scale(
     scaling_factor: float,
     eps: float,
 ) -> Tensor:
-    """Rung 03's other kernel."""
+    """Return BatchNorm of x, times scaling_factor, by rung 03's second kernel."""
     y = torch.empty_like(x)
-    vectors = running_mean, running_var, _or_ones(gamma, running_mean), _or_zeros(beta, running_mean)
+    vectors = running_mean, running_var, *_scale_and_shift(running_mean, gamma, beta)
     numbers = np.float32(scaling_factor), np.float32(eps)
-    _one_thread_each("03_scale", "bn_scale", y, x, *vectors, *numbers, Out(y), *_planes(x))
+    _launch_per_element("03_scale", "bn_scale", y, x, *vectors, *numbers, Out(y), *_planes(x))
     return y
 
 
-def fused(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    scaling_factor: float,
-    eps: float,
-) -> Tensor:
-    """Rung 04's kernel, one thread per output."""
-    y, arguments = _fused_arguments(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps)
-    _one_thread_each("04_fused", "fused", y, *arguments)
+@_candidate
+def fused(parameters: Parameters) -> Tensor:
+    """Return y of the nine arguments, by rung 04's first kernel: one thread per output."""
+    y, arguments = _fused_arguments(parameters)
+    _launch_per_element("04_fused", "fused", y, *arguments)
     return y
 
 
-def fused_block(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    scaling_factor: float,
-    eps: float,
-) -> Tensor:
-    """Rung 04's other kernel, one block per image and channel."""
-    y, arguments = _fused_arguments(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps)
+@_candidate
+def fused_block(parameters: Parameters) -> Tensor:
+    """Return y of the nine arguments, by rung 04's second kernel: one block per image and channel."""
+    y, arguments = _fused_arguments(parameters)
     batch, out_channels, out_height, out_width = y.shape
-    function = source_module(KERNELS / "04_fused.cu", device=x.device).get_function("fused_block")
+    function = source_module(KERNELS / "04_fused.cu", device=y.device).get_function("fused_block")
     launch(function, *arguments, block=(out_width, out_height, 1), grid=(out_channels, batch, 1))
     return y
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiled:
-    """The candidate of a rung whose blocks compute a tile of the output each, with its sizes compiled in (06 on)."""
+    """The candidate of a rung whose blocks compute a tile of the output each, with the sizes compiled in (06 to 09)."""
 
     file: str
     kernel: str
@@ -154,43 +148,30 @@ class Tiled:
     channels: int | None  # of a tile; None: all
     rows: int
     columns: int
-    shared: Callable[[int, int], int]  # bytes of shared memory, from in_channels and kernel_size
-    dynamic: bool = True  # whether the launch gives them; else the kernel declares them
-    declared: int = 0  # bytes that the kernel declares beside them
+    tile_bytes: Callable[[int, int], int]  # of shared memory, from in_channels and kernel_size
+    dynamic: bool = True  # whether these bytes are dynamic shared memory; otherwise the kernel declares them
+    declared: int = 0  # bytes of shared memory that the kernel declares in addition
 
-    def __call__(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        running_mean: Tensor,
-        running_var: Tensor,
-        gamma: Tensor | None,
-        beta: Tensor | None,
-        scaling_factor: float,
-        eps: float,
-    ) -> Tensor:
-        """Return y of the nine arguments. Raise ValueError if the rung cannot be launched on them."""
-        problem = Problem(
-            x.shape[0], x.shape[1], weight.shape[0], x.shape[2], x.shape[3], (weight.shape[2], weight.shape[3])
-        )
+    def __call__(self, *parameters: Any) -> Tensor:
+        """Return y of the nine arguments. Raise ValueError if the kernel cannot be launched on them."""
+        given = Parameters(*parameters)
+        problem = _problem(given)
         refusal = self.refusal(problem)
         if refusal:
             raise ValueError(refusal)
-        y = x.new_empty(problem.output_shape)
-        vectors = _or_zeros(bias, running_mean), running_mean, running_var, _or_ones(gamma, running_mean)
-        numbers = np.float32(scaling_factor), np.float32(eps)
+        y = given.x.new_empty(problem.output_shape)
         launch(
-            source_module(KERNELS / f"{self.file}.cu", self.options(problem), x.device).get_function(self.kernel),
-            *(x, weight, *vectors, _or_zeros(beta, running_mean), *numbers, Out(y)),
+            source_module(KERNELS / f"{self.file}.cu", self.options(problem), y.device).get_function(self.kernel),
+            *_operands(given),
+            Out(y),
             block=self.block,
             grid=self.grid(problem),
-            shared=self.shared(problem.in_channels, problem.kernel[0]) if self.dynamic else 0,
+            shared=self.tile_bytes(problem.in_channels, problem.kernel[0]) if self.dynamic else 0,
         )
         return y
 
     def options(self, problem: Problem) -> tuple[str, ...]:
-        """nvcc's, with the sizes."""
+        """Return the options for nvcc that define the sizes."""
         sizes = {
             "IN_CHANNELS": problem.in_channels,
             "OUT_CHANNELS": problem.out_channels,
@@ -201,51 +182,51 @@ class Tiled:
         return tuple(f"-D{name}={size}" for name, size in sizes.items())
 
     def grid(self, problem: Problem) -> tuple[int, int, int]:
-        """Return the grid with a block for every tile: columns, rows, and images times groups of channels."""
+        """Return the grid, a block per tile: along the columns, along the rows, images times groups of channels."""
         groups = 1 if self.channels is None else math.ceil(problem.out_channels / self.channels)
         across, down = math.ceil(problem.out_width / self.columns), math.ceil(problem.out_height / self.rows)
         return across, down, problem.batch * groups
 
     def refusal(self, problem: Problem) -> str | None:
-        """Why the kernel cannot be launched on ``problem``; None if it can."""
+        """Return why the kernel cannot be launched on ``problem``; None if it can."""
         plain = Problem(*problem.input_shape[:2], problem.out_channels, *problem.input_shape[2:], problem.kernel[0])
         if problem.output_shape != plain.output_shape or problem.groups > 1:
             return f"{self.kernel} serves stride 1, no padding, no dilation and one group, by a square kernel"
-        needed = self.shared(problem.in_channels, problem.kernel[0]) + self.declared
-        if needed > SHARED_MEMORY:
+        needed = self.tile_bytes(problem.in_channels, problem.kernel[0]) + self.declared
+        if needed > MAX_SHARED_BYTES:
             return (
                 f"{self.kernel} needs {needed} bytes of shared memory for {problem.in_channels} input channels and a "
-                f"{problem.kernel[0]}x{problem.kernel[0]} kernel, a block has {SHARED_MEMORY}"
+                f"{problem.kernel[0]}x{problem.kernel[0]} kernel, a block has {MAX_SHARED_BYTES}"
             )
-        if max(self.grid(problem)[1:]) > MOST_BLOCKS:
-            return f"{self.kernel} needs {self.grid(problem)} blocks, of which only the first may pass {MOST_BLOCKS}"
+        if max(self.grid(problem)[1:]) > MAX_GRID_YZ:
+            return f"{self.kernel} needs {self.grid(problem)} blocks, of which only the first may pass {MAX_GRID_YZ}"
         return None
 
 
-def _bytes_of_06(in_channels: int, kernel_size: int) -> int:
+def _shared_tile_bytes(in_channels: int, kernel_size: int) -> int:
     halo = (8 + kernel_size - 1) * (32 + kernel_size - 1)
     return 4 * in_channels * (halo + 16 * kernel_size**2)
 
 
-def _bytes_of_07(in_channels: int, kernel_size: int) -> int:
+def _register_tile_bytes(in_channels: int, kernel_size: int) -> int:
     halo = (4 + kernel_size - 1) * (128 + kernel_size - 1)
     return 4 * in_channels * (halo + (64 + 4) * kernel_size**2)
 
 
-def _bytes_of_08(in_channels: int, kernel_size: int) -> int:
+def _tensor_cores_bytes(in_channels: int, kernel_size: int) -> int:
     pixels = (6 + kernel_size - 1) * (64 + kernel_size - 1)
     return 16 * math.ceil(in_channels / 8) * (2 * pixels + (2 * 64 + 1) * kernel_size**2)
 
 
-def _bytes_of_09(in_channels: int, kernel_size: int) -> int:
+def _split_fp32_bytes(in_channels: int, kernel_size: int) -> int:
     runs = 8 * 8 * (32 + 8)
-    return _bytes_of_08(in_channels, kernel_size) + 4 * runs
+    return _tensor_cores_bytes(in_channels, kernel_size) + 4 * runs
 
 
-shared_tile = Tiled("06_shared_tile", "shared_tile", (32, 8, 1), None, 8, 32, _bytes_of_06, dynamic=False)
-register_tile = Tiled("07_register_tile", "register_tile", (32, 8, 1), 64, 4, 128, _bytes_of_07)
-tensor_cores = Tiled("08_tensor_cores", "tensor_cores", (256, 1, 1), 64, 6, 64, _bytes_of_08)
-split_fp32 = Tiled("09_split_fp32", "split_fp32", (256, 1, 1), 64, 6, 64, _bytes_of_09, declared=784)
+shared_tile = Tiled("06_shared_tile", "shared_tile", (32, 8, 1), None, 8, 32, _shared_tile_bytes, dynamic=False)
+register_tile = Tiled("07_register_tile", "register_tile", (32, 8, 1), 64, 4, 128, _register_tile_bytes)
+tensor_cores = Tiled("08_tensor_cores", "tensor_cores", (256, 1, 1), 64, 6, 64, _tensor_cores_bytes)
+split_fp32 = Tiled("09_split_fp32", "split_fp32", (256, 1, 1), 64, 6, 64, _split_fp32_bytes, declared=784)
 
 
 def library_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -254,93 +235,41 @@ def library_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
         return F.conv2d(x, weight, bias)
 
 
-def folded(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    scaling_factor: float,
-    eps: float,
-) -> Tensor:
-    """Rung 05's kernel."""
-    out_channels, in_channels, *kernel = weight.shape
-    batch, _, height, width = x.shape
-    problem = Problem(batch, in_channels, out_channels, height, width, (kernel[0], kernel[1]), bias=bias is not None)
-    parameters = Parameters(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps)
+@_candidate
+def folded(parameters: Parameters) -> Tensor:
+    """Return y of the nine arguments, by rung 05's kernel."""
+    problem = dataclasses.replace(_problem(parameters), bias=parameters.bias is not None)
     return run_plan(folded_plan(problem), problem, parameters)
 
 
-def _rung_01(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    scaling_factor: float,
-    eps: float,
-) -> Tensor:
+@_candidate
+def _rung_01(parameters: Parameters) -> Tensor:
+    x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps = parameters
     return F.batch_norm(conv2d(x, weight, bias), running_mean, running_var, gamma, beta, eps=eps) * scaling_factor
 
 
-def _rung_02(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    scaling_factor: float,
-    eps: float,
-) -> Tensor:
+@_candidate
+def _rung_02(parameters: Parameters) -> Tensor:
+    x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps = parameters
     return batch_norm(conv2d(x, weight, bias), running_mean, running_var, gamma, beta, eps) * scaling_factor
 
 
-def _rung_03(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    scaling_factor: float,
-    eps: float,
-) -> Tensor:
+@_candidate
+def _rung_03(parameters: Parameters) -> Tensor:
+    x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps = parameters
     return scale(batch_norm(conv2d(x, weight, bias), running_mean, running_var, gamma, beta, eps), scaling_factor)
 
 
-def _rung_03_bn_scale(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    scaling_factor: float,
-    eps: float,
-) -> Tensor:
+@_candidate
+def _rung_03_bn_scale(parameters: Parameters) -> Tensor:
+    x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps = parameters
     convolved = library_convolution(x, weight, bias)
     return bn_scale(convolved, running_mean, running_var, gamma, beta, scaling_factor, eps)
 
 
-def _rung_05_weights(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    scaling_factor: float,
-    eps: float,
-) -> Tensor:
+@_candidate
+def _rung_05_weights(parameters: Parameters) -> Tensor:
+    x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps = parameters
     a, b = folding.affine(bias, running_mean, running_var, gamma, beta, scaling_factor, eps)
     return library_convolution(x, folding.fold(weight, a), b)
 
@@ -358,7 +287,7 @@ LADDER = [
          "the sum stays in its register: no kernel can move fewer bytes, and yet fewer bytes are not all", fused, 1, 0),
     Rung(4, "fused_block", "one kernel, one block per image and channel",
          "a launch has limits: a block holds 1024 threads, so this serves small planes alone", fused_block, 1, 0,
-         most_threads=1024),
+         max_plane=1024),
     Rung(5, "folded", "fusedref's kernel for any problem",
          "BatchNorm and scale are one multiply-add per channel, and sizes known to the compiler cost nothing",
          folded, 1, 0),
@@ -381,41 +310,42 @@ LADDER = [
 ]  # fmt: skip
 
 
-def _fused_arguments(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    scaling_factor: float,
-    eps: float,
-) -> tuple[Tensor, tuple[Any, ...]]:
-    """y, still empty, and the arguments that both kernels of rung 04 take."""
-    batch, in_channels, height, width = x.shape
-    out_channels, _, kernel_size, _ = weight.shape
-    y = x.new_empty(batch, out_channels, height - kernel_size + 1, width - kernel_size + 1)
-    vectors = _or_zeros(bias, running_mean), running_mean, running_var, _or_ones(gamma, running_mean)
+def _problem(parameters: Parameters) -> Problem:
+    """Return the problem with the shapes of x and weight, at stride 1 without padding."""
+    batch, in_channels, height, width = parameters.x.shape
+    out_channels, _, *kernel = parameters.weight.shape
+    return Problem(batch, in_channels, out_channels, height, width, (kernel[0], kernel[1]))
+
+
+def _operands(parameters: Parameters) -> tuple[Any, ...]:
+    """Return the arguments that the kernels from rung 04 on read: with bias, gamma and beta, and numbers in float32."""
+    x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps = parameters
+    bias = torch.zeros_like(running_mean) if bias is None else bias
+    vectors = bias, running_mean, running_var, *_scale_and_shift(running_mean, gamma, beta)
+    return x, weight, *vectors, np.float32(scaling_factor), np.float32(eps)
+
+
+def _fused_arguments(parameters: Parameters) -> tuple[Tensor, tuple[Any, ...]]:
+    """Return an empty y and the arguments of rung 04's two kernels."""
+    batch, in_channels, height, width = parameters.x.shape
+    out_channels, _, kernel_size, _ = parameters.weight.shape
+    y = parameters.x.new_empty(batch, out_channels, height - kernel_size + 1, width - kernel_size + 1)
     sizes = map(np.int32, (batch, in_channels, height, width, out_channels, kernel_size))
-    numbers = np.float32(scaling_factor), np.float32(eps)
-    return y, (x, weight, *vectors, _or_zeros(beta, running_mean), *numbers, Out(y), *sizes)
+    return y, (*_operands(parameters), Out(y), *sizes)
 
 
-def _one_thread_each(file: str, kernel: str, y: Tensor, *arguments: Any) -> None:
-    """Launch ``kernel`` of ``file`` with a thread for each number of ``y``."""
+def _launch_per_element(file: str, kernel: str, y: Tensor, *arguments: Any) -> None:
+    """Launch ``kernel`` of ``file`` with one thread per element of ``y``."""
     function = source_module(KERNELS / f"{file}.cu", device=y.device).get_function(kernel)
     launch(function, *arguments, block=(THREADS, 1, 1), grid=(math.ceil(y.numel() / THREADS), 1, 1))
 
 
 def _planes(x: Tensor) -> tuple[np.int32, np.int32, np.int32]:
-    """batch, channels and the size of a plane."""
+    """Return the batch, the channels and the elements of a plane."""
     return np.int32(x.shape[0]), np.int32(x.shape[1]), np.int32(x.shape[2] * x.shape[3])
 
 
-def _or_zeros(vector: Tensor | None, like: Tensor) -> Tensor:
-    return like.new_zeros(like.shape[0]) if vector is None else vector
-
-
-def _or_ones(vector: Tensor | None, like: Tensor) -> Tensor:
-    return like.new_ones(like.shape[0]) if vector is None else vector
+def _scale_and_shift(running_mean: Tensor, gamma: Tensor | None, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return gamma and beta, with ones and zeros for None."""
+    gamma = torch.ones_like(running_mean) if gamma is None else gamma
+    return gamma, torch.zeros_like(running_mean) if beta is None else beta

@@ -113,7 +113,7 @@ def test_rung_that_does_not_compile_is_refused(rungs, plant, capsys):
 
 
 def test_rung_that_launches_where_it_should_not(rungs, capsys):
-    fits_all = dataclasses.replace(FUSED, most_threads=1024)
+    fits_all = dataclasses.replace(FUSED, max_plane=1024)
     assert rungs(fits_all) == 1
     assert "04 fused launches where it should not" in capsys.readouterr().out
 
