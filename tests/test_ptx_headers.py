@@ -85,7 +85,10 @@ def test_the_parameters_are_the_same(both):
 
 @pytest.mark.parametrize(
     ("right", "wrong"),
-    [("ldmatrix_x1(", "ldmatrix_x3("), ("uint32_t& d0, const void* row", "const void* row, uint32_t& d0")],
+    [
+        ("ldmatrix_x4(", "ldmatrix_x3("),
+        ("uint32_t (&d)[4], const void* row", "const void* row, uint32_t (&d)[4]"),
+    ],
 )
 def test_a_difference_shows(right, wrong, tmp_path, both):
     changed = tmp_path / "ptx.cuh"

@@ -1,11 +1,11 @@
-// The instructions that CUDA C has no name for, one small function each: the only inline PTX in this project.
-// The emulator supplies a header of this name with the same functions, so no kernel needs an #ifdef to run there.
+// PTX instructions without a CUDA C intrinsic, one small function each: the only inline PTX in this project.
+// The emulator has a header of the same name with the same functions, so no kernel needs an #ifdef to run there.
 //
-// Shared memory is always named by an ordinary pointer into it. A function exists where the architecture has its
-// instruction (the lowest one is in brackets): code for older cards must not call it, and does not compile if it does.
+// Shared memory is passed as an ordinary pointer. A function is declared only for the architectures that have its
+// instruction (the lowest is in brackets): code that calls it does not compile for older ones.
 #pragma once
 
-// clang-format off: it tears an asm statement's operands apart.
+// clang-format off: it breaks the operands of an asm statement badly.
 
 #include <cstdint>
 
@@ -15,44 +15,17 @@ namespace ptx {
 
 // ---- shared addresses -----------------------------------------------------------------------------------------------
 
-// The 32-bit address by which the instructions below know a byte of shared memory.
+// The 32-bit address of a byte in the shared state space, as the instructions below take it.
 static __device__ __forceinline__ uint32_t shared_address(const void* shared) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
 
-// ---- ldmatrix [sm_75]: the warp loads 1, 2 or 4 matrices of 8 rows of 16 bytes --------------------------------------
-// Lane 8 m + r passes the address of row r of matrix m (16-byte aligned; lanes beyond the matrices are ignored).
+// ---- ldmatrix [sm_75]: the warp loads 4 matrices of 8 rows of 16 bytes ----------------------------------------------
+// Lane 8 m + r passes the address of row r of matrix m (16-byte aligned).
 // Lane l gets 4 bytes of each matrix, bytes 4 (l % 4) to 4 (l % 4) + 3 of row l / 4: the fragment layout of mma.
-
-static __device__ __forceinline__ void ldmatrix_x1(uint32_t& d0, const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];"
-                 : "=r"(d0) : "r"(shared_address(row)) : "memory");
-}
-
-static __device__ __forceinline__ void ldmatrix_x2(uint32_t (&d)[2], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(d[0]), "=r"(d[1]) : "r"(shared_address(row)) : "memory");
-}
 
 static __device__ __forceinline__ void ldmatrix_x4(uint32_t (&d)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(shared_address(row)) : "memory");
-}
-
-// The same with each matrix of 8 x 8 two-byte elements transposed: lane l gets column l / 4, rows 2 (l % 4) and the next.
-
-static __device__ __forceinline__ void ldmatrix_x1_trans(uint32_t& d0, const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];"
-                 : "=r"(d0) : "r"(shared_address(row)) : "memory");
-}
-
-static __device__ __forceinline__ void ldmatrix_x2_trans(uint32_t (&d)[2], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(d[0]), "=r"(d[1]) : "r"(shared_address(row)) : "memory");
-}
-
-static __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&d)[4], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(shared_address(row)) : "memory");
 }
 
@@ -64,7 +37,7 @@ static __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&d)[4], const
 // 16-bit types: a register is elements k = 2 member (low half) and 2 member + 1 of an 8-wide half of k.
 // tf32: a register is element k = member of a 4-wide half of k. d may be c.
 
-// k = 8 in fp16 [sm_75]: there is one half of k only.
+// k = 8 in fp16 [sm_75]: k has one half only.
 static __device__ __forceinline__ void mma_m16n8k8_f16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0,
                                                        const float (&c)[4]) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
@@ -100,7 +73,7 @@ static __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], uint32_t
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }
 
-// k = 8 in tf32 [sm_80]; the operands are what to_tf32 gives.
+// k = 8 in tf32 [sm_80]; the operands are results of to_tf32.
 static __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
                                                         uint32_t a3, uint32_t b0, uint32_t b1, const float (&c)[4]) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
@@ -109,15 +82,15 @@ static __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], uint32_t 
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }
 
-// The nearest tf32 number (10 fraction bits, ties away from zero), as mma takes it [sm_80].
+// x rounded to tf32 (10 fraction bits; to nearest, ties away from zero), as mma takes it [sm_80].
 static __device__ __forceinline__ uint32_t to_tf32(float x) {
     uint32_t d;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(d) : "f"(x));
     return d;
 }
 
-// ---- cp.async [sm_80]: each thread copies 4, 8 or 16 bytes, global to shared, without waiting ----------------------
-// Both addresses are aligned to the size. Where `valid` is false nothing is read and zeros are written.
+// ---- cp.async [sm_80]: each thread copies 4, 8 or 16 bytes, global to shared, without waiting -----------------------
+// Both addresses are aligned to the size. If `valid` is false, nothing is read and zeros are written.
 
 static __device__ __forceinline__ void cp_async_4(void* shared, const void* global, bool valid = true) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
@@ -134,39 +107,39 @@ static __device__ __forceinline__ void cp_async_16(void* shared, const void* glo
                  :: "r"(shared_address(shared)), "l"(global), "r"(valid ? 16 : 0) : "memory");
 }
 
-// Closes this thread's group of cp.async copies.
+// Commits this thread's cp.async copies so far as a group.
 static __device__ __forceinline__ void cp_async_commit() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
-// Waits until at most `pending` of this thread's latest groups are unfinished. Others see the data after a barrier.
+// Waits until at most `pending` of this thread's latest groups are unfinished. Other threads need a barrier after it.
 template <int pending>
 static __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" :: "n"(pending) : "memory");
 }
 
-// ---- mbarrier [sm_80]: 8 bytes of shared memory that count arrivals, phase after phase ------------------------------
+// ---- mbarrier [sm_80]: 8 bytes of shared memory that count the arrivals of one phase after another ------------------
 
-// One thread prepares the barrier: a phase ends at `arrivals` arrivals. Follow with mbarrier_init_fence, then a barrier.
+// Called by one thread: a phase completes after `arrivals` arrivals. mbarrier_init_fence and a barrier must follow.
 static __device__ __forceinline__ void mbarrier_init(uint64_t* barrier, uint32_t arrivals) {
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" :: "r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
 
-// Shows freshly initialised barriers to the copy engine too.
+// Makes the initialisation of barriers visible to the copy engine.
 static __device__ __forceinline__ void mbarrier_init_fence() {
 #if PTX_SINCE(900)
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
 }
 
-// One arrival, with release semantics: what this thread wrote before is seen by whoever waits for the phase.
+// One arrival, with release semantics: threads that wait for the phase see what this thread wrote before.
 static __device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier) {
     asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }"
                  :: "r"(shared_address(barrier)) : "memory");
 }
 
-// Waits until the phase of this parity is over: 0 for the first phase, 1 for the second, 0 for the third and so on.
-// Asking for parity 1 of a fresh barrier returns at once.
+// Waits until the phase of this parity is complete: 0 for the first phase, 1 for the second, 0 for the third and so on.
+// On a barrier that has just been initialised, parity 1 returns at once.
 static __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
     uint32_t done;
     do {
@@ -187,31 +160,31 @@ static __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t
 // ---- bulk copies [sm_90]: one thread starts a copy of any length; the copy engine does the rest ---------------------
 // Addresses and `bytes` are multiples of 16.
 
-// One arrival that also makes the current phase wait for `bytes` of bulk loads.
+// One arrival; the current phase also waits for `bytes` of bulk loads.
 static __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t bytes) {
     asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }"
                  :: "r"(shared_address(barrier)), "r"(bytes) : "memory");
 }
 
-// Global to shared; reports its bytes to `barrier` when they are there.
+// Global to shared; counts its bytes on `barrier` when they have arrived.
 static __device__ __forceinline__ void bulk_load(void* shared, const void* global, uint32_t bytes, uint64_t* barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                  :: "r"(shared_address(shared)), "l"(global), "r"(bytes), "r"(shared_address(barrier)) : "memory");
 }
 
-// Shared to global. What ordinary stores wrote needs fence_async_shared in the writing threads, then a barrier, first.
+// Shared to global. After ordinary stores to `shared`: fence_async_shared in the storing threads, then a barrier.
 static __device__ __forceinline__ void bulk_store(void* global, const void* shared, uint32_t bytes) {
     asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;"
                  :: "l"(global), "r"(shared_address(shared)), "r"(bytes) : "memory");
 }
 
-// Closes this thread's group of bulk stores.
+// Commits this thread's bulk stores so far as a group.
 static __device__ __forceinline__ void bulk_commit() {
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
 
-// Waits until at most `pending` of this thread's latest groups have still to read their shared memory (it may then be
-// written again; the stores themselves are complete when the kernel ends).
+// Waits until at most `pending` of this thread's latest groups still have to read shared memory, which may then be
+// overwritten. The writes to global memory are complete when the kernel ends.
 template <int pending>
 static __device__ __forceinline__ void bulk_wait_read() {
     asm volatile("cp.async.bulk.wait_group.read %0;" :: "n"(pending) : "memory");
@@ -222,12 +195,8 @@ static __device__ __forceinline__ void fence_async_shared() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-#endif  // sm_90
-
-#if PTX_SINCE(900)
-
-// True in one lane of the whole warp, the same one every time. Unlike with lane == 0, the compiler knows that it is one
-// [sm_90].
+// True in one lane of a converged warp, always the same one. The compiler knows that it is a single lane, which it does
+// not know of lane == 0.
 static __device__ __forceinline__ bool elect() {
     uint32_t chosen;
     asm volatile("{ .reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p; }" : "=r"(chosen));
@@ -236,31 +205,31 @@ static __device__ __forceinline__ bool elect() {
 
 #endif  // sm_90
 
-// The number is worked out here, not in a later branch that alone needs it.
+// Makes the compiler compute the number here, not in a later branch that uses it.
 static __device__ __forceinline__ void keep(float& number) { asm volatile("" : "+f"(number)); }
 
-// What memory is asked for before this is asked for before what comes after it.
+// Keeps the compiler from moving memory accesses across this point.
 static __device__ __forceinline__ void in_order() { asm volatile("" ::: "memory"); }
 
-// The clock of the whole card; its low 32 bits, which begin again every 4.3 seconds.
+// The low 32 bits of the GPU's clock, the same on all multiprocessors; they wrap around every 4.3 seconds.
 static __device__ __forceinline__ uint32_t nanoseconds() {
     uint32_t now;
     asm volatile("mov.u32 %0, %globaltimer_lo;" : "=r"(now) :: "memory");
     return now;
 }
 
-// ---- wgmma [sm_90a]: a warpgroup (four warps in line) multiplies, without waiting --------------------------------------
+// ---- wgmma [sm_90a]: a warpgroup (four consecutive warps) multiplies asynchronously ---------------------------------
 // d[64, N] = a[64, 16] b[16, N] + (accumulate ? d : 0), fp16 or bf16 in, fp32 accumulated; N is 8, 16 or 32.
-// Warp w of the group has rows 16 w to 16 w + 15 of a and d: a as mma_m16n8k16_f16 has it, d[4 j] to d[4 j + 3] as its d
-// for columns 8 j to 8 j + 7.
-// wgmma_fence comes before the first; until wgmma_wait d and a must not be touched, nor b's shared memory be written.
+// Warp w of the group holds rows 16 w to 16 w + 15 of a and d: a in the layout of mma_m16n8k16_f16's a; d[4 j] to
+// d[4 j + 3] in the layout of its d, for columns 8 j to 8 j + 7.
+// Call wgmma_fence before the first. Until wgmma_wait, do not touch d and a, and do not write b's shared memory.
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
 
-// Orders the registers' earlier use before the products that follow.
+// Orders earlier accesses to the registers before the products that follow.
 static __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
-// Closes this warpgroup's group of products.
+// Commits this warpgroup's products so far as a group.
 static __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
 // Waits until at most `pending` of its latest groups are unfinished.
@@ -269,13 +238,13 @@ static __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(pending) : "memory");
 }
 
-// b in shared memory: column n is the 16 bytes at rows + 16 n (first half of k) and the 16 bytes `next` >= 0 bytes on
-// (second half); rows and next are multiples of 16.
+// b in shared memory: column n is the 16 bytes at rows + 16 n (first half of k) and the 16 bytes `next` bytes after
+// them (second half); rows and next >= 0 are multiples of 16.
 struct Columns {
     uint64_t descriptor;  // 8 rows of 16 bytes are one of wgmma's matrices, 128 bytes from the next along n
     __device__ __forceinline__ explicit Columns(const void* rows)
         : descriptor((uint64_t)(128 >> 4) << 32 | shared_address(rows) >> 4) {}
-    // The columns `bytes` further on, whose second halves lie `next` bytes behind their first.
+    // The columns at rows + bytes, with the second halves `next` bytes after the first.
     __device__ __forceinline__ Columns at(int bytes, int next) const {
         Columns there = *this;
         there.descriptor += (uint32_t)bytes >> 4 | (uint32_t)next >> 4 << 16;
@@ -304,7 +273,7 @@ PTX_WGMMAS(wgmma_bf16, bf16)
 #undef PTX_FOUR
 #undef PTX_WGMMA
 
-// ---- setmaxnreg [sm_90a]: registers move between warpgroups; each thread of this one has so many from here on ---------
+// ---- setmaxnreg [sm_90a]: sets the registers of each thread of this warpgroup, from or to the block's free ones -----
 
 template <int registers>
 static __device__ __forceinline__ void more_registers() {
@@ -320,7 +289,7 @@ static __device__ __forceinline__ void fewer_registers() {
 
 // ---- named barriers: a barrier for part of a block ------------------------------------------------------------------
 
-// Waits until `threads` threads (a multiple of 32) have come to barrier `id` (1 to 15; __syncthreads uses 0).
+// Waits until `threads` threads (a multiple of 32) have arrived at barrier `id` (1 to 15; __syncthreads uses 0).
 static __device__ __forceinline__ void named_barrier_sync(int id, int threads) {
     asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory");
 }

@@ -1,5 +1,5 @@
 // The emulator's ptx.cuh: the functions of fusedref/csrc/common/ptx.cuh, with the same names, arguments and meaning.
-// Copies that run on their own land only when they are waited for, so that a missing wait shows.
+// An asynchronous copy writes its data only in the wait for it, so a missing wait has visible consequences.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace ptx {
 
-// A byte's offset in shared memory is no use here but to be compared: kernels name shared memory by pointers.
+// The functions here take pointers and use no such address; kernels may compare two of them.
 EMU_INLINE uint32_t shared_address(const void* shared) { return uint32_t(uintptr_t(shared)); }
 
 // ---- ldmatrix ---------------------------------------------------------------------------------------------------------
@@ -20,48 +20,27 @@ EMU_INLINE uint32_t shared_address(const void* shared) { return uint32_t(uintptr
 namespace fragments {
 
 struct Row {
-    const void* row;     // of the matrix that this lane names
-    uint32_t loaded[4];  // what this lane gets, a register a matrix
+    const void* row;     // whose address this lane passes
+    uint32_t loaded[4];  // this lane's registers, one per matrix
 };
 
-// Lane l of matrix m gets bytes 4 (l % 4) to 4 (l % 4) + 3 of row l / 4; transposed, two elements of column l / 4.
-template <int MATRICES, bool TRANSPOSED>
-EMU_UNWATCHED void load(void* const payload[32], uint32_t, const void*) {
-    for (int matrix = 0; matrix < MATRICES; matrix++) {
-        uint16_t element[8][8];
-        for (int r = 0; r < 8; r++) __builtin_memcpy(element[r], ((Row*)payload[8 * matrix + r])->row, 16);
-        for (int lane = 0; lane < 32; lane++) {
-            const int i = lane / 4, j = 2 * (lane % 4);
-            const uint32_t low = TRANSPOSED ? element[j][i] : element[i][j];
-            const uint32_t high = TRANSPOSED ? element[j + 1][i] : element[i][j + 1];
-            ((Row*)payload[lane])->loaded[matrix] = high << 16 | low;
-        }
+// Lane l gets bytes 4 (l % 4) to 4 (l % 4) + 3 of row l / 4 of each matrix.
+EMU_UNWATCHED inline void load(void* const payload[32], uint32_t, const void*) {
+    for (int matrix = 0; matrix < 4; matrix++) {
+        uint32_t rows[8][4];
+        for (int r = 0; r < 8; r++) __builtin_memcpy(rows[r], ((Row*)payload[8 * matrix + r])->row, 16);
+        for (int lane = 0; lane < 32; lane++) ((Row*)payload[lane])->loaded[matrix] = rows[lane / 4][lane % 4];
     }
-}
-
-template <int MATRICES, bool TRANSPOSED>
-EMU_INLINE Row ldmatrix(const void* row) {
-    Row mine = {row, {}};
-    if (emu_lane() < 8 * MATRICES) emu_access(row, 16, 0);
-    emu_warp_meet(0xffffffffu, &mine, load<MATRICES, TRANSPOSED>, 0);
-    return mine;
 }
 
 }  // namespace fragments
 
-EMU_INLINE void ldmatrix_x1(uint32_t& d0, const void* row) { d0 = fragments::ldmatrix<1, false>(row).loaded[0]; }
-EMU_INLINE void ldmatrix_x1_trans(uint32_t& d0, const void* row) { d0 = fragments::ldmatrix<1, true>(row).loaded[0]; }
-
-#define EMU_LDMATRIX(NAME, MATRICES, TRANSPOSED)                                           \
-    EMU_INLINE void NAME(uint32_t (&d)[MATRICES], const void* row) {                       \
-        const fragments::Row mine = fragments::ldmatrix<MATRICES, TRANSPOSED>(row);        \
-        for (int matrix = 0; matrix < MATRICES; matrix++) d[matrix] = mine.loaded[matrix]; \
-    }
-EMU_LDMATRIX(ldmatrix_x2, 2, false)
-EMU_LDMATRIX(ldmatrix_x4, 4, false)
-EMU_LDMATRIX(ldmatrix_x2_trans, 2, true)
-EMU_LDMATRIX(ldmatrix_x4_trans, 4, true)
-#undef EMU_LDMATRIX
+EMU_INLINE void ldmatrix_x4(uint32_t (&d)[4], const void* row) {
+    fragments::Row mine = {row, {}};
+    emu_access(row, 16, 0);
+    emu_warp_meet(0xffffffffu, &mine, fragments::load, 0);
+    for (int matrix = 0; matrix < 4; matrix++) d[matrix] = mine.loaded[matrix];
+}
 
 // ---- mma --------------------------------------------------------------------------------------------------------------
 
@@ -74,14 +53,14 @@ struct Operands {
 
 enum Type { f16, bf16, tf32 };
 
-// The warp's d[16, 8] = a[16, K] b[K, 8] + c[16, 8]; which lane holds what is in fusedref/csrc/common/ptx.cuh.
+// The warp's d[16, 8] = a[16, K] b[K, 8] + c[16, 8]; fusedref/csrc/common/ptx.cuh documents the lanes' fragments.
 template <Type TYPE, int K>
 EMU_UNWATCHED void multiply(void* const payload[32], uint32_t, const void*) {
     using namespace tensor_core;
     constexpr Format format = TYPE == f16 ? tensor_core::fp16
         : TYPE == Type::bf16              ? tensor_core::bf16
                                           : tensor_core::tf32;
-    constexpr int packed = TYPE == Type::tf32 ? 1 : 2;  // elements a register
+    constexpr int packed = TYPE == Type::tf32 ? 1 : 2;  // elements per register
     constexpr int halves = K / (4 * packed);            // registers of a row along k
     Number a[16][K], b[8][K];
     for (int lane = 0; lane < 32; lane++) {
@@ -89,7 +68,7 @@ EMU_UNWATCHED void multiply(void* const payload[32], uint32_t, const void*) {
         for (int half = 0; half < halves; half++)
             for (int e = 0; e < packed; e++) {
                 const int k = half * 4 * packed + lane % 4 * packed + e;
-                const int shift = packed == 1 ? 13 : 16 * e;  // take_apart looks at no more bits than the format has
+                const int shift = packed == 1 ? 13 : 16 * e;  // take_apart ignores the bits above the format's
                 a[lane / 4][k] = take_apart(mine.a[2 * half] >> shift, format);
                 a[lane / 4 + 8][k] = take_apart(mine.a[2 * half + 1] >> shift, format);
                 b[lane / 4][k] = take_apart(mine.b[half] >> shift, format);
@@ -131,7 +110,7 @@ EMU_INLINE void mma_m16n8k8_tf32(
     fragments::mma<fragments::tf32, 8>(d, a0, a1, a2, a3, b0, b1, c);
 }
 
-// The nearest tf32 number, ties away from zero: half of the last kept bit is added, and the rest is cut off.
+// x rounded to tf32, ties away from zero: adds half of the last kept bit and clears the bits below.
 EMU_INLINE uint32_t to_tf32(float x) {
     const uint32_t bits = __float_as_uint(x);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffffffu;
