@@ -1,14 +1,13 @@
 // 01 conv2d: one thread computes one output of the convolution.
 //
-// The idea: the output is a list of batch * out_channels * out_height * out_width numbers that do not depend on each
-// other. Give each its own thread; the thread finds out from its number which output it owns, then walks over the
-// input window and the filter that meet there.
+// The idea: the output consists of batch * out_channels * out_height * out_width independent numbers. Each has its own
+// thread, which computes from its index which output it owns, then loops over the input window and the filter.
 //
 // Byte ledger at problem 73 (x [128, 8, 128, 128] fp32, 64 filters of 3x3), if every tensor crosses the memory bus once:
 //   reads   x          67.1 MB
 //   reads   weight      0.02 MB
 //   writes  y         520.2 MB
-// What the threads ask for is far more: every output needs 72 inputs and 72 weights. The caches serve the rest.
+// The threads load far more: every output needs 72 inputs and 72 weights. The caches serve the rest.
 //
 // Launch: block (256), grid (ceil(outputs / 256)).
 
@@ -23,7 +22,7 @@ extern "C" __global__ void conv2d(
     const int output = blockIdx.x * blockDim.x + threadIdx.x;
     if (output >= batch * out_channels * out_height * out_width) return;  // the last block is rarely full
 
-    // The output's number, read as digits: [image, channel, row, column], the column changing fastest.
+    // Split the index of the output into [image, channel, row, column]; the column changes fastest.
     const int column = output % out_width;
     const int row = output / out_width % out_height;
     const int channel = output / (out_width * out_height) % out_channels;

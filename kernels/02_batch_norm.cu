@@ -1,13 +1,13 @@
-// 02 batch_norm: BatchNorm2d in evaluation mode, one thread per number.
+// 02 batch_norm: BatchNorm2d in evaluation mode, one thread per element.
 //
-//   y = (x - running_mean) / sqrt(running_var + eps) * gamma + beta      (each channel has its own four numbers)
+//   y = (x - running_mean) / sqrt(running_var + eps) * gamma + beta      (four parameters per channel)
 //
-// New since 01: nothing is summed any more. A thread reads one number, changes it and writes it: three operations for
-// eight bytes. Such a kernel can only be as fast as the memory, and all of its time is traffic.
+// New since 01: an elementwise kernel. A thread reads one number, computes with it and writes it: a few operations for
+// eight bytes. Such a kernel is limited by memory bandwidth.
 //
-// Byte ledger at problem 73: reads 520.2 MB, writes 520.2 MB (the four vectors of 64 floats do not count).
+// Byte ledger at problem 73: reads 520.2 MB, writes 520.2 MB (the four vectors of 64 floats are negligible).
 //
-// Launch: block (256), grid (ceil(numbers / 256)).
+// Launch: block (256), grid (ceil(elements / 256)).
 
 extern "C" __global__ void batch_norm(
     const float* x,             // [batch, channels, plane]   plane = height * width

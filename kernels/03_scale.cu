@@ -1,14 +1,14 @@
-// 03 scale: multiply every number by scaling_factor; and bn_scale, the half-way house.
+// 03 scale: multiply every element by scaling_factor; and bn_scale: BatchNorm and scale in one kernel.
 //
 // New since 02: with `scale` all three operators are ours, as three launches. Between them the whole intermediate
-// result goes out to memory and comes back, twice. `bn_scale` removes one of the two trips: BatchNorm and scale
-// in one kernel, to follow a convolution from a library.
+// result is written to memory and read again, twice. `bn_scale` removes one of these two round trips: it computes
+// BatchNorm and scale after a convolution from a library.
 //
 // Byte ledger at problem 73:
 //   scale      reads 520.2 MB, writes 520.2 MB
-//   bn_scale   reads 520.2 MB, writes 520.2 MB: the same as batch_norm alone, so the scale has become free
+//   bn_scale   reads 520.2 MB, writes 520.2 MB: the same as batch_norm alone, so the scale is free
 //
-// Launch of both: block (256), grid (ceil(numbers / 256)).
+// Launch of both: block (256), grid (ceil(elements / 256)).
 
 extern "C" __global__ void scale(
     const float* x,        // [size]

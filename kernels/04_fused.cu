@@ -1,13 +1,13 @@
-// 04 fused: convolution, BatchNorm and scale in one kernel. The sum never leaves its register before it is finished.
+// 04 fused: convolution, BatchNorm and scale in one kernel. The sum stays in a register until it is finished.
 //
-// New since 03: one launch, and no intermediate result in memory at all.
+// New since 03: one launch, and no intermediate result in memory.
 //
-// Byte ledger at problem 73: reads 67.2 MB, writes 520.2 MB. This is the floor: no kernel can move less. What is left
-// to win from here on is the way from the caches to the arithmetic, not the bytes on the bus.
+// Byte ledger at problem 73: reads 67.2 MB, writes 520.2 MB. This is the floor: no kernel can move less. From
+// here on the ladder improves how the data get from the caches to the arithmetic, not the bytes on the bus.
 //
 // `fused`        block (256), grid (ceil(outputs / 256)): one thread per output, as in 01.
-// `fused_block`  block (out_width, out_height), grid (out_channels, batch): the shape that one would draw on paper, a
-//                block per image and channel. A block holds at most 1024 threads, so it launches only on planes of up to
+// `fused_block`  block (out_width, out_height), grid (out_channels, batch): the obvious geometry, a block per
+//                image and channel. A block holds at most 1024 threads, so it launches only on planes of up to
 //                1024 pixels. At problem 73 a block would need 126 * 126 = 15876 and the launch fails.
 
 __device__ float conv_bn_scale(

@@ -1,24 +1,24 @@
-// 06 shared_tile: a block copies the piece of x that its outputs share into shared memory, and all its threads read it
+// 06 shared_tile: a block copies the part of x that its outputs share into shared memory; its threads read it from
 // there.
 //
-// New since 05: an input is fetched from global memory once for all the outputs of a block that need it, not once for
-// every multiply-add: a tile of 8 x 32 pixels, with a halo of KERNEL_SIZE - 1 rows and columns around it, serves every
-// output channel. The weights of 16 channels at a time lie beside it. A barrier parts the copying from the reading.
+// New since 05: a block loads an input from global memory once for all its outputs, not once per multiply-add. A tile of
+// 8 x 32 pixels, with a halo of KERNEL_SIZE - 1 more rows and columns, serves every output channel. The weights of 16
+// channels at a time are in shared memory too. Barriers separate the copying from the reading.
 //
 // Byte ledger at problem 73: reads 67.2 MB, writes 520.2 MB, as 04. The tiles overlap by their halos, so the blocks
-// ask for 1.29 times x; the L2 cache can serve what neighbours have in common. On the way to the arithmetic an output
-// still needs 72 inputs and 72 weights, of shared memory now. The weights come four to a request, the same to every
-// lane. The inputs of a thread are those of the channel before: nvcc keeps them in registers for the 16 channels.
+// load 1.29 times x; the L2 cache can serve the overlaps. An output still needs 72 inputs and 72 weights, now from
+// shared memory. One request loads four weights, the same for every lane. A thread's inputs are the same for every
+// channel: nvcc keeps them in registers for the 16 channels.
 //
-// Sizes are constants of the compilation, as in 05 (IN_CHANNELS OUT_CHANNELS HEIGHT WIDTH KERNEL_SIZE; stride 1, no
-// padding): shared arrays must have a size, and loops that unroll leave no index to be computed.
+// Sizes are compile-time constants, as in 05 (IN_CHANNELS OUT_CHANNELS HEIGHT WIDTH KERNEL_SIZE; stride 1, no padding):
+// shared arrays need a constant size, and unrolled loops need no index arithmetic.
 //
 // Launch: block (32, 8), grid (ceil(out_width / 32), ceil(out_height / 8), batch).
 
 constexpr int OUT_HEIGHT = HEIGHT - KERNEL_SIZE + 1, OUT_WIDTH = WIDTH - KERNEL_SIZE + 1;
 constexpr int TILE_H = 8, TILE_W = 32, THREADS = TILE_H * TILE_W;
 constexpr int HALO_H = TILE_H + KERNEL_SIZE - 1, HALO_W = TILE_W + KERNEL_SIZE - 1;
-constexpr int TAPS = KERNEL_SIZE * KERNEL_SIZE, K = IN_CHANNELS * TAPS;  // K products make an output
+constexpr int TAPS = KERNEL_SIZE * KERNEL_SIZE, K = IN_CHANNELS * TAPS;  // K products per output
 constexpr int GROUP = 16;  // output channels whose weights are in shared memory at a time
 
 extern "C" __global__ void __launch_bounds__(THREADS) shared_tile(
@@ -43,12 +43,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) shared_tile(
 
     for (int i = thread; i < IN_CHANNELS * HALO_H * HALO_W; i += THREADS) {
         const int in_channel = i / (HALO_H * HALO_W), tile_row = i / HALO_W % HALO_H, tile_column = i % HALO_W;
-        const bool inside = top + tile_row < HEIGHT && left + tile_column < WIDTH;  // a tile may hang over the edge
+        const bool inside = top + tile_row < HEIGHT && left + tile_column < WIDTH;  // a tile may reach beyond the edge
         tile[in_channel][tile_row][tile_column] =
             inside ? x[(in_channel * HEIGHT + top + tile_row) * WIDTH + left + tile_column] : 0.0f;
     }
     for (int first = 0; first < OUT_CHANNELS; first += GROUP) {
-        __syncthreads();  // the weights of the channels before have been read
+        __syncthreads();  // the previous channels' weights have been read
         for (int i = thread; i < GROUP * K; i += THREADS)
             filters[i / K][i % K] = first + i / K < OUT_CHANNELS ? weight[first * K + i] : 0.0f;
         __syncthreads();  // the tile and the weights are there

@@ -1,16 +1,16 @@
-// 07 register_tile: a thread computes 8 channels x 4 pixels, so that what it fetches is used 4 or 8 times.
+// 07 register_tile: a thread computes 8 channels x 4 pixels, so that each number it loads is used 4 or 8 times.
 //
-// New since 06: the 32 sums of a thread stay in registers together. For each tap and input channel it fetches 4 pixels
-// and 8 weights from shared memory, 12 numbers for 32 multiply-adds. A lane's pixels are 32 columns apart, so that the
-// lanes of a warp read neighbouring words, each from a bank of its own, and store neighbouring outputs; and all of a
-// warp wants the same 8 weights, which one request hands to every lane, four at a time.
+// New since 06: a thread keeps 32 sums in registers. For each tap and input channel it loads 4 pixels and 8 weights from
+// shared memory, 12 numbers for 32 multiply-adds. A lane's pixels are 32 columns apart, so that the lanes of a warp read
+// neighbouring words, without bank conflicts, and store neighbouring outputs. All lanes of a warp need the same 8
+// weights: a request broadcasts four of them.
 //
-// Byte ledger at problem 73: reads 67.2 MB, writes 520.2 MB, as 04; the blocks ask for 1.48 times x.
+// Byte ledger at problem 73: reads 67.2 MB, writes 520.2 MB, as 04; the blocks load 1.48 times x.
 //
-// From here on the multiply-adds are the limit, however they are fed: 9.4 G of them are 280 us at the 67 TFLOP/s of an
-// H200's data sheet, twice what the bytes take. That is the wall of the CUDA cores.
+// Now the multiply-adds are the limit: 9.4 G of them take 280 us at the 67 TFLOP/s of an H200's data sheet, twice the
+// time of the bytes. On the CUDA cores no kernel can be faster.
 //
-// Sizes are constants of the compilation: IN_CHANNELS OUT_CHANNELS HEIGHT WIDTH KERNEL_SIZE (stride 1, no padding).
+// Sizes are compile-time constants: IN_CHANNELS OUT_CHANNELS HEIGHT WIDTH KERNEL_SIZE (stride 1, no padding).
 //
 // Launch: block (32, 8), grid (ceil(out_width / 128), ceil(out_height / 4), batch * ceil(OUT_CHANNELS / 64)), shared
 // memory for filters and tile. Warp w has channels 8 w to 8 w + 7 of the block's 64, and all of its 4 rows in turn.
@@ -20,7 +20,7 @@ constexpr int CHANNELS = 8, PIXELS = 4, WARPS = 8, THREADS = 32 * WARPS;
 constexpr int TILE_H = 4, TILE_W = 32 * PIXELS, HALO_H = TILE_H + KERNEL_SIZE - 1, HALO_W = TILE_W + KERNEL_SIZE - 1;
 constexpr int TAPS = KERNEL_SIZE * KERNEL_SIZE, K = IN_CHANNELS * TAPS;
 constexpr int GROUP = CHANNELS * WARPS, GROUPS = (OUT_CHANNELS + GROUP - 1) / GROUP;  // a block computes a group
-constexpr int FILTERS_W = GROUP + 4;  // 4 more, so that the lanes that copy neighbouring weights meet 8 banks, not one
+constexpr int FILTERS_W = GROUP + 4;  // 4 more, so that the lanes that copy neighbouring weights use 8 banks, not one
 
 extern "C" __global__ void __launch_bounds__(THREADS) register_tile(
     const float* __restrict__ x,             // [batch, IN_CHANNELS, HEIGHT, WIDTH]

@@ -2,16 +2,16 @@
 //
 // New since 07: one instruction of a warp, mma, multiplies a 16 x 8 matrix of weights (16 channels, 8 input channels
 // of one tap) by an 8 x 8 matrix of inputs (the same input channels of 8 neighbouring pixels, shifted by the tap).
-// That is 1024 multiply-adds, where an ordinary instruction of a warp does 32. The price is tf32, which keeps 10 bits
-// of the fraction: errors of 2e-4 where fp32 has 1e-7. It is another precision, and this rung is validated at it.
+// That is 1024 multiply-adds; an ordinary instruction of a warp does 32. The price is tf32, which keeps 10 bits of the
+// fraction: errors of 2e-4, compared with 1e-7 in fp32. This rung validates in tf32.
 //
-// Both matrices lie in shared memory as rows of 16 bytes: 4 input channels of a pixel, or of a tap of a filter.
-// ldmatrix fetches four pieces of 8 rows at once, each lane naming a row. 8 neighbouring rows are 128 bytes: every
-// bank once. The sums come out scattered over the lanes: a store of the warp goes to 8 channels, 32 bytes each.
+// Both matrices are in shared memory as rows of 16 bytes: 4 input channels of a pixel, or of a tap of a filter.
+// ldmatrix loads four pieces of 8 rows at once; each lane passes the address of a row. 8 neighbouring rows are 128
+// bytes: every bank once. The sums are scattered over the lanes: a store of the warp goes to 8 channels, 32 bytes each.
 //
-// Byte ledger at problem 73: reads 67.2 MB, writes 520.2 MB, as 04; the blocks ask for 1.33 times x.
+// Byte ledger at problem 73: reads 67.2 MB, writes 520.2 MB, as 04; the blocks load 1.33 times x.
 //
-// Sizes are constants of the compilation: IN_CHANNELS OUT_CHANNELS HEIGHT WIDTH KERNEL_SIZE (stride 1, no padding).
+// Sizes are compile-time constants: IN_CHANNELS OUT_CHANNELS HEIGHT WIDTH KERNEL_SIZE (stride 1, no padding).
 //
 // Launch: block (256), grid (ceil(out_width / 64), ceil(out_height / 6), batch * ceil(OUT_CHANNELS / 64)), shared
 // memory for tile and filters. Warp w has 16 channels, from 16 (w % 4) on, and every second of the block's 6 rows.
@@ -24,7 +24,7 @@ constexpr int TAPS = KERNEL_SIZE * KERNEL_SIZE, K = IN_CHANNELS * TAPS;
 constexpr int CHUNKS = (IN_CHANNELS + 7) / 8;  // mma takes 8 input channels; zeros fill up the last chunk
 constexpr int PIXELS = HALO_H * HALO_W, STEPS = CHUNKS * TAPS;
 constexpr int GROUP = 64, GROUPS = (OUT_CHANNELS + GROUP - 1) / GROUP, THREADS = 256;
-constexpr int FILTERS_W = 2 * GROUP + 1;  // rows; one more, so that the lanes that copy weights meet different banks
+constexpr int FILTERS_W = 2 * GROUP + 1;  // rows; one more, so that the lanes that copy weights use different banks
 
 extern "C" __global__ void __launch_bounds__(THREADS) tensor_cores(
     const float* __restrict__ x,             // [batch, IN_CHANNELS, HEIGHT, WIDTH]
@@ -76,12 +76,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) tensor_cores(
         b[half] = scaling_factor * beta[channel] + a[half] * (bias[channel] - running_mean[channel]);
     }
     for (int line = warp / 4; line < TILE_H && top + line < OUT_HEIGHT; line += 2) {
-        float sum[TILE_W / 8][4] = {};  // 8 times 8 pixels of 16 channels, dealt out to the lanes
+        float sum[TILE_W / 8][4] = {};  // 8 times 8 pixels of 16 channels, distributed over the lanes
         #pragma unroll(TAPS <= 9 ? TAPS : 1)
         for (int step = 0; step < STEPS; step++) {
             const int chunk = step / TAPS, tap = step % TAPS;
             const int corner = (line + tap / KERNEL_SIZE) * HALO_W + tap % KERNEL_SIZE;
-            uint32_t w[4];  // lanes 0 to 15 name the rows of 16 channels, input channels 0 to 3; the others, 4 to 7
+            uint32_t w[4];  // lanes 0 to 15 address 16 channels at input channels 0 to 3; the others, at 4 to 7
             ptx::ldmatrix_x4(w, &filters[step][lane / 16 * GROUP + warp_first + lane % 16]);
             #pragma unroll
             for (int n = 0; n < TILE_W / 8; n += 2) {
@@ -101,7 +101,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) tensor_cores(
                 const int column = left + n * 8 + member * 2;
                 const float even = a[half] * sum[n][half * 2] + b[half], odd = a[half] * sum[n][half * 2 + 1] + b[half];
                 if (OUT_WIDTH % 2 == 0) {
-                    // __stwb is an ordinary store. Assigned to *out, nvcc would store a float2 in two halves.
+                    // __stwb is an ordinary store. For an assignment to *out, nvcc would split the float2 into two stores.
                     if (column < OUT_WIDTH) __stwb(reinterpret_cast<float2*>(out + column), make_float2(even, odd));
                 } else {  // the rows of an odd width do not all start at a multiple of 8 bytes
                     if (column < OUT_WIDTH) out[column] = even;

@@ -1,25 +1,24 @@
-// 09 split_fp32: fp32's accuracy from the tensor cores. Every number becomes two of fp16, and the order of the sums
-// does the rest.
+// 09 split_fp32: fp32's accuracy from the tensor cores. Every number is split into two fp16 numbers, and the sums are
+// ordered so that the tensor cores' truncation does not add up.
 //
 //   v * 2^s = hi + lo / 4096                                  hi, lo in fp16: 11 bits and 11 more
 //   w x     = w_hi x_hi + (w_lo x_hi + w_hi x_lo) / 4096      (w_lo x_lo / 4096^2 is below fp32's last bit)
 //
-// New since 08: three products for one, but of 16-bit numbers, of which mma takes twice as many at a time. A tensor
-// core cuts off what an addition in fp32 would round, so a long chain of its sums drifts. The cross terms, 4096 times
-// smaller, may stay in a chain; each hi hi product starts from zero, and an ordinary, rounding addition adds it up.
+// New since 08: three products instead of one, but of 16-bit numbers, of which mma takes twice as many at a time. A
+// tensor core truncates where an addition in fp32 rounds, so long sums drift. The cross terms, 4096 times smaller, may
+// accumulate in the tensor core; each hi hi product starts from zero, and an ordinary, rounding addition accumulates it.
 //
-// fp16 ends at 65504. Powers of two, which change no digit, bring the largest magnitude of a tile, and of each output
-// channel's weights, under 2^15, and the sums back: x and weight may have any scale. What is more than 2^28 times
-// smaller than the largest beside it loses digits. An infinity or NaN in x spoils its whole tile, one in the weights
-// its channel: this rung does not serve them.
+// fp16 ends at 65504. Powers of two, which are exact, scale the largest magnitude of a tile, and of each output
+// channel's weights, below 2^15, and scale the sums back: x and weight may have any scale. Magnitudes below 2^-28 of the
+// largest lose digits. This rung does not serve infinity and NaN: in x they spoil the whole tile, in the weights the
+// channel.
 //
-// The scattered sums go through shared memory on their way out, so that a store of a warp is again 32 neighbouring
-// outputs, as in 07.
+// The scattered sums pass through shared memory, so that a store of a warp is again 32 neighbouring outputs, as in 07.
 //
-// Byte ledger at problem 73: reads 67.2 MB, writes 520.2 MB, as 04; the blocks ask for 1.33 times x. In shared memory
-// the 8 input channels of a pixel take the 32 bytes that they took in tf32: a row of hi, a row of lo.
+// Byte ledger at problem 73: reads 67.2 MB, writes 520.2 MB, as 04; the blocks load 1.33 times x. In shared memory
+// the 8 input channels of a pixel take 32 bytes, as in tf32: a row of hi, a row of lo.
 //
-// Sizes are constants of the compilation: IN_CHANNELS OUT_CHANNELS HEIGHT WIDTH KERNEL_SIZE (stride 1, no padding).
+// Sizes are compile-time constants: IN_CHANNELS OUT_CHANNELS HEIGHT WIDTH KERNEL_SIZE (stride 1, no padding).
 //
 // Launch: block (256), grid (ceil(out_width / 64), ceil(out_height / 6), batch * ceil(OUT_CHANNELS / 64)), shared
 // memory for tile, filters and runs. Warp w has 16 channels, from 16 (w % 4) on, and the left or right half of every
@@ -34,19 +33,19 @@ constexpr int TAPS = KERNEL_SIZE * KERNEL_SIZE, K = IN_CHANNELS * TAPS;
 constexpr int CHUNKS = (IN_CHANNELS + 7) / 8;  // of 8 input channels; zeros fill up the last
 constexpr int PIXELS = HALO_H * HALO_W, STEPS = CHUNKS * TAPS;
 constexpr int GROUP = 64, GROUPS = (OUT_CHANNELS + GROUP - 1) / GROUP, WARPS = 8, THREADS = 32 * WARPS;
-constexpr int FILTERS_W = 2 * GROUP + 1;  // rows; one more, so that the lanes that copy weights meet different banks
-constexpr int WARP_W = TILE_W / 2, RUN_W = WARP_W + 8;  // a warp's pixels of a row; 8 more, again for the banks
+constexpr int FILTERS_W = 2 * GROUP + 1;  // rows; one more, so that the lanes that copy weights use different banks
+constexpr int WARP_W = TILE_W / 2, RUN_W = WARP_W + 8;  // a warp's pixels of a row; 8 more, to avoid bank conflicts
 constexpr float LO_SCALE = 4096.0f;
 
-// Bits of the magnitude of a number, which are ordered as the magnitudes are.
+// The bits of |v|; as integers they are in the order of the magnitudes.
 __device__ __forceinline__ unsigned magnitude(float v) { return __float_as_uint(v) & 0x7fffffffu; }
 
-// The s for which 2^s brings a magnitude into [2^14, 2^15); not so large that 2^s is no number any more.
+// The s for which 2^s scales a magnitude into [2^14, 2^15), limited so that 2^s is finite.
 __device__ __forceinline__ int shift_of(unsigned magnitude) { return min(14 + 127 - int(magnitude >> 23), 126); }
 
 __device__ __forceinline__ float power_of_two(int exponent) { return __int_as_float((exponent + 127) << 23); }
 
-// v = hi + lo / LO_SCALE, but for the last bit or two.
+// v = hi + lo / LO_SCALE, except for the last bit or two.
 __device__ __forceinline__ void split(float v, __half& hi, __half& lo) {
     hi = __float2half_rn(v);
     lo = __float2half_rn((v - __half2float(hi)) * LO_SCALE);
@@ -79,7 +78,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) split_fp32(
     if (thread == 0) largest = 0;
     __syncthreads();
 
-    // x as it is, 8 numbers of 4 bytes to a pixel: exactly the room that hi and lo need.
+    // Copy x unchanged, 8 numbers of 4 bytes per pixel: exactly the space that hi and lo need.
     unsigned most = 0;
     #pragma unroll 2
     for (int i = thread; i < CHUNKS * PIXELS; i += THREADS) {
@@ -97,9 +96,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) split_fp32(
     most = __reduce_max_sync(~0u, most);
     if (lane == 0) atomicMax(&largest, most);
 
-    // The weights: a warp takes a channel, finds its largest, and splits.
+    // The weights: a warp takes a channel, finds its largest magnitude and splits it.
     for (int c = warp; c < GROUP; c += WARPS) {
-        const int channel = min(first + c, OUT_CHANNELS - 1);  // those beyond the last are computed, and not stored
+        const int channel = min(first + c, OUT_CHANNELS - 1);  // channels beyond the last are computed, but not stored
         most = 0;
         for (int k = lane; k < K; k += 32) most = max(most, magnitude(weight[channel * K + k]));
         const int shift = shift_of(__reduce_max_sync(~0u, most));
@@ -119,7 +118,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) split_fp32(
     }
     __syncthreads();
 
-    // And x, where it is: each pixel by the thread that brought it.
+    // Split x in place: each pixel by the thread that copied it.
     const int x_shift = shift_of(largest);
     #pragma unroll 1
     for (int i = thread; i < CHUNKS * PIXELS; i += THREADS) {
@@ -177,7 +176,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) split_fp32(
         #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int mine = warp_first + half * 8 + group, back = -x_shift - w_shift[mine];
-            const float unit = power_of_two(back / 2), rest = power_of_two(back - back / 2);  // 2^back may be no number
+            const float unit = power_of_two(back / 2), rest = power_of_two(back - back / 2);  // 2^back may overflow
             #pragma unroll
             for (int n = 0; n < WARP_W / 8; n++) {
                 float v[2];
@@ -196,7 +195,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) split_fp32(
                 if (column < OUT_WIDTH)
                     y[(channel * OUT_HEIGHT + top + line) * OUT_WIDTH + column] = runs[warp][c][lane];
             }
-            __syncwarp();  // before the next sums take the place of these
+            __syncwarp();  // before the next sums overwrite these
         }
     }
 }

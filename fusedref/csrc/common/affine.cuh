@@ -1,6 +1,6 @@
-// BatchNorm (running statistics) and the scale, folded into three numbers of an output channel:
+// BatchNorm (running statistics) and the scale, folded into three numbers per output channel:
 //   y = a * (conv + shift) + b        a = scale * gamma / sqrt(var + eps)   shift = bias - mean   b = scale * beta
-// Not a * conv + b': where a is infinite, that would be inf - inf for outputs that torch makes infinite.
+// Not a * conv + b': with an infinite a, that would be inf - inf where torch returns infinity.
 // bias, gamma and beta may be null: zeros, ones and zeros.
 #pragma once
 

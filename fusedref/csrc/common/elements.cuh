@@ -1,4 +1,4 @@
-// The types that the macros ELEMENT (of x, weight and y) and VECTOR (of bias, mean, variance, gamma and beta) name:
+// The types selected by the macros ELEMENT (x, weight and y) and VECTOR (bias, mean, variance, gamma and beta):
 // 0 float, 1 __half, 2 __nv_bfloat16. float(value) is exact, Element(sum) rounds to nearest.
 #pragma once
 

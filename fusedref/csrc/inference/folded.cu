@@ -1,16 +1,16 @@
-// y = a * (conv2d(x, weight) + shift) + b, with BatchNorm (running statistics) and the scale folded into a, shift and b,
-// which belong to the channel:  a = scale * gamma / sqrt(var + eps)   shift = bias - mean   b = scale * beta
-// (Not a * conv2d + b': an infinite a would then make inf - inf of what is infinite in torch.)
+// y = a * (conv2d(x, weight) + shift) + b, with BatchNorm (running statistics) and the scale folded into a, shift and b
+// of each channel:  a = scale * gamma / sqrt(var + eps)   shift = bias - mean   b = scale * beta
+// (Not a * conv2d + b': with an infinite a, that would be inf - inf where torch returns infinity.)
 //
-// Every size but the batch, which varies from call to call, is a compile-time constant, a -D option from
+// Every size except the batch, which varies from call to call, is a compile-time constant, a -D option from
 // fusedref/plans/folded.py:
 //   IN_CHANNELS HEIGHT WIDTH OUT_CHANNELS OUT_HEIGHT OUT_WIDTH GROUPS
 //   KERNEL_HEIGHT KERNEL_WIDTH STRIDE_H STRIDE_W PAD_TOP PAD_LEFT DILATION_H DILATION_W    (padding is zeros)
 //   ELEMENT VECTOR    the types, see elements.cuh; sums are float32 for all
 //   CHANNELS_LAST     1: x and y are [batch, row, column, channel] in memory, 0: [batch, channel, row, column]
 //
-// A unit of work is 256 outputs that follow each other in memory: of one image and channel, or of one image with channels
-// last. Blocks take units until none is left, so a grid of any size will do; units and offsets are counted in 64 bits.
+// A unit of work is 256 outputs that are consecutive in memory: of one image and channel or, with channels last, of one
+// image. Blocks take units until none is left, so a grid of any size works; units and offsets are 64-bit.
 //
 // Launch: block (256), grid (any number of blocks, at best one per unit).
 #include "affine.cuh"
@@ -21,18 +21,19 @@ constexpr int GROUP_IN = IN_CHANNELS / GROUPS;    // input channels that one out
 constexpr int GROUP_OUT = OUT_CHANNELS / GROUPS;  // output channels that share them
 constexpr long long IN_PLANE = (long long)HEIGHT * WIDTH;
 constexpr long long OUT_PLANE = (long long)OUT_HEIGHT * OUT_WIDTH;
-constexpr long long RUN = CHANNELS_LAST ? OUT_PLANE * OUT_CHANNELS : OUT_PLANE;  // outputs that units divide
+constexpr long long RUN =
+    CHANNELS_LAST ? OUT_PLANE * OUT_CHANNELS : OUT_PLANE;  // consecutive outputs, divided into units
 constexpr long long UNITS_PER_RUN = (RUN + THREADS - 1) / THREADS;
 constexpr int RUNS_PER_IMAGE = CHANNELS_LAST ? 1 : OUT_CHANNELS;
-// Elements from an input to its neighbour in the next column, and in the next channel.
+// Elements from an input to its neighbour in the next column, and to that in the next channel.
 constexpr int COLUMN_STEP = CHANNELS_LAST ? IN_CHANNELS : 1;
 constexpr long long CHANNEL_STEP = CHANNELS_LAST ? 1 : IN_PLANE;
 
-// A filter of up to 121 taps is unrolled whole; of a larger one, up to 16 taps of a row.
+// A filter of up to 121 taps is unrolled completely; in a larger one, up to 16 taps of a row are unrolled.
 constexpr int UNROLL_ROWS = KERNEL_HEIGHT * KERNEL_WIDTH <= 121 ? KERNEL_HEIGHT : 1;
 constexpr int UNROLL_COLUMNS = UNROLL_ROWS > 1 || KERNEL_WIDTH <= 16 ? KERNEL_WIDTH : 16;
 
-// Whether some window reaches over an edge of the input; where none does, the compiler drops the checks.
+// Whether some window reaches beyond an edge of the input; if none does, the compiler drops the checks.
 constexpr bool PADDED = PAD_TOP > 0 || PAD_LEFT > 0
     || (OUT_HEIGHT - 1LL) * STRIDE_H + (KERNEL_HEIGHT - 1LL) * DILATION_H >= HEIGHT
     || (OUT_WIDTH - 1LL) * STRIDE_W + (KERNEL_WIDTH - 1LL) * DILATION_W >= WIDTH;
@@ -71,9 +72,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) folded(
                 for (int j = 0; j < KERNEL_WIDTH; j++) {
                     const int row = top + i * DILATION_H;
                     const int column = left + j * DILATION_W;
-                    // One comparison for both edges: a negative index is a huge unsigned one.
+                    // One comparison for both edges: a negative index becomes a huge unsigned number.
                     const bool inside = !PADDED || ((unsigned)row < HEIGHT && (unsigned)column < WIDTH);
-                    // A padded tap is zero, and zero times an infinite weight is NaN.
+                    // Multiply padding too: zero times an infinite weight is NaN, as in torch.
                     const float value = inside ? float(window[((long long)row * WIDTH + column) * COLUMN_STEP]) : 0.0f;
                     sum += value * float(filter[i * KERNEL_WIDTH + j]);
                 }

@@ -1,27 +1,28 @@
-// y = a * (conv2d(x, weight) + shift) + b, folded.cu's operator, on the tensor cores of every card since sm_80.
+// y = a * (conv2d(x, weight) + shift) + b, folded.cu's operator, on the tensor cores of sm_80 and later.
 //
 // An implicit matrix product: M = output channels, N = pixels of a tile, K = taps x input channels. In shared memory a row
 // of 16 bytes holds the 8 input channels of a pixel (or, where there are few, those of several neighbouring taps). ldmatrix
-// reads such rows: a tap is an offset and a lane names a pixel, so any tile, stride and dilation is only an address.
-//   load       cp.async copies x and weights of a chunk of input channels, while the chunk before is multiplied;
+// reads such rows: a tap is an offset and a lane passes the address of a pixel, so tile, stride and dilation only change
+// addresses.
+//   load       cp.async copies x and weights of a chunk of input channels during the products of the chunk before;
 //              then find the largest magnitude of the chunk's x, and of each output channel's weights
 //   prepare    scale by powers of two, split into two numbers of fp16 (split.cuh), write rows of 8
-//   multiply   mma, 32 pixels a warp
+//   multiply   mma, 32 pixels per warp
 //   store      the epilogue, through shared memory, so that a warp writes runs of neighbouring outputs
 //
 // Float32 from fp16: a product is hi hi' + (hi lo' + lo hi') / 4096. The tensor core truncates where an addition rounds, so
-// each step of hi hi' starts from zero, and the FFMA that adds it to the sum also undoes the chunk's scales. Where two
-// pieces cannot hold the numbers (a magnitude 2^28 under the largest beside it, NaN, infinity, scales beyond float32's
-// range) the scale is NaN, and with it the sums; a sum that is not finite is computed again in plain float32.
+// each step of hi hi' starts from zero, and the FFMA that adds it to the sum also undoes the chunk's scales. If two pieces
+// cannot represent the numbers (a nonzero magnitude below 2^-28 of the largest, NaN, infinity, scales outside float32's
+// range), the scale and so the sums are NaN; a sum that is not finite is recomputed in plain float32.
 // Products of fp16 or bf16 tensors are exact and need no scales.
 //
 // Bytes: a block reads its tile of x, with the halo, once for CHANNELS output channels, and writes y once.
 //
 // Sizes are compile-time constants, those of folded.cu and
-//   PIECES                     numbers of fp16 for one of x or weight: 2, or 1 for the precision of tf32
+//   PIECES                     fp16 numbers per number of x or weight: 2, or 1 for the precision of tf32
 //   TILE_ROWS TILE_COLUMNS     outputs of a tile, at most 32 WARPS_ACROSS
-//   CHUNK                      input channels at a time: a multiple of 8, or all, if fewer
-//   SLOTS                      chunks of weights in shared memory: 1, or all, and then each is loaded only once
+//   CHUNK                      input channels at a time: a multiple of 8, or all
+//   SLOTS                      chunks of weights in shared memory: 1, or all; if all, each is loaded only once
 //   WARP_CHANNELS              output channels of a warp: 16 or 32
 //   WARPS_DOWN WARPS_ACROSS    warps that share the output channels, and the pixels, of a block
 //   BLOCKS                     resident blocks per multiprocessor that registers must allow
@@ -72,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) implicit_gemm(
     #pragma unroll
     for (int q = 0; q < 2; q++) {
         const int pixel = warp / WARPS_DOWN * 32 + q * 16 + lane / 16 * 8 + lane % 8;
-        const int mine = pixel < TILE_ROWS * TILE_COLUMNS ? pixel : 0;  // there is an output to every column but those
+        const int mine = pixel < TILE_ROWS * TILE_COLUMNS ? pixel : 0;  // beyond the tile: any valid pixel; not stored
         const uint4* row = &shared.rows[0][0][mine / TILE_COLUMNS * STRIDE_H * PITCH + mine % TILE_COLUMNS];
         at.rows[q] = reinterpret_cast<const unsigned char*>(row);
     }
@@ -85,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) implicit_gemm(
             const int slot = SLOTS < CHUNKS ? 0 : chunk;
             ptx::cp_async_wait<0>();
             find_ranges(shared, new_weights);
-            __syncthreads();  // the chunk is here, and the rows of the last are read
+            __syncthreads();  // the chunk has arrived, and the rows of the one before have been read
             prepare(shared, new_weights, slot);
             __syncthreads();
             if (chunk + 1 < CHUNKS || tile + gridDim.y < tiles) {

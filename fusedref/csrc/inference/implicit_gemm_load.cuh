@@ -1,9 +1,9 @@
-// implicit_gemm.cu: copy a chunk of x and weights to shared memory as it is, and find its largest magnitudes.
+// implicit_gemm.cu: copy a chunk of x and weights to shared memory unchanged, and find its largest magnitudes.
 #pragma once
 
 #include "implicit_gemm_tile.cuh"
 
-// Copies a unit, or zeros where it is not valid. Only what is aligned and has 4 bytes can be copied without waiting.
+// Copies a unit, or zeros if it is not valid. cp.async can copy only aligned units of 4 bytes or more.
 template <int UNIT>
 __device__ __forceinline__ void copy_async(Raw* to, const Element* from, bool valid, bool aligned) {
     if (UNIT * SIZE == 16 && aligned) ptx::cp_async_16(to, from, valid);
@@ -21,12 +21,13 @@ __device__ __forceinline__ void copy_async(Raw* to, const Element* from, bool va
     }
 }
 
-// Visits the thread's units of a chunk of x, with the channel (of the chunk), row and column of the first element.
+// Calls `visit` for the thread's units of a chunk of x, with the channel (in the chunk), row and column of its first
+// element.
 template <typename Visit>
 __device__ __forceinline__ void for_units_of_x(const Visit& visit) {
     constexpr int COLUMNS = CHANNELS_LAST ? IN_COLUMNS : RAW_COLUMNS / X_UNIT, PIXELS = IN_ROWS * COLUMNS;
     constexpr int CHANNEL_UNITS = CHANNELS_LAST ? CHUNK / X_UNIT : 1;
-    constexpr int EACH = CHANNELS_LAST ? 1 : SLICE;  // channels that one place is good for
+    constexpr int EACH = CHANNELS_LAST ? 1 : SLICE;  // channels per computed position
     #pragma unroll 1
     for (int i = threadIdx.x; i < PIXELS * CHANNEL_UNITS * (CHANNELS_LAST ? 1 : CHUNK / SLICE); i += THREADS) {
         const int pixel = CHANNELS_LAST ? i / CHANNEL_UNITS : i % PIXELS;
@@ -49,7 +50,7 @@ __device__ __forceinline__ void load_x(Shared& shared, const Input& in, const Ti
     });
 }
 
-// Visits the thread's units of a chunk of weights, a warp a channel, and calls `done` after each.
+// Calls `visit` for the thread's units of a chunk of weights, one warp per channel, and `done` after each channel.
 template <typename Visit, typename Done>
 __device__ __forceinline__ void for_units_of_weights(const Visit& visit, const Done& done) {
     #pragma unroll 1
@@ -73,7 +74,7 @@ __device__ __forceinline__ void load_weights(Shared& shared, const Input& in, in
         [](int) {});
 }
 
-// Each thread looks at the elements that it has copied itself, so no barrier is needed before.
+// Each thread reads only the elements that it has copied itself, so no barrier is needed before this.
 __device__ __forceinline__ void find_ranges(Shared& shared, bool new_weights) {
 #if ELEMENT == 0
     const int lane = threadIdx.x % 32;

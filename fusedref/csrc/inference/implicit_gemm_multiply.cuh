@@ -1,4 +1,4 @@
-// implicit_gemm.cu: a warp's products of one chunk, added to its sums.
+// implicit_gemm.cu: compute a warp's products of one chunk and add them to its sums.
 #pragma once
 
 #include "implicit_gemm_tile.cuh"
@@ -20,7 +20,7 @@ __device__ __forceinline__ void mma_k8(float (&d)[4], uint32_t a0, uint32_t a1, 
 #endif
 }
 
-// Bytes from a pixel's first row to that of an entry.
+// Bytes from the row of a pixel's first entry to that of another entry.
 __host__ __device__ constexpr int entry_bytes(int entry) {
     const int slice = entry / (KERNEL_HEIGHT * FOLDS), i = entry / FOLDS % KERNEL_HEIGHT, j = entry % FOLDS * FOLD;
     return (slice * SLICE_ROWS + i * DILATION_H * PITCH + place_of(j * DILATION_W)) * 16;
@@ -28,19 +28,19 @@ __host__ __device__ constexpr int entry_bytes(int entry) {
 
 using Sums = float[M][N][4];
 
-// What a lane names of shared memory for ldmatrix, so that the registers which a product takes together are loaded together.
+// The addresses that a lane passes to ldmatrix, so that one ldmatrix loads the registers of one product.
 struct Lane {
-    const unsigned char* filters;  // of the chunk: its channel in the warp's first matrix
-    const unsigned char* rows[2];  // its pixels in the first two matrices of pixels, and in the others
-    int second, filter_second;     // 1 where it names the second of two entries (or pieces) of pixels, of weights
+    const unsigned char* filters;  // its channel in the warp's first matrix of the chunk's weights
+    const unsigned char* rows[2];  // its pixel in the first two matrices of pixels, and in the last two
+    int second, filter_second;     // 1 if it addresses the second of two entries (or pieces): of pixels, of weights
 };
 
-// A step: two entries of k = 8, `filter` bytes from the first of weights and `row` from the first rows (those of the lane's
-// entry); or the last of an odd number, and then the pieces stand side by side: lo, hi of weights with hi, lo of pixels.
+// One step of the product: two entries of k = 8, at byte offsets `filter` of the weights and `row` of the pixels (of the
+// lane's entry). Or the last of an odd number of entries: then one k = 16 holds lo, hi of weights and hi, lo of pixels.
 template <bool TWO>
 __device__ __forceinline__ void multiply_step(
     Sums& sum, Sums& cross, const Lane& at, int filter, int row, const float (&unscale)[M][2]) {
-    uint32_t x_hi[2][4], x_lo[2][4];  // of two matrices of pixels: first and second register of each
+    uint32_t x_hi[2][4], x_lo[2][4];  // of two matrices of pixels each: first and second register
     #pragma unroll
     for (int q = 0; q < 2; q++) {
         ptx::ldmatrix_x4(x_hi[q], at.rows[q] + row);
@@ -51,7 +51,7 @@ __device__ __forceinline__ void multiply_step(
         uint32_t w_hi[4], w_lo[4];
         ptx::ldmatrix_x4(w_hi, at.filters + filter + m * 256);
         if (PIECES == 2 && TWO) ptx::ldmatrix_x4(w_lo, at.filters + filter + m * 256 + LO_WEIGHT);
-        // Products that wait for one another are kept apart.
+        // Issue independent products in a row: those that depend on one another would wait.
         float product[N][4] = {};
         #pragma unroll
         for (int n = 0; n < N; n++) {
@@ -82,10 +82,10 @@ __device__ __forceinline__ void multiply_step(
 // Adds a chunk to the warp's sums; units undo the scales of a lane's channels.
 __device__ __forceinline__ void multiply(
     Sums& sum, const int (&places)[ENTRIES], const Lane& at, const float (&unscale)[M][2]) {
-    Sums cross = {};  // 4096 times too large; with one piece, the whole sum of the chunk
+    Sums cross = {};  // LO_SCALE times too large; with one piece, the whole sum of the chunk
     Lane pairs = at;
     pairs.filters += at.filter_second * ENTRY_BYTES;
-    // Unrolled, the compiler begins more products than it has registers for.
+    // Unrolled, the compiler would start more products than fit into the registers.
     #pragma unroll 1
     for (int e = 0; e < ENTRIES - 1; e += 2)
         multiply_step<true>(sum, cross, pairs, e * ENTRY_BYTES, places[e + at.second], unscale);

@@ -3,7 +3,7 @@
 
 #include "implicit_gemm_tile.cuh"
 
-// Eight numbers become a row of each piece.
+// Writes eight numbers as one row of each piece.
 __device__ __forceinline__ void put_row(uint4* hi, uint4* lo, const Raw (&v)[8], float scale) {
     uint32_t h[4], l[4] = {};
     #pragma unroll
@@ -42,7 +42,7 @@ __device__ __forceinline__ void prepare(Shared& shared, bool new_weights, int sl
         const Range range = shared.weight_range[threadIdx.x];
         shared.weight_unscale[slot][threadIdx.x] = range.splits() ? power_of_two(-range.shift()) : nanf("");
     }
-    // So many channels' units fill all banks once; the lanes beyond take the entry after it.
+    // The channels whose units fill all banks once; the other lanes of the warp take the next entry.
     constexpr int TOGETHER = WEIGHT_UNIT * SIZE == 16 ? 8 : WEIGHT_UNIT * SIZE == 8 || CHANNELS == 16 ? 16 : 32;
     #pragma unroll 1
     for (int item = threadIdx.x; item < CHANNELS * ENTRIES; item += THREADS) {

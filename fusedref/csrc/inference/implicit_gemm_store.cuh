@@ -3,7 +3,7 @@
 
 #include "implicit_gemm_multiply.cuh"
 
-// One sum in plain float32, as folded.cu computes it.
+// Computes one sum in plain float32, as folded.cu does.
 __device__ __forceinline__ float plain_sum(const Input& in, const Tile& tile, int channel, int row, int column) {
     const Element* image = image_of(in, tile);
     const Element* filter =
@@ -29,15 +29,15 @@ __device__ __forceinline__ void store(
     const int group = lane / 4, member = lane % 4, first = warp % WARPS_DOWN * WARP_CHANNELS;
     float (&run)[8][RUN_PITCH] = shared.runs[warp];
     y += (long long)tile.image * OUT_CHANNELS * OUT_PLANE;
-    // The output of a lane in the plane, given its pixel of the warp's 32.
+    // Row and column in the plane of y of one of the warp's 32 pixels.
     const auto row_of = [&](int pixel) {
         pixel += warp / WARPS_DOWN * 32;
         const bool real = pixel < TILE_ROWS * TILE_COLUMNS && tile.column + pixel % TILE_COLUMNS < OUT_WIDTH;
-        return real ? tile.row + pixel / TILE_COLUMNS : OUT_HEIGHT;  // which is no row
+        return real ? tile.row + pixel / TILE_COLUMNS : OUT_HEIGHT;  // beyond the last row: not stored
     };
     const auto column_of = [&](int pixel) { return tile.column + (warp / WARPS_DOWN * 32 + pixel) % TILE_COLUMNS; };
 
-    // Computes sums again that are not finite; finishes and stores them.
+    // recompute: replace sums that are not finite. put: compute the outputs and store them.
     const auto recompute = [&](float* sums, int channel, int row, int column) {
         if (row >= OUT_HEIGHT || in.first_channel + channel >= GROUP_OUT) return;
         #pragma unroll 1

@@ -23,8 +23,8 @@ static_assert(TILE_ROWS * TILE_COLUMNS <= 32 * WARPS_ACROSS && CHANNELS <= THREA
 
 constexpr bool SCALED = ELEMENT == 0;
 
-// Taps of a row that share a row of 8. Zeros fill up the last, where it reaches over the window: zero times NaN is NaN,
-// so the taps of what is not measured must come out even.
+// Taps of a filter's row that share a shared-memory row of 8 numbers. If FOLD does not divide KERNEL_WIDTH, the last row is
+// filled with zero weights. Zero times NaN is NaN, which only the scaled kernel detects; so in the others it must divide.
 constexpr int fold() {
     int taps = 8 / SLICE < KERNEL_WIDTH ? 8 / SLICE : KERNEL_WIDTH;
     while (!SCALED && KERNEL_WIDTH % taps != 0) taps--;
@@ -33,23 +33,23 @@ constexpr int fold() {
 constexpr int FOLD = fold(), FOLDS = (KERNEL_WIDTH + FOLD - 1) / FOLD;
 constexpr int ENTRIES = SLICES * KERNEL_HEIGHT * FOLDS;  // of k = 8
 
-// A tile of x. Columns that are STRIDE_W apart are neighbours in shared memory, for they are those of neighbouring outputs.
+// A tile of x. Columns that are STRIDE_W apart are neighbours in shared memory: neighbouring outputs read them.
 constexpr int IN_ROWS = (TILE_ROWS - 1) * STRIDE_H + (KERNEL_HEIGHT - 1) * DILATION_H + 1;
 constexpr int IN_COLUMNS = (TILE_COLUMNS - 1) * STRIDE_W + (KERNEL_WIDTH - 1) * DILATION_W + 1;
 constexpr int IN_PIXELS = IN_ROWS * IN_COLUMNS;
 constexpr int PHASE = (IN_COLUMNS + STRIDE_W - 1) / STRIDE_W;
-// Rows of shared memory from one row of pixels to the next: such that 8 outputs that wrap around still have banks of
-// their own, if there is such a pitch.
+// Rows of shared memory from one row of pixels to the next. Chosen, if possible, so that 8 consecutive outputs have no bank
+// conflict even if they continue in the next row.
 constexpr int pitch() {
     for (int p = STRIDE_W * PHASE; p < STRIDE_W * PHASE + 8; p++)
         if ((STRIDE_H * p - TILE_COLUMNS) % 8 == 0) return p;
     return STRIDE_W * PHASE;
 }
 constexpr int PITCH = pitch(), SLICE_ROWS = IN_ROWS * PITCH;
-// What is as it came lies in units: as many bytes as can be copied at once, 16 at best, and from one channel of weights, or
-// of x, or with channels last from one pixel to the next, an odd number of units: each has banks of its own.
+// The raw copies consist of units: as many bytes as one copy can move, at most 16. The pitch between channels of weights,
+// and with channels last between pixels of x, is an odd number of units, which avoids bank conflicts.
 constexpr int SIZE = ELEMENT == 0 ? 4 : 2;
-__host__ __device__ constexpr int unit_of(int a, int b, int c)  // elements; a, b and c are to be whole units
+__host__ __device__ constexpr int unit_of(int a, int b, int c)  // elements of the largest unit that divides a, b and c
 {
     int unit = 16 / SIZE;
     while (a % unit + b % unit + c % unit > 0) unit /= 2;
@@ -63,7 +63,7 @@ constexpr int WEIGHT_UNIT = unit_of(GROUP_IN * TAPS, TAPS* CHUNK, 0);
 constexpr int WEIGHT_PITCH = odd_units(CHUNK * TAPS, WEIGHT_UNIT);
 constexpr int X_UNIT = CHANNELS_LAST ? unit_of(IN_CHANNELS, GROUP_IN, CHUNK)
                                      : unit_of(WIDTH, OUT_WIDTH > TILE_COLUMNS ? TILE_COLUMNS * STRIDE_W : 0, 0);
-// NCHW: columns begin at a whole unit to the left of the tile's first.
+// NCHW: a raw row begins LEAD columns left of the tile's first, where a unit begins.
 constexpr int LEAD = CHANNELS_LAST ? 0 : (X_UNIT - PAD_LEFT % X_UNIT) % X_UNIT;
 constexpr int RAW_COLUMNS = CHANNELS_LAST ? IN_COLUMNS : (LEAD + IN_COLUMNS + X_UNIT - 1) / X_UNIT * X_UNIT;
 constexpr int RAW_PITCH = CHANNELS_LAST ? odd_units(CHUNK, X_UNIT) : IN_ROWS * RAW_COLUMNS;
@@ -72,9 +72,9 @@ __host__ __device__ constexpr int raw_place(int channel, int row, int column) {
     return CHANNELS_LAST ? (row * IN_COLUMNS + column) * RAW_PITCH + channel
                          : channel * RAW_PITCH + row * RAW_COLUMNS + LEAD + column;
 }
-// Where a column of the tile lies in its row of shared memory.
+// The position of a column of the tile in its row of shared memory.
 __host__ __device__ constexpr int place_of(int column) { return column % STRIDE_W * PHASE + column / STRIDE_W; }
-// Floats of a run on its way out: 8 channels of 32 pixels, or with channels last 8 pixels of all a warp's channels.
+// Floats per row of a warp's staging area: 8 channels of 32 pixels, or with channels last 8 pixels of all its channels.
 constexpr int RUN_PITCH = CHANNELS_LAST ? WARP_CHANNELS + 4 : 40;
 
 #if ELEMENT == 0
@@ -89,7 +89,7 @@ struct Shared {
     float runs[WARPS][8][RUN_PITCH];
     float a[CHANNELS], shift[CHANNELS], b[CHANNELS];
     float weight_unscale[SLOTS][CHANNELS],
-        x_unscale;  // what undoes the scales; NaN where two pieces do not hold the numbers
+        x_unscale;  // inverse scales; NaN if two pieces cannot represent the numbers
     Range weight_range[CHANNELS], x_range[WARPS];
     int places[ENTRIES];  // entry_bytes of each
     alignas(16) Raw raw_weight[CHANNELS][WEIGHT_PITCH];
@@ -100,10 +100,10 @@ constexpr int ENTRY_BYTES = PIECES * CHANNELS * 16, LO_WEIGHT = CHANNELS * 16, L
 
 struct Input {
     const Element *x, *weight;
-    int group, first_channel;  // of the block; the channel is counted within the group
+    int group, first_channel;  // of the block; first_channel counts within the group
 };
 
-// Where a tile lies: its first output.
+// The position of a tile: its first output.
 struct Tile {
     static constexpr int DOWN = (OUT_HEIGHT + TILE_ROWS - 1) / TILE_ROWS;
     static constexpr int ACROSS = (OUT_WIDTH + TILE_COLUMNS - 1) / TILE_COLUMNS;
@@ -112,7 +112,7 @@ struct Tile {
         : image(tile / (DOWN * ACROSS)), row(tile / ACROSS % DOWN * TILE_ROWS), column(tile % ACROSS * TILE_COLUMNS) {}
 };
 
-// An element of the group's input, as an offset from its image.
+// The offset of an element of the group's input from the start of its image.
 __device__ __forceinline__ int place_in_x(int group, int channel, int row, int column) {
     channel += group * GROUP_IN;
     return CHANNELS_LAST ? (row * WIDTH + column) * IN_CHANNELS + channel : channel * IN_PLANE + row * WIDTH + column;

@@ -2,20 +2,21 @@
 //
 // An implicit matrix product: M = 64 output channels, N = pixels of a tile, K = taps x 8 input channels. Persistent blocks
 // of 16 specialised warps take tiles in turn; mbarriers pass the tiles from one kind of warp to the next:
-//   warps 0-7    multiply: two warpgroups; wgmma with weights in registers (a) and pixels in shared memory (b, where a tap
-//                is an offset)                                                                  pipeline_multiply.cuh
-//   warps 8-13   load: one lane per pixel, all channels; scale, split, write rows of 8 channels     pipeline_load.cuh
-//   warps 14-15  store: half of the channels each, one bulk copy per channel                        pipeline_store.cuh
+//   warps 0-7    multiply: two warpgroups; wgmma with weights in registers (a) and pixels in shared memory (b; a tap is
+//                an address offset)                                                              pipeline_multiply.cuh
+//   warps 8-13   load: one lane per pixel, all channels; scale, split, write rows of 8 channels    pipeline_load.cuh
+//   warps 14-15  store: half of the channels each, one bulk copy per channel                       pipeline_store.cuh
 //
-// Float32 from fp16: scaled by powers of two so that the largest magnitude (of the tile; of the channel's weights) lies in
-// [2^14, 2^15), a number is hi + lo / 4096 to 23 bits, and a product hi hi' + (hi lo' + lo hi') / 4096, each sum accumulated
-// in fp32. The tensor core truncates where an addition rounds; the weights' lo makes up for the average loss.
-// This holds down to 2^-14, 28 bits under the largest magnitude. A tile with a smaller nonzero magnitude, an infinity or a
-// NaN, or whose scales would leave float32's range, is computed in plain float32 by the same warps, from global memory.
-// With PIECES 1 hi alone is used: fp16 has tf32's 11 bits. fp16 and bf16 tensors are their own hi, unscaled.
+// Float32 from fp16: powers of two scale the tile of x, and each channel's weights, so that the largest magnitude lies in
+// [2^14, 2^15). A number is then hi + lo / 4096 to 23 bits, and a product hi hi' + (hi lo' + lo hi') / 4096; both sums are
+// accumulated in fp32. The tensor core truncates where an addition rounds; the weights' lo is corrected by the average loss.
+// The split is accurate down to 2^-14, 2^-28 of the largest magnitude. A tile with a smaller nonzero magnitude, an infinity
+// or a NaN, or with scales outside float32's range, is computed in plain float32 by the same warps, from global memory.
+// With PIECES 1 only hi is used: fp16 has the 11 significant bits of tf32. fp16 and bf16 tensors need no split and no scale.
 //
-// Memory writes whole sectors of 32 bytes much faster than parts. So a tile also computes a few outputs (EXTRA) of the next
-// tile, and stores each channel's run from sector to sector; the outputs before its first sector belong to the tile before.
+// Memory writes whole sectors of 32 bytes much faster than parts of them. So a tile also computes a few outputs (EXTRA) of
+// the next tile and stores each channel's run in whole sectors; the tile before it stores the outputs before its first
+// whole sector.
 //
 // Bytes: reads x once from memory (rows that tiles share come from the L2 cache), writes y once.
 //
@@ -25,7 +26,7 @@
 //   ELEMENT VECTOR            the types, see elements.cuh
 //   PIECES                    2: hi and lo, 1: hi alone (always so for fp16 and bf16)
 //   TILE_ROWS TILE_COLUMNS    outputs of a tile; TILE_COLUMNS is OUT_WIDTH, or TILE_ROWS is 1
-//   TURN                      nanoseconds from one burst of reads to the next; 0: read as soon as there is room
+//   TURN                      nanoseconds from one burst of reads to the next; 0: read as soon as a stage is free
 //   SHARED_BYTES              dynamic shared memory, as fusedref/plans/pipeline.py computes it
 //
 // Launch: block (512), grid (any number of blocks, at best one per multiprocessor; OUT_CHANNELS / 64, rounded up).

@@ -3,7 +3,7 @@
 
 #include "pipeline_tile.cuh"
 
-// One pixel's input channels as they come from memory.
+// The input channels of one pixel, as stored in global memory.
 struct Pixel {
 #if ELEMENT == 0
     float value[8];
@@ -36,7 +36,7 @@ __device__ __forceinline__ void load_tile(
     }
 }
 
-// The ranges of tiles of which every loading thread knows a share.
+// Computes the ranges of the tiles in flight, of which every loading thread holds some pixels.
 __device__ __forceinline__ void find_ranges(
     Range (&ranges)[TILES_IN_FLIGHT], Shared& shared, const Pixel (&raw)[TILES_IN_FLIGHT][SHARE], int burst,
     int thread) {
@@ -64,7 +64,7 @@ __device__ __forceinline__ void find_ranges(
 #endif
 }
 
-// Writes a tile's pixels into stage `step % STAGES`, as what the tensor cores multiply.
+// Splits a tile's pixels and writes them into stage `step % STAGES` for the tensor cores.
 __device__ __forceinline__ void stage_tile(
     Shared& shared, const Pixel (&raw)[SHARE], const Range& range, int step, int thread) {
     const int s = step % STAGES, lane = thread % 32;
@@ -102,9 +102,9 @@ __device__ __forceinline__ void await_turn(unsigned& turn) {
 #endif
 }
 
-// While stores load the memory, a read takes longer than a tile, so two tiles are in flight where registers suffice.
-// Reads strewn among stores cost these more time than they would take alone: where there are many tiles, all blocks read
-// in bursts, and at the same time, by the clock. That is a matter of speed alone; a burst that comes late comes late.
+// Under the load of the stores, a read takes longer than the computation of a tile, so two tiles are in flight where the
+// registers suffice. Reads scattered among the stores slow the stores down by more than the reads' own time. So with many
+// tiles, all blocks read in bursts at the same time, by the GPU's clock. This affects only speed: a late burst is correct.
 __device__ __forceinline__ void produce(Shared& shared, const Element* __restrict__ x, int tiles, int thread) {
     Pixel raw[TILES_IN_FLIGHT][SHARE] = {};
     const auto load = [&](int tile) {

@@ -1,14 +1,14 @@
-// pipeline.cu: the multiplying warps keep the weights in registers and turn tiles of pixels into tiles of outputs.
+// pipeline.cu: the multiplying warps keep the weights in registers and compute tiles of outputs from tiles of pixels.
 #pragma once
 
 #include "pipeline_product.cuh"
 
-// The weights of the block's channels on their way through the buffers: lanes want them scattered. A filter has its even
-// input channels first, and a pitch of 2 modulo 16: so the lanes of a warp have banks of their own where TAPS is odd.
+// Distributes the weights of the block's channels to the lanes that need them, through the output buffers. A filter has
+// its even input channels first and a pitch of 2 modulo 16, which avoids bank conflicts if TAPS is odd.
 struct Filters {
     static constexpr int FILTER = IN_CHANNELS * TAPS, PITCH = round_up(FILTER - 2, 16) + 2,
                          EVEN = (IN_CHANNELS + 1) / 2;
-    static constexpr int ROUNDS = (FILTER + 31) / 32, SHARE = CHANNELS / CONSUMERS * ROUNDS;  // of a thread
+    static constexpr int ROUNDS = (FILTER + 31) / 32, SHARE = CHANNELS / CONSUMERS * ROUNDS;  // per thread
     static_assert(PITCH <= BUFFERS * RUN_PITCH, "they pass through the buffers");
     Element* place;
     __device__ __forceinline__ explicit Filters(Shared& shared) : place(shared.buffer[0]) {}
@@ -31,7 +31,7 @@ struct Filters {
             if (k < FILTER) place[(warp * CHANNELS / CONSUMERS + i / ROUNDS) * PITCH + k] = mine[i];
         }
     }
-    // Of the block's channel, and input channel 2 member + j.
+    // The weight of one of the block's channels at input channel 2 member + j.
     __device__ __forceinline__ float weight(int channel, int member, int j, int tap) const {
         return 2 * member + j < IN_CHANNELS ? float(place[channel * PITCH + (member + j * EVEN) * TAPS + tap]) : 0.0f;
     }
@@ -45,7 +45,7 @@ __device__ __forceinline__ void consume(Shared& shared, const Input& in, int til
     Element fetched[Filters::SHARE];
     filters.fetch(fetched, in.weight, warp, lane);
     float slope[2];
-    [[maybe_unused]] float lost[2];  // by rounding a slope: the part of it that the weights are to carry
+    [[maybe_unused]] float lost[2];  // relative error of rounding the slope; the weights' lo compensates it
     Affine affine;
     #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -76,7 +76,7 @@ __device__ __forceinline__ void consume(Shared& shared, const Input& in, int til
                 range.add(raw[t][j]);
             }
         #pragma unroll
-        for (int lanes = 1; lanes < 4; lanes *= 2) {  // the four members share the channel
+        for (int lanes = 1; lanes < 4; lanes *= 2) {  // the group's four lanes share the channel
             range.largest = max(range.largest, __shfl_xor_sync(~0u, range.largest, lanes));
             range.smallest = min(range.smallest, __shfl_xor_sync(~0u, range.smallest, lanes));
         }
@@ -116,7 +116,7 @@ __device__ __forceinline__ void consume(Shared& shared, const Input& in, int til
         } else {
             const ptx::Columns columns(shared.stage[s]);
             Sums<UNIT>
-                sum[UNITS_IN_FLIGHT];  // of this unit and the next: one is multiplied while the other is finished
+                sum[UNITS_IN_FLIGHT];  // of this unit and the next: wgmma computes one during the epilogue of the other
             Sums<TAIL == 16 ? 16 : 8> tail;
             const bool has_tail = TAIL && step % 2 == warpgroup;  // the warpgroups take turns
             multiply(sum[0], w, columns.at(warpgroup * UNIT * 16, 0));
@@ -126,7 +126,7 @@ __device__ __forceinline__ void consume(Shared& shared, const Input& in, int til
                 const int channel = channel_of(warp, h, group), e = exponent + w_exponent[h];
                 staged[h] =
                     shared.buffer[buffer] + channel * RUN_PITCH + shift(here, channel, blockIdx.y * CHANNELS + channel);
-                affine.a[h] = slope[h] * power_of_two(e / 2) * power_of_two(e - e / 2);  // 2^e may be no number
+                affine.a[h] = slope[h] * power_of_two(e / 2) * power_of_two(e - e / 2);  // 2^e may overflow
             }
             ptx::mbarrier_wait(&shared.stored[buffer], (step / BUFFERS + 1) % 2);
             #pragma unroll

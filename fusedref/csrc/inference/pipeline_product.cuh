@@ -11,11 +11,12 @@ __host__ __device__ constexpr int tap_bytes(int t) {
 
 struct Weights {
     uint32_t hi[TAPS][2], lo[PIECES == 2 ? TAPS : 1][2];
-};  // of two channels, input channels 2 member and on
+};  // of two channels, input channels 2 member and 2 member + 1
 
 template <int N> struct Sums { float main[N / 2], cross[PIECES == 2 ? N / 2 : 1]; };  // of N pixels
 
-// The channel of a thread's matrix row: even ones first in each 16, which keeps the banks of staged runs apart.
+// The block's channel in row `group` + 8 h of the warp's matrix: even channels first, which avoids bank conflicts in the
+// staged runs.
 __device__ __forceinline__ int channel_of(int warp, int h, int group) { return warp % 4 * 16 + 2 * group + h; }
 
 template <int N>
@@ -28,7 +29,7 @@ __device__ __forceinline__ void product(
 #endif
 }
 
-// Starts the product of the weights and N pixels, whose first taps lie at `here`.
+// Starts the products of the weights and N pixels, with the pixels' first tap at `here`.
 template <int N>
 __device__ __forceinline__ void multiply(Sums<N>& sum, const Weights& w, ptx::Columns here) {
     ptx::wgmma_fence();
@@ -43,7 +44,7 @@ __device__ __forceinline__ void multiply(Sums<N>& sum, const Weights& w, ptx::Co
                 product(
                     sum.cross, w.hi[t][0], w.hi[t][1], w.hi[t + 1][0], w.hi[t + 1][1], here.at(tap + LO, next), true);
             }
-        } else {  // the last of an odd number of taps: hi * hi with nothing beside it, both cross terms in one step
+        } else {  // the last of an odd number of taps: half of k is zero in hi * hi, both cross terms fit one step
             product(sum.main, w.hi[t][0], w.hi[t][1], 0, 0, here.at(tap, 0), t > 0);
             if constexpr (PIECES == 2)
                 product(sum.cross, w.lo[t][0], w.lo[t][1], w.hi[t][0], w.hi[t][1], here.at(tap, LO), t > 0);
@@ -54,7 +55,7 @@ __device__ __forceinline__ void multiply(Sums<N>& sum, const Weights& w, ptx::Co
 
 struct Affine { float a[2], b[2]; };  // of two channels: y = a * conv + b
 
-// Finishes the outputs of N pixels from number `first` on and puts them in their runs.
+// The epilogue of the N pixels from `first` on: computes the outputs and writes them to their runs in the buffer.
 template <int N>
 __device__ __forceinline__ void finish(
     const Sums<N>& sum, const Affine& affine, Element* const (&staged)[2], int first, int member) {
@@ -65,7 +66,7 @@ __device__ __forceinline__ void finish(
         const int row = whole ? first / PITCH : pixel / PITCH;
         const int column = whole ? first % PITCH + member * 2 + j * 8 : pixel % PITCH;
         const int next_row = (pixel + 1) / PITCH, next_column = (pixel + 1) % PITCH;
-        // Known at compile time where it can be, so that few stores hang on a condition.
+        // Known at compile time in most units, so that few stores need a condition.
         const bool certain = whole && PITCH - UNIT + j * 8 + 8 <= TILE_COLUMNS && TILE_ROWS * PITCH == BODY;
         #pragma unroll
         for (int h = 0; h < 2; h++) {
@@ -95,7 +96,7 @@ __device__ __forceinline__ void finish(
     }
 }
 
-// A tile in plain float32 as folded.cu computes it: a warp has 8 channels, a lane two pixels.
+// Computes a tile in plain float32, as folded.cu does: 8 channels per warp, two pixels per lane.
 __device__ __forceinline__ void compute_plainly(
     Element* buffer, const Input& in, const Tile& tile, int warp, int lane) {
     const Element* image = in.x + tile.image * IN_CHANNELS * IN_PLANE;

@@ -3,12 +3,12 @@
 
 #include "pipeline_tile.cuh"
 
-// What its tile stores of a channel's run: from sector to sector, but for the edges of the plane.
+// The part of a channel's run that its tile stores: whole sectors, except at the edges of the plane.
 struct StoredRun {
     int begin, end;            // from the run's first output
-    int bulk_begin, bulk_end;  // the part between multiples of 16 bytes, which bulk copies can carry
+    int bulk_begin, bulk_end;  // the part between multiples of 16 bytes, for bulk copies
     __device__ __forceinline__ StoredRun(const Tile& tile, int channel) {
-        const unsigned run = tile.run(channel), count = tile.count();  // the last bits tell where sectors begin
+        const unsigned run = tile.run(channel), count = tile.count();  // their low bits give the position in a sector
         begin = EXTRA && tile.row > 0 ? -run % SECTOR : 0;
         end = count + (EXTRA && !tile.last() ? -(run + count) % SECTOR : 0);
         bulk_begin = RAGGED ? min(end, begin + int(-(run + begin) % ATOM)) : begin;
@@ -16,7 +16,7 @@ struct StoredRun {
     }
 };
 
-// What all wait for at first.
+// Initialises what the block uses after setup_barrier().
 __device__ __forceinline__ void prepare(Shared& shared, int lane) {
     if (lane == 0) {
         for (int s = 0; s < STAGES; s++) {
@@ -31,7 +31,7 @@ __device__ __forceinline__ void prepare(Shared& shared, int lane) {
         shared.most = -300;
         shared.least = 300;
     }
-    // Zero the pixels beyond a tile: whole units read them for outputs that are not stored.
+    // Zero the pixels beyond a tile: products of whole units read them, for outputs that are not stored.
     for (int s = 0; s < STAGES; s++)
         for (int pixel = IN_PIXELS + lane; pixel < STAGED_PIXELS; pixel += 32)
             for (int half = 0; half < PIECES * LO; half += LO)
@@ -39,13 +39,13 @@ __device__ __forceinline__ void prepare(Shared& shared, int lane) {
     ptx::fence_async_shared();
 }
 
-// STORER, which of the storing warps this is, is no variable: what bulk copies are told must be known to be the same for all
-// lanes, or each copy costs a search for the lanes that differ. The warps share out the channels of every tile.
+// STORER is the number of the storing warp. It is a template parameter because the operands of bulk copies must be provably
+// uniform: otherwise the compiler adds a loop over the lanes to each copy. Each warp stores its share of the channels.
 template <int STORER>
 __device__ __forceinline__ void store(Shared& shared, Element* __restrict__ y, int tiles, int lane) {
-    constexpr int FIRST = STORER * CHANNELS / STORERS;  // of this warp's channels
+    constexpr int FIRST = STORER * CHANNELS / STORERS;  // this warp's first channel, within the block
     const int first_channel = blockIdx.y * CHANNELS + FIRST;
-    const int channels =  // which may be none
+    const int channels =  // 0 or less: none
         OUT_CHANNELS % CHANNELS ? min(CHANNELS / STORERS, OUT_CHANNELS - first_channel) : CHANNELS / STORERS;
     const bool elected = ptx::elect();
     if (STORER == 0) prepare(shared, lane);

@@ -26,8 +26,8 @@ constexpr int TILES_ACROSS = (OUT_WIDTH + TILE_COLUMNS - 1) / TILE_COLUMNS;
 constexpr int TILES_PER_PLANE = TILES_DOWN * TILES_ACROSS;
 constexpr int RUN = TILE_ROWS * TILE_COLUMNS;  // consecutive outputs of a tile's channel
 
-// Elements of a sector and of a bulk copy's smallest unit; the largest power of two, up to a sector, that divides the start
-// of every run.
+// Elements of a sector, and of the smallest bulk copy. GRAIN: the largest power of two, up to a sector, that divides the
+// start of every run.
 constexpr int SECTOR = 32 / sizeof(Element), ATOM = 16 / sizeof(Element);
 constexpr int GRAIN =
     gcd(TILES_PER_PLANE == 1 ? 0 : TILE_ROWS * OUT_WIDTH,
@@ -47,9 +47,9 @@ constexpr int REACH = (KERNEL_WIDTH - 1) * DILATION_W;
 constexpr int PITCH = TILE_COLUMNS + REACH;  // pixels of a row in shared memory
 constexpr int IN_PIXELS = IN_ROWS * PITCH + (EXTRA ? EXTRA + REACH : 0);
 constexpr int SHARE = (IN_PIXELS + LOADING_THREADS - 1) / LOADING_THREADS;  // pixels of a loading thread
-constexpr int TILES_IN_FLIGHT = ELEMENT == 0 && SHARE <= 3 ? 2 : 1;  // tiles that a loading thread has in registers
+constexpr int TILES_IN_FLIGHT = ELEMENT == 0 && SHARE <= 3 ? 2 : 1;  // tiles that the loading threads hold in registers
 constexpr int UNITS_PER_WARPGROUP = (TILE_ROWS * PITCH + 2 * UNIT - 1) / (2 * UNIT);
-// Units whose sums a warpgroup has in registers. Where units straddle rows, registers do not suffice for two.
+// Units whose sums a warpgroup holds in registers. If units cross rows, registers suffice for one only.
 constexpr int UNITS_IN_FLIGHT = PITCH % UNIT == 0 ? 2 : 1;
 constexpr int BODY = 2 * UNITS_PER_WARPGROUP * UNIT;  // pixels of both warpgroups' units
 constexpr int TAIL = BODY >= TILE_ROWS * PITCH + EXTRA ? 0
@@ -59,13 +59,13 @@ constexpr int STAGED_PIXELS =                                 // what wgmma read
     BODY + TAIL + (KERNEL_HEIGHT - 1) * DILATION_H * PITCH + REACH;
 constexpr int LO = STAGED_PIXELS * 16;  // bytes from a pixel's hi to its lo
 #if PIECES == 2
-// The average relative loss of a sum, because each step (of two taps) truncates.
+// The average relative error of a sum, because each step (of two taps) truncates.
 constexpr float SHORTFALL = (TAPS + 1) / 2 * 0.4f / 16777216;
 #endif
-constexpr int PLAIN = 1000;  // an exponent that no finite tile has: compute in plain float32
+constexpr int PLAIN = 1000;  // an exponent beyond that of any finite tile: compute in plain float32
 
-// Lanes of a warp that arrive at the barrier of a filled or an emptied buffer. One lane suffices after __syncwarp. Where the
-// storing warps read with ordinary loads all lanes arrive, because racecheck follows each thread by itself.
+// Lanes of a warp that arrive at the mbarrier of a buffer. One lane suffices after __syncwarp. If the storing warps also
+// read the buffer with ordinary loads, all lanes arrive, because racecheck tracks each thread separately.
 constexpr int ARRIVING_LANES = RAGGED ? 32 : 1;
 // Whether one store writes outputs 2 n and 2 n + 1.
 constexpr bool IN_PAIRS = PITCH % 2 == 0 && TILE_COLUMNS % 2 == 0 && GRAIN % 2 == 0;
@@ -81,8 +81,8 @@ struct Shared {
     alignas(8) uint64_t full[STAGES];
     uint64_t empty[STAGES], staged[BUFFERS], stored[BUFFERS];
     int exponent[STAGES];                         // of the tile's largest magnitude, or PLAIN
-    Range ranges[2][TILES_IN_FLIGHT][PRODUCERS];  // of this burst's tiles and the last burst's, by loading warp
-    int most, least;                              // of the block's channels: exponent of weights times slope
+    Range ranges[2][TILES_IN_FLIGHT][PRODUCERS];  // of the tiles of this burst and the last, per loading warp
+    int most, least;                              // over the block's channels: exponent of the weights times the slope
 };
 static_assert(sizeof(Shared) == SHARED_BYTES, "the plan computes another size");
 
@@ -113,8 +113,8 @@ struct Tile {
     }
 };
 
-// Elements from a channel's place in a buffer to its run there. The copy engine takes one and a third times as long where
-// source and destination differ modulo 32 bytes.
+// Elements from a channel's place in a buffer to its run there. The copy engine takes 1.33 times as long if source and
+// destination differ modulo 32 bytes.
 __device__ __forceinline__ int shift(const Tile& tile, int channel, int out_channel) {
     return unsigned(tile.run(out_channel) - channel * RUN_PITCH) % SECTOR;
 }
@@ -124,7 +124,7 @@ __device__ __forceinline__ void setup_barrier() { ptx::named_barrier_sync(3, THR
 
 template <class Two> __device__ __forceinline__ uint32_t bits(Two h) { return *reinterpret_cast<uint32_t*>(&h); }
 
-// Two numbers as a pair of what the tensor cores multiply.
+// Two numbers, rounded to the type that the tensor cores multiply and packed.
 __device__ __forceinline__ uint32_t pair(float v0, float v1) {
 #if ELEMENT == 2
     return bits(__floats2bfloat162_rn(v0, v1));
@@ -133,5 +133,5 @@ __device__ __forceinline__ uint32_t pair(float v0, float v1) {
 #endif
 }
 
-constexpr int UNSCALED = 14;  // the exponent of numbers that are their own hi
+constexpr int UNSCALED = 14;  // the exponent of numbers that are not scaled
 __device__ __forceinline__ int exponent_of(const Range& range) { return UNSCALED - range.shift(); }
