@@ -8,6 +8,7 @@ import pytest
 
 from fusedref.emulator import SourceModule, gpuarray, runtime, watch
 from fusedref.emulator import driver as drv
+from tests import processes
 
 MEGABYTE = 1 << 20
 QUARANTINED = 2048  # allocations, as in memory.cpp
@@ -88,14 +89,19 @@ def test_a_freed_address_is_not_used_again_soon():
 
 
 def test_the_oldest_freed_address_is_used_first():
-    free_all(2 * QUARANTINED, 1000)  # a full quarantine of spans of this size, next to one another
-    seen = []
-    for _ in range(3 * QUARANTINED):
-        allocation = drv.mem_alloc(1000)
-        seen.append(int(allocation))
-        allocation.free()
-    assert len(set(seen)) <= QUARANTINED + 2
-    assert len(set(seen[:QUARANTINED])) == QUARANTINED
+    """In a new process: what other tests freed would be used before it."""
+    program = f"""
+        from fusedref.emulator import driver as drv
+        def addresses(count):
+            for _ in range(count):
+                allocation = drv.mem_alloc(1000)
+                yield int(allocation)
+                allocation.free()
+        list(addresses({2 * QUARANTINED}))  # a full quarantine of spans of this size, next to one another
+        seen = list(addresses({3 * QUARANTINED}))
+        print(len(set(seen)) <= {QUARANTINED + 2}, len(set(seen[:{QUARANTINED}])))
+    """
+    assert processes.python(program).split() == ["True", str(QUARANTINED)]
 
 
 def test_memory_that_is_used_again_is_fresh():

@@ -38,6 +38,6 @@ def allow_shared(function: Any, size: int, device: torch.device) -> None:
 
 
 def _quoted(name: str) -> str:
-    """Return a file's name as a string literal of C."""
-    escaped = name.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-    return f'"{escaped}"'
+    """Return a file's name as a string literal of C, with "_" for each character that nvcc or ptxas cannot take."""
+    plain = "".join(c if c.isprintable() and c not in '\\"' else "_" for c in name)
+    return f'"{plain}"'
