@@ -115,8 +115,8 @@ __device__ __forceinline__ void consume(Shared& shared, const Input& in, int til
             compute_plainly(shared.buffer[buffer], in, here, warp, lane);
         } else {
             const ptx::Columns columns(shared.stage[s]);
-            Sums<UNIT>
-                sum[UNITS_IN_FLIGHT];  // of this unit and the next: wgmma computes one during the epilogue of the other
+            // Of this unit and the next: wgmma computes one during the epilogue of the other.
+            Sums<UNIT> sum[UNITS_IN_FLIGHT];
             Sums<TAIL == 16 ? 16 : 8> tail;
             const bool has_tail = TAIL && step % 2 == warpgroup;  // the warpgroups take turns
             multiply(sum[0], w, columns.at(warpgroup * UNIT * 16, 0));
