@@ -39,6 +39,20 @@ class GemmTile(NamedTuple):
         return self.warp_channels * self.down
 
 
+class Geometry(NamedTuple):
+    """Sizes that follow from a problem and a tile, as the macros of the same names in upper case."""
+
+    fold: int  # taps of a filter's row that share a shared-memory row of 8 numbers
+    pitch: int  # rows of shared memory from one row of pixels to the next
+    weight_unit: int  # elements of weights that one copy moves, at most 16 bytes
+    weight_pitch: int  # elements between output channels of raw weights
+    x_unit: int  # elements of x that one copy moves
+    raw_columns: int  # columns of a raw row of x
+    raw_pitch: int  # elements between input channels of raw x; with channels last, between its pixels
+    y_unit: int  # elements of y that one store moves
+    shared_bytes: int  # of struct Shared
+
+
 def unserved_by_implicit_gemm(problem: Problem, target: Target, variant: KernelVariant = KernelVariant()) -> str | None:
     """Return why implicit_gemm is not the kernel for ``problem``, None where it is."""
     if target.compute_capability < 80:
@@ -73,8 +87,8 @@ def implicit_gemm_plan(
         "WARPS_DOWN": tile.down,
         "WARPS_ACROSS": tile.across,
         "BLOCKS": tile.blocks,
-        "SHARED_BYTES": tile.shared,
         "PIECES": variant.pieces(problem.dtype),
+        **{name.upper(): size for name, size in _geometry(problem, variant, tile)._asdict().items()},
     }
     macros = common_macros(problem, variant) | stride_and_group_macros(problem) | sizes
     return Plan(
@@ -126,13 +140,16 @@ def gemm_tiles(
                     continue
                 slots = count if resident else 1
                 tile = GemmTile(rows, columns, chunk, slots, warp_channels, down, across)
-                shared = _shared_bytes(problem, variant, tile)
+                geometry = _geometry(problem, variant, tile)
+                shared = geometry.shared_bytes
                 registers = 80 if warp_channels == 16 else 128 if target.compute_capability < 120 else 160
                 blocks = min((limit + 1024) // (shared + 1024), 65536 // (registers * 32 * warps), 48 // warps)
                 if blocks == 0:
                     continue
                 tile = tile._replace(blocks=blocks, shared=shared)
-                yield _with_grid_and_cost(problem, variant, tile, tiles, channel_blocks, target.multiprocessors)
+                yield _with_grid_and_cost(
+                    problem, variant, tile, geometry, tiles, channel_blocks, target.multiprocessors
+                )
 
 
 def _in_one_row(problem: Problem) -> Problem:
@@ -142,11 +159,8 @@ def _in_one_row(problem: Problem) -> Problem:
     return dataclasses.replace(problem, height=1, width=problem.height * problem.width, padding=0)
 
 
-def _entries(problem: Problem, chunk: int) -> int:
-    """Return the steps of 8 products for an output and a chunk of input channels: ENTRIES of implicit_gemm.cu."""
-    fold = min(8 // min(chunk, 8), problem.kernel[1])
-    while problem.dtype != torch.float32 and problem.kernel[1] % fold:
-        fold -= 1
+def _entries(problem: Problem, chunk: int, fold: int) -> int:
+    """Return the steps of 8 products for an output and a chunk of input channels."""
     return math.ceil(chunk / 8) * problem.kernel[0] * math.ceil(problem.kernel[1] / fold)
 
 
@@ -159,60 +173,69 @@ def _input_size(problem: Problem, tile: GemmTile) -> tuple[int, int]:
     return rows, columns
 
 
-def _copy_units(problem: Problem, variant: KernelVariant, tile: GemmTile) -> tuple[int, int]:
-    """Return the elements of weights, and of x, that are copied at once: up to 16 bytes of what they divide."""
-    in_channels, size = problem.in_channels // problem.groups, problem.dtype.itemsize
-    taps = math.prod(problem.kernel)
-    x_lengths: tuple[int, ...]
-    if variant.channels_last:
-        x_lengths = problem.in_channels, in_channels, tile.chunk
-    else:
-        x_lengths = problem.width, tile.columns * problem.strides[1] if problem.out_width > tile.columns else 0
-    return math.gcd(16 // size, in_channels * taps, tile.chunk * taps), math.gcd(16 // size, *x_lengths)
+def _geometry(problem: Problem, variant: KernelVariant, tile: GemmTile) -> Geometry:
+    """Return the geometry of ``tile``."""
+    in_channels, out_channels = problem.in_channels // problem.groups, problem.out_channels // problem.groups
+    (rows, columns), size, taps = _input_size(problem, tile), problem.dtype.itemsize, math.prod(problem.kernel)
 
+    fold = min(8 // min(tile.chunk, 8), problem.kernel[1])
+    while problem.dtype != torch.float32 and problem.kernel[1] % fold:
+        fold -= 1
+    # If possible, 8 consecutive outputs have no bank conflict even if they continue in the next row.
+    least = problem.strides[1] * math.ceil(columns / problem.strides[1])
+    pitch = next((p for p in range(least, least + 8) if (problem.strides[0] * p - tile.columns) % 8 == 0), least)
 
-def _shared_bytes(problem: Problem, variant: KernelVariant, tile: GemmTile) -> int:
-    """Return the size of implicit_gemm.cu's struct Shared, which a static_assert checks."""
-    (rows, columns), size = _input_size(problem, tile), problem.dtype.itemsize
-    entries, count = _entries(problem, tile.chunk), variant.pieces(problem.dtype)
-    taps = math.prod(problem.kernel)
-    weight_unit, x_unit = _copy_units(problem, variant, tile)
+    def unit_of(*lengths: int) -> int:
+        """Return the elements of the largest copy, up to 16 bytes, that divides all lengths."""
+        return math.gcd(16 // size, *lengths)
 
     def odd_units(elements: int, unit: int) -> int:
         """Return ``elements``, rounded up to an odd number of units, so that rows begin in different banks."""
         least = max(unit, 4 // size)
         return (math.ceil(elements / least) | 1) * least
 
-    raw_weights = tile.channels * odd_units(tile.chunk * taps, weight_unit)
+    weight_unit = unit_of(in_channels * taps, tile.chunk * taps)
+    weight_pitch = odd_units(tile.chunk * taps, weight_unit)
     if variant.channels_last:
-        raw_x = rows * columns * odd_units(tile.chunk, x_unit)
+        x_unit, y_unit = unit_of(problem.in_channels, in_channels, tile.chunk), unit_of(4, out_channels)
+        raw_columns, raw_pitch = columns, odd_units(tile.chunk, x_unit)
+        raw_x = rows * columns * raw_pitch
     else:
-        raw_x = tile.chunk * rows * _round_up(-problem.pads[1][0] % x_unit + columns, x_unit)
-    stride = problem.strides[1]
-    least = stride * math.ceil(columns / stride)
-    pitch = next((p for p in range(least, least + 8) if (problem.strides[0] * p - tile.columns) % 8 == 0), least)
-    filters = 16 * tile.slots * entries * count * tile.channels
-    staged = 16 * count * math.ceil(tile.chunk / 8) * rows * pitch
-    warps = tile.down * tile.across
+        step = tile.columns * problem.strides[1] if problem.out_width > tile.columns else 0
+        x_unit, y_unit = unit_of(problem.width, step), unit_of(4, problem.out_width, tile.columns)
+        raw_columns = _round_up(-problem.pads[1][0] % x_unit + columns, x_unit)
+        raw_pitch = rows * raw_columns
+        raw_x = tile.chunk * raw_pitch
+
+    entries, pieces, warps = _entries(problem, tile.chunk, fold), variant.pieces(problem.dtype), tile.down * tile.across
+    filters = 16 * tile.slots * entries * pieces * tile.channels
+    staged = 16 * pieces * math.ceil(tile.chunk / 8) * rows * pitch
     runs = 4 * warps * 8 * (tile.warp_channels + 4 if variant.channels_last else 40)
     rest = 12 * tile.channels + 4 * (tile.slots * tile.channels + 1) + 8 * (tile.channels + warps) + 4 * entries
-    return sum(_round_up(part, 16) for part in (filters + staged + runs + rest, size * raw_weights, size * raw_x))
+    parts = filters + staged + runs + rest, size * tile.channels * weight_pitch, size * raw_x
+    shared_bytes = sum(_round_up(part, 16) for part in parts)
+    return Geometry(fold, pitch, weight_unit, weight_pitch, x_unit, raw_columns, raw_pitch, y_unit, shared_bytes)
 
 
 def _with_grid_and_cost(
-    problem: Problem, variant: KernelVariant, tile: GemmTile, tiles: int, channel_blocks: int, multiprocessors: int
+    problem: Problem,
+    variant: KernelVariant,
+    tile: GemmTile,
+    geometry: Geometry,
+    tiles: int,
+    channel_blocks: int,
+    multiprocessors: int,
 ) -> GemmTile:
     """Return the tile with its grid, and about how many cycles the launch takes."""
     in_channels = problem.in_channels // problem.groups
     count, warps = math.ceil(in_channels / tile.chunk), tile.down * tile.across
-    steps, numbers = _entries(problem, tile.chunk) / 2, variant.pieces(problem.dtype)
+    steps, numbers = _entries(problem, tile.chunk, geometry.fold) / 2, variant.pieces(problem.dtype)
     rows, columns = _input_size(problem, tile)
     tensor = warps * (tile.warp_channels / 4) * steps * (3 if numbers == 2 else 1) * 1.5
     shared = warps * steps * (tile.warp_channels * 32 + 1024) * numbers / 128
-    weight_unit, x_unit = _copy_units(problem, variant, tile)
     # Instructions of 32 lanes, 4 a cycle; and copies, of which a short one takes as long as a long one.
-    x = tile.chunk * rows * columns * (16 / 128 + 0.65 / x_unit)
-    weights = tile.channels * tile.chunk * math.prod(problem.kernel) * (16 / 128 + 0.65 / weight_unit)
+    x = tile.chunk * rows * columns * (16 / 128 + 0.65 / geometry.x_unit)
+    weights = tile.channels * tile.chunk * math.prod(problem.kernel) * (16 / 128 + 0.65 / geometry.weight_unit)
     seats = multiprocessors * tile.blocks
     # Blocks that keep all their weights stay.
     down = max(1, min(tiles, seats // channel_blocks if tile.slots == count else 65535))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 
@@ -14,6 +15,21 @@ from fusedref.problem import Problem
 from fusedref.target import EMULATED, Target
 
 STEADY = 3.96e12  # bytes a second that the turns allow for: the best of those tried on an H200
+
+
+class Geometry(NamedTuple):
+    """Sizes that pipeline.cu is compiled with, as the macros of the same names in upper case."""
+
+    tile_rows: int  # outputs of a tile
+    tile_columns: int
+    stages: int  # tiles of x in shared memory
+    grain: int  # the largest power of two, up to a sector, that divides the start of every run
+    extra: int  # outputs of the next tile that a tile computes too, so that its runs can end where a sector ends
+    run_pitch: int  # elements from one channel's run in a buffer to the next
+    tiles_in_flight: int  # tiles that a loading thread holds in registers
+    units_per_warpgroup: int
+    tail: int  # pixels of a last, smaller unit, for ``extra``
+    shared_bytes: int  # of struct Shared
 
 
 def unserved_by_pipeline(problem: Problem, target: Target, variant: KernelVariant = KernelVariant()) -> str | None:
@@ -30,7 +46,7 @@ def unserved_by_pipeline(problem: Problem, target: Target, variant: KernelVarian
         return "a float32 sum of fewer than 48 products has smaller errors than fp16 pieces"
     if problem.out_channels < 16 or problem.out_height * problem.out_width < 64:
         return "under 16 output channels, or 64 pixels of an image, would leave most of a tile empty"
-    if _tile(problem, target, variant) is None:
+    if _geometry(problem, target, variant) is None:
         return "not even a row of pixels, with what its windows reach, fits into shared memory"
     if problem.batch * problem.out_height * problem.out_width >= 2**30:
         return "the pipeline counts tiles in 32 bits"
@@ -42,19 +58,16 @@ def pipeline_plan(problem: Problem, target: Target = EMULATED, variant: KernelVa
 
     Raise ValueError where not even a row of pixels fits into shared memory.
     """
-    tile = _tile(problem, target, variant)
-    if tile is None:
+    geometry = _geometry(problem, target, variant)
+    if geometry is None:
         raise ValueError(f"the pipeline has no tile that fits into shared memory for {problem}")
-    rows, columns = tile
-    shared = _shared_bytes(problem, variant, rows, columns)
+    rows, columns = geometry.tile_rows, geometry.tile_columns
     tiles = problem.batch * math.ceil(problem.out_height / rows) * math.ceil(problem.out_width / columns)
     channel_blocks = math.ceil(problem.out_channels / 64)
     macros = common_macros(problem, variant) | {
         "PIECES": variant.pieces(problem.dtype),
-        "TILE_ROWS": rows,
-        "TILE_COLUMNS": columns,
-        "TURN": _turn(problem, target.multiprocessors, rows, columns),
-        "SHARED_BYTES": shared,
+        "TURN": _turn(problem, target.multiprocessors, geometry),
+        **{name.upper(): size for name, size in geometry._asdict().items()},
     }
     return Plan(
         kernel="pipeline",
@@ -70,14 +83,14 @@ def pipeline_plan(problem: Problem, target: Target = EMULATED, variant: KernelVa
                 macros=tuple(macros.items()),
                 grid=(max(1, min(tiles, target.multiprocessors // channel_blocks)), channel_blocks, 1),
                 block=(512, 1, 1),
-                shared=shared,
+                shared=geometry.shared_bytes,
             ),
         ),
     )
 
 
-def _tile(problem: Problem, target: Target, variant: KernelVariant) -> tuple[int, int] | None:
-    """Return the rows and columns of the tiles that move the fewest bytes, None where nothing fits."""
+def _geometry(problem: Problem, target: Target, variant: KernelVariant) -> Geometry | None:
+    """Return the geometry whose tiles move the fewest bytes, None where nothing fits into shared memory."""
     size = problem.dtype.itemsize
     aim = 1024 // size  # outputs of a channel; whole rows if they are no longer
     across = math.ceil(problem.out_width / aim)
@@ -88,77 +101,64 @@ def _tile(problem: Problem, target: Target, variant: KernelVariant) -> tuple[int
         """Return the pixels of x that a tile of so many rows fetches."""
         return (rows + problem.span[0] - 1) * (columns + problem.span[1] - 1)
 
-    def cost(rows: int) -> tuple[int, int]:
+    def cost(geometry: Geometry) -> tuple[int, int]:
         """Return the elements that the tiles of a plane move; among equals the lower tile, with more blocks, wins.
 
         A copy costs about 64 bytes beside its own.
         """
+        rows = geometry.tile_rows
         stored = 64 * (rows * columns + 64 // size)
         return math.ceil(problem.out_height / rows) * (stored + pixels(rows) * problem.in_channels), rows
 
-    choices = [
-        rows
-        for rows in range(1, most + 1)
-        if pixels(rows) <= 3 * aim and _shared_bytes(problem, variant, rows, columns) <= target.shared_limit
-    ]
-    return (min(choices, key=cost), columns) if choices else None
+    choices = [_geometry_of(problem, variant, rows, columns) for rows in range(1, most + 1) if pixels(rows) <= 3 * aim]
+    return min((choice for choice in choices if choice.shared_bytes <= target.shared_limit), key=cost, default=None)
 
 
-def _turn(problem: Problem, multiprocessors: int, rows: int, columns: int) -> int:
+def _geometry_of(problem: Problem, variant: KernelVariant, rows: int, columns: int) -> Geometry:
+    """Return the geometry for tiles of ``rows`` x ``columns`` outputs."""
+    stages = 4 if variant.precision == "tf32" else 3
+    buffers, unit, size = 2, 32, problem.dtype.itemsize
+    sector, plane = 32 // size, problem.out_height * problem.out_width
+    grain = math.gcd(
+        sector,
+        plane,
+        0 if rows * columns == plane else rows * problem.out_width,
+        columns if columns < problem.out_width else 0,
+    )
+    one_run = rows >= problem.out_height or columns < problem.out_width or problem.out_width < sector
+    extra = 0 if one_run else sector - grain
+    # 4 modulo 64 bytes, so that the channels of a store fall into different banks.
+    run_pitch = _round_up(max(rows * columns + extra + sector - math.gcd(grain, 4) - 4, 48), 2 * sector) + 4
+
+    down, right = (span - 1 for span in problem.span)
+    in_pixels = (rows + down) * (columns + right) + (extra + right if extra else 0)
+    tiles_in_flight = 2 if problem.dtype == torch.float32 and in_pixels <= 3 * 192 else 1
+
+    pitch = columns + right
+    body = _round_up(rows * pitch, 2 * unit)
+    tail = 0 if body >= rows * pitch + extra else 8 if extra <= 8 else 16
+    staged_pixels = body + tail + down * pitch + right
+    ranges = 8 * 2 * tiles_in_flight * 6
+    rest = 8 * (2 * stages + 2 * buffers) + 4 * stages + ranges + 4 * 2
+    shared_bytes = _round_up(stages * variant.pieces(problem.dtype) * 16 * staged_pixels, 128) + _round_up(
+        _round_up(size * buffers * 64 * run_pitch, 8) + rest, 128
+    )
+    units = body // (2 * unit)
+    return Geometry(rows, columns, stages, grain, extra, run_pitch, tiles_in_flight, units, tail, shared_bytes)
+
+
+def _turn(problem: Problem, multiprocessors: int, geometry: Geometry) -> int:
     """Return the nanoseconds from one burst of reads to the next, 0 for no bursts.
 
     In a turn every multiprocessor stores as many tiles as it loads in one burst.
     """
-    burst = _tiles_in_flight(problem, rows, columns)
+    burst = geometry.tiles_in_flight
     if burst == 1:
         return 0
     image = problem.in_channels * problem.height * problem.width + math.prod(problem.output_shape[1:])
-    tiles = math.ceil(problem.out_height / rows) * math.ceil(problem.out_width / columns)
+    tiles = math.ceil(problem.out_height / geometry.tile_rows) * math.ceil(problem.out_width / geometry.tile_columns)
     tile = image * problem.dtype.itemsize / tiles / math.ceil(problem.out_channels / 64)
     return round(1e9 * burst * tile * multiprocessors / STEADY)
-
-
-def _tiles_in_flight(problem: Problem, rows: int, columns: int) -> int:
-    """Return how many tiles a loading thread holds in registers."""
-    extra = _extra(problem, rows, columns)
-    down, right = (span - 1 for span in problem.span)
-    pixels = (rows + down) * (columns + right) + (extra + right if extra else 0)
-    return 2 if problem.dtype == torch.float32 and pixels <= 3 * 192 else 1
-
-
-def _grain(problem: Problem, rows: int, columns: int) -> int:
-    """Return the largest power of two, up to a sector, that divides where every run starts: GRAIN of pipeline.cu."""
-    plane = problem.out_height * problem.out_width
-    down = 0 if rows * columns == plane else rows * problem.out_width
-    across = columns if columns < problem.out_width else 0
-    return math.gcd(32 // problem.dtype.itemsize, plane, down, across)
-
-
-def _extra(problem: Problem, rows: int, columns: int) -> int:
-    """Return how many outputs of the next tile a tile computes too: EXTRA of pipeline.cu."""
-    sector = 32 // problem.dtype.itemsize
-    if rows >= problem.out_height or columns < problem.out_width or problem.out_width < sector:
-        return 0
-    return sector - _grain(problem, rows, columns)
-
-
-def _shared_bytes(problem: Problem, variant: KernelVariant, rows: int, columns: int) -> int:
-    """Return the size of pipeline.cu's struct Shared, which a static_assert checks; names are its constants'."""
-    stages = 4 if variant.precision == "tf32" else 3
-    buffers, unit, size = 2, 32, problem.dtype.itemsize
-    sector, run = 32 // size, rows * columns
-    grain, extra = _grain(problem, rows, columns), _extra(problem, rows, columns)
-    run_pitch = _round_up(max(run + extra + sector - math.gcd(grain, 4) - 4, 48), 2 * sector) + 4
-    down, right = (span - 1 for span in problem.span)
-    pitch = columns + right
-    body = _round_up(rows * pitch, 2 * unit)
-    tail = 0 if body >= rows * pitch + extra else 8 if extra <= 8 else 16
-    pixels = body + tail + down * pitch + right
-    ranges = 8 * 2 * _tiles_in_flight(problem, rows, columns) * 6
-    rest = 8 * (2 * stages + 2 * buffers) + 4 * stages + ranges + 4 * 2
-    return _round_up(stages * variant.pieces(problem.dtype) * 16 * pixels, 128) + _round_up(
-        _round_up(size * buffers * 64 * run_pitch, 8) + rest, 128
-    )
 
 
 def _round_up(number: int, unit: int) -> int:

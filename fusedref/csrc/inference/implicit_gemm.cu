@@ -26,7 +26,9 @@
 //   WARP_CHANNELS              output channels of a warp: 16 or 32
 //   WARPS_DOWN WARPS_ACROSS    warps that share the output channels, and the pixels, of a block
 //   BLOCKS                     resident blocks per multiprocessor that registers must allow
-//   SHARED_BYTES               dynamic shared memory, as fusedref/plans/implicit_gemm.py computes it
+//   FOLD PITCH WEIGHT_UNIT WEIGHT_PITCH X_UNIT RAW_COLUMNS RAW_PITCH Y_UNIT
+//                              the rest of the geometry: see Geometry in fusedref/plans/implicit_gemm.py
+//   SHARED_BYTES               dynamic shared memory
 //
 // Launch: block (32 WARPS_DOWN WARPS_ACROSS), grid (CHANNEL_BLOCKS GROUPS, any number up to the tiles).
 #include "affine.cuh"

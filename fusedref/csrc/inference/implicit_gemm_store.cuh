@@ -20,7 +20,7 @@ __device__ __forceinline__ float plain_sum(const Input& in, const Tile& tile, in
 }
 
 // Outputs that a lane stores at once: neighbours in a row, or with channels last neighbouring channels.
-constexpr int Y_UNIT = CHANNELS_LAST ? unit_of(OUT_CHANNELS, GROUP_OUT, 4) : unit_of(OUT_WIDTH, TILE_COLUMNS, 4);
+static_assert(4 % Y_UNIT == 0 && (CHANNELS_LAST ? GROUP_OUT : OUT_WIDTH) % Y_UNIT == 0, "the plan's geometry");
 struct alignas(4 * Y_UNIT) SumUnit { float value[Y_UNIT]; };
 struct alignas(Y_UNIT* SIZE) OutputUnit { Element value[Y_UNIT]; };
 

@@ -23,14 +23,10 @@ static_assert(TILE_ROWS * TILE_COLUMNS <= 32 * WARPS_ACROSS && CHANNELS <= THREA
 
 constexpr bool SCALED = ELEMENT == 0;
 
-// Taps of a filter's row that share a shared-memory row of 8 numbers. If FOLD does not divide KERNEL_WIDTH, the last row is
+// FOLD taps of a filter's row share a shared-memory row of 8 numbers. If FOLD does not divide KERNEL_WIDTH, the last row is
 // filled with zero weights. Zero times NaN is NaN, which only the scaled kernel detects; so in the others it must divide.
-constexpr int fold() {
-    int taps = 8 / SLICE < KERNEL_WIDTH ? 8 / SLICE : KERNEL_WIDTH;
-    while (!SCALED && KERNEL_WIDTH % taps != 0) taps--;
-    return taps;
-}
-constexpr int FOLD = fold(), FOLDS = (KERNEL_WIDTH + FOLD - 1) / FOLD;
+static_assert(FOLD * SLICE <= 8 && (SCALED || KERNEL_WIDTH % FOLD == 0), "the plan's geometry");
+constexpr int FOLDS = (KERNEL_WIDTH + FOLD - 1) / FOLD;
 constexpr int ENTRIES = SLICES * KERNEL_HEIGHT * FOLDS;  // of k = 8
 
 // A tile of x. Columns that are STRIDE_W apart are neighbours in shared memory: neighbouring outputs read them.
@@ -38,35 +34,16 @@ constexpr int IN_ROWS = (TILE_ROWS - 1) * STRIDE_H + (KERNEL_HEIGHT - 1) * DILAT
 constexpr int IN_COLUMNS = (TILE_COLUMNS - 1) * STRIDE_W + (KERNEL_WIDTH - 1) * DILATION_W + 1;
 constexpr int IN_PIXELS = IN_ROWS * IN_COLUMNS;
 constexpr int PHASE = (IN_COLUMNS + STRIDE_W - 1) / STRIDE_W;
-// Rows of shared memory from one row of pixels to the next. Chosen, if possible, so that 8 consecutive outputs have no bank
-// conflict even if they continue in the next row.
-constexpr int pitch() {
-    for (int p = STRIDE_W * PHASE; p < STRIDE_W * PHASE + 8; p++)
-        if ((STRIDE_H * p - TILE_COLUMNS) % 8 == 0) return p;
-    return STRIDE_W * PHASE;
-}
-constexpr int PITCH = pitch(), SLICE_ROWS = IN_ROWS * PITCH;
-// The raw copies consist of units: as many bytes as one copy can move, at most 16. The pitch between channels of weights,
-// and with channels last between pixels of x, is an odd number of units, which avoids bank conflicts.
+constexpr int SLICE_ROWS = IN_ROWS * PITCH;
+static_assert(PITCH >= STRIDE_W * PHASE, "the plan's geometry");
+// The raw copies consist of units: as many bytes as one copy can move, at most 16.
 constexpr int SIZE = ELEMENT == 0 ? 4 : 2;
-__host__ __device__ constexpr int unit_of(int a, int b, int c)  // elements of the largest unit that divides a, b and c
-{
-    int unit = 16 / SIZE;
-    while (a % unit + b % unit + c % unit > 0) unit /= 2;
-    return unit;
-}
-__host__ __device__ constexpr int odd_units(int elements, int unit) {
-    const int least = unit * SIZE < 4 ? 2 : unit;  // a bank has 4 bytes
-    return ((elements + least - 1) / least | 1) * least;
-}
-constexpr int WEIGHT_UNIT = unit_of(GROUP_IN * TAPS, TAPS* CHUNK, 0);
-constexpr int WEIGHT_PITCH = odd_units(CHUNK * TAPS, WEIGHT_UNIT);
-constexpr int X_UNIT = CHANNELS_LAST ? unit_of(IN_CHANNELS, GROUP_IN, CHUNK)
-                                     : unit_of(WIDTH, OUT_WIDTH > TILE_COLUMNS ? TILE_COLUMNS * STRIDE_W : 0, 0);
+static_assert(16 / SIZE % WEIGHT_UNIT == 0 && GROUP_IN * TAPS % WEIGHT_UNIT == 0, "the plan's geometry");
+static_assert(CHUNK * TAPS % WEIGHT_UNIT == 0 && WEIGHT_PITCH % WEIGHT_UNIT == 0, "the plan's geometry");
+static_assert(16 / SIZE % X_UNIT == 0 && (CHANNELS_LAST ? GROUP_IN : WIDTH) % X_UNIT == 0, "the plan's geometry");
 // NCHW: a raw row begins LEAD columns left of the tile's first, where a unit begins.
 constexpr int LEAD = CHANNELS_LAST ? 0 : (X_UNIT - PAD_LEFT % X_UNIT) % X_UNIT;
-constexpr int RAW_COLUMNS = CHANNELS_LAST ? IN_COLUMNS : (LEAD + IN_COLUMNS + X_UNIT - 1) / X_UNIT * X_UNIT;
-constexpr int RAW_PITCH = CHANNELS_LAST ? odd_units(CHUNK, X_UNIT) : IN_ROWS * RAW_COLUMNS;
+static_assert((CHANNELS_LAST ? RAW_PITCH : RAW_COLUMNS) % X_UNIT == 0, "the plan's geometry");
 constexpr int RAW_X = CHANNELS_LAST ? IN_PIXELS * RAW_PITCH : CHUNK * RAW_PITCH;
 __host__ __device__ constexpr int raw_place(int channel, int row, int column) {
     return CHANNELS_LAST ? (row * IN_COLUMNS + column) * RAW_PITCH + channel

@@ -27,7 +27,9 @@
 //   PIECES                    2: hi and lo, 1: hi alone (always so for fp16 and bf16)
 //   TILE_ROWS TILE_COLUMNS    outputs of a tile; TILE_COLUMNS is OUT_WIDTH, or TILE_ROWS is 1
 //   TURN                      nanoseconds from one burst of reads to the next; 0: read as soon as a stage is free
-//   SHARED_BYTES              dynamic shared memory, as fusedref/plans/pipeline.py computes it
+//   STAGES GRAIN EXTRA RUN_PITCH TILES_IN_FLIGHT UNITS_PER_WARPGROUP TAIL
+//                             the rest of the geometry: see Geometry in fusedref/plans/pipeline.py
+//   SHARED_BYTES              dynamic shared memory
 //
 // Launch: block (512), grid (any number of blocks, at best one per multiprocessor; OUT_CHANNELS / 64, rounded up).
 #include "pipeline_load.cuh"

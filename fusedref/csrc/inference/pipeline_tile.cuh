@@ -9,13 +9,11 @@
 
 constexpr int gcd(long long a, int b) { return b == 0 ? int(a) : gcd(b, int(a % b)); }
 constexpr int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
-constexpr int larger(int a, int b) { return a > b ? a : b; }
 
-constexpr int STAGES = ELEMENT == 0 && PIECES == 1 ? 4 : 3;  // pixel tiles in shared memory
-constexpr int BUFFERS = 2;                                   // output tiles in shared memory
-constexpr int CHANNELS = 64;                                 // output channels of a block
-constexpr int UNIT = 32;                                     // pixels of one product
-constexpr int CONSUMERS = 8, PRODUCERS = 6, STORERS = 2;     // warps of each kind
+constexpr int BUFFERS = 2;                                // output tiles in shared memory
+constexpr int CHANNELS = 64;                              // output channels of a block
+constexpr int UNIT = 32;                                  // pixels of one product
+constexpr int CONSUMERS = 8, PRODUCERS = 6, STORERS = 2;  // warps of each kind
 constexpr int LOADING_THREADS = PRODUCERS * 32;
 constexpr int THREADS = (CONSUMERS + PRODUCERS + STORERS) * 32;
 constexpr int TAPS = KERNEL_HEIGHT * KERNEL_WIDTH;
@@ -26,37 +24,26 @@ constexpr int TILES_ACROSS = (OUT_WIDTH + TILE_COLUMNS - 1) / TILE_COLUMNS;
 constexpr int TILES_PER_PLANE = TILES_DOWN * TILES_ACROSS;
 constexpr int RUN = TILE_ROWS * TILE_COLUMNS;  // consecutive outputs of a tile's channel
 
-// Elements of a sector, and of the smallest bulk copy. GRAIN: the largest power of two, up to a sector, that divides the
-// start of every run.
+// Elements of a sector, and of the smallest bulk copy.
 constexpr int SECTOR = 32 / sizeof(Element), ATOM = 16 / sizeof(Element);
-constexpr int GRAIN =
-    gcd(TILES_PER_PLANE == 1 ? 0 : TILE_ROWS * OUT_WIDTH,
-        gcd(OUT_PLANE, TILES_ACROSS == 1 ? SECTOR : gcd(TILE_COLUMNS, SECTOR)));
-// Outputs of the next tile that a tile computes too, so that its runs can end where a sector ends.
-constexpr int EXTRA = TILES_DOWN == 1 || TILES_ACROSS > 1 || OUT_WIDTH < SECTOR ? 0 : SECTOR - GRAIN;
 // Whether a run can start or end inside an ATOM: at the edge of a plane, or anywhere if there is no EXTRA.
 constexpr bool RAGGED = gcd(EXTRA ? OUT_PLANE : GRAIN, ATOM) < ATOM;
 constexpr int PERIOD = SECTOR / gcd(OUT_PLANE, 4);  // channels after which runs have the same offset in a sector again
 constexpr int MOST_SHIFT = SECTOR - gcd(GRAIN, 4);  // the largest shift()
-// Elements from one channel's run in a buffer to the next: 4 modulo 64 bytes, so that the channels of a store
-// fall into different banks.
-constexpr int RUN_PITCH = round_up(larger(RUN + EXTRA + MOST_SHIFT - 4, 48), 2 * SECTOR) + 4;
+static_assert(SECTOR % GRAIN == 0 && (EXTRA == 0 || EXTRA == SECTOR - GRAIN), "the plan's geometry");
+static_assert(RUN_PITCH >= RUN + EXTRA + MOST_SHIFT && RUN_PITCH % (2 * SECTOR) == 4, "the plan's geometry");
 
 constexpr int IN_ROWS = TILE_ROWS + (KERNEL_HEIGHT - 1) * DILATION_H;
 constexpr int REACH = (KERNEL_WIDTH - 1) * DILATION_W;
 constexpr int PITCH = TILE_COLUMNS + REACH;  // pixels of a row in shared memory
 constexpr int IN_PIXELS = IN_ROWS * PITCH + (EXTRA ? EXTRA + REACH : 0);
 constexpr int SHARE = (IN_PIXELS + LOADING_THREADS - 1) / LOADING_THREADS;  // pixels of a loading thread
-constexpr int TILES_IN_FLIGHT = ELEMENT == 0 && SHARE <= 3 ? 2 : 1;  // tiles that the loading threads hold in registers
-constexpr int UNITS_PER_WARPGROUP = (TILE_ROWS * PITCH + 2 * UNIT - 1) / (2 * UNIT);
 // Units whose sums a warpgroup holds in registers. If units cross rows, registers suffice for one only.
 constexpr int UNITS_IN_FLIGHT = PITCH % UNIT == 0 ? 2 : 1;
 constexpr int BODY = 2 * UNITS_PER_WARPGROUP * UNIT;  // pixels of both warpgroups' units
-constexpr int TAIL = BODY >= TILE_ROWS * PITCH + EXTRA ? 0
-    : EXTRA <= 8                                       ? 8
-                                                       : 16;  // pixels of a last, smaller unit, for EXTRA
-constexpr int STAGED_PIXELS =                                 // what wgmma reads: whole units, up to their last tap
-    BODY + TAIL + (KERNEL_HEIGHT - 1) * DILATION_H * PITCH + REACH;
+static_assert(BODY >= TILE_ROWS * PITCH && BODY + TAIL >= TILE_ROWS * PITCH + EXTRA, "units must cover the tile");
+// What wgmma reads: whole units, up to their last tap.
+constexpr int STAGED_PIXELS = BODY + TAIL + (KERNEL_HEIGHT - 1) * DILATION_H * PITCH + REACH;
 constexpr int LO = STAGED_PIXELS * 16;  // bytes from a pixel's hi to its lo
 #if PIECES == 2
 // The average relative error of a sum, because each step (of two taps) truncates.
