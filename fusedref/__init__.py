@@ -1,11 +1,19 @@
-"""Conv2d + BatchNorm2d + scale in one CUDA kernel, and the means to check any kernel that claims to do the same."""
+"""Conv2d + BatchNorm2d + scale in one CUDA kernel, and the means to check any kernel that claims to do the same.
 
-from fusedref.module import FusedConvBnScale
-from fusedref.ops.inference import fused_conv_bn_scale
-from fusedref.plans import plan
-from fusedref.problem import KERNELBENCH_73, Problem
-from fusedref.reference import ConvBnScale
-from fusedref.validation import Report, validate
+A name is imported when it is first used, so that ``fusedref.emulator`` starts without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fusedref.module import FusedConvBnScale
+    from fusedref.ops.inference import fused_conv_bn_scale
+    from fusedref.plans import plan
+    from fusedref.problem import KERNELBENCH_73, Problem
+    from fusedref.reference import ConvBnScale
+    from fusedref.validation.report import Report
+    from fusedref.validation.validate import validate
 
 __all__ = [
     "KERNELBENCH_73",
@@ -17,3 +25,26 @@ __all__ = [
     "plan",
     "validate",
 ]
+
+_MODULES = {
+    "KERNELBENCH_73": "problem",
+    "ConvBnScale": "reference",
+    "FusedConvBnScale": "module",
+    "Problem": "problem",
+    "Report": "validation.report",
+    "fused_conv_bn_scale": "ops.inference",
+    "plan": "plans",
+    "validate": "validation.validate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

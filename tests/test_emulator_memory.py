@@ -14,65 +14,61 @@ MEGABYTE = 1 << 20
 QUARANTINED = 2048  # allocations, as in memory.cpp
 
 
+needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads /proc/self/statm")
+
+
+def growth(warm_up, work):
+    """Return the bytes by which ``work`` grows a new process after ``warm_up``; both are statements."""
+    program = f"""
+import gc, os
+import numpy as np
+from fusedref.emulator import SourceModule, driver as drv, watch
+
 def resident():
-    """Return the bytes of memory that this process occupies."""
     gc.collect()
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-
-needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads /proc/self/statm")
-
-
-def free_all(count, size):
-    for _ in range(count):
+def allocate(sizes):
+    for size in sizes:
         drv.mem_alloc(size).free()
+
+def call(times, watched):
+    x = np.ones(32, np.float32)
+    for _ in range(times):
+        if watched:
+            with watch() as seen:
+                kernel(drv.In(x), drv.Out(np.empty_like(x)), block=(32, 1, 1))
+            assert not seen.findings
+        else:
+            kernel(drv.In(x), drv.Out(np.empty_like(x)), block=(32, 1, 1))
+
+source = "__global__ void k(const float* x, float* y) {{ y[threadIdx.x] = x[threadIdx.x]; }}"
+kernel = SourceModule(source).get_function("k")
+{warm_up}
+before = resident()
+{work}
+print(resident() - before)
+"""
+    return int(processes.python(program))
 
 
 @needs_proc
 def test_allocations_do_not_add_up():
-    free_all(2 * QUARANTINED, 1000)
-    before = resident()
-    free_all(20_000, 1000)
-    assert resident() - before < 5 * MEGABYTE
+    assert growth(f"allocate([1000] * {2 * QUARANTINED})", "allocate([1000] * 20_000)") < 5 * MEGABYTE
 
 
 @needs_proc
 def test_allocations_of_many_sizes_do_not_add_up():
-    sizes = [1 + 977 * i % 60_000 for i in range(4 * QUARANTINED)]
-    for size in sizes:
-        drv.mem_alloc(size).free()
-    before = resident()
-    for size in reversed(sizes):
-        drv.mem_alloc(size).free()
-    assert resident() - before < 20 * MEGABYTE
+    sizes = f"[1 + 977 * i % 60_000 for i in range({4 * QUARANTINED})]"
+    assert growth(f"allocate({sizes})", f"allocate({sizes}[::-1])") < 20 * MEGABYTE
 
 
 @needs_proc
-@pytest.mark.parametrize("watched", [False, True], ids=["unwatched", "watched"])
-def test_calls_do_not_add_up(watched):
-    kernel = SourceModule(
-        "__global__ void k(const float* x, float* y) { y[threadIdx.x] = x[threadIdx.x]; }"
-    ).get_function("k")
-    x = np.ones(32, np.float32)
-
-    def call(times):
-        for _ in range(times):
-            kernel(drv.In(x), drv.Out(np.empty_like(x)), block=(32, 1, 1))
-
-    def calls(times):
-        if watched:
-            for _ in range(times // 10):
-                with watch() as seen:
-                    call(1)
-                assert not seen.findings
-        else:
-            call(times)
-
-    calls(2000)
-    before = resident()
-    calls(2000)
-    assert resident() - before < 5 * MEGABYTE
+@pytest.mark.parametrize(("watched", "times"), [(False, 2000), (True, 200)], ids=["unwatched", "watched"])
+def test_calls_do_not_add_up(watched, times):
+    calls = f"call({times}, {watched})"
+    assert growth(calls, calls) < 5 * MEGABYTE
 
 
 def test_a_freed_address_is_not_used_again_soon():

@@ -154,3 +154,15 @@ def test_the_example_of_the_readme_runs():
     names = {}
     exec(example, names)
     assert names["y"].shape == (2, 64, 30, 30)
+
+
+def test_public_names_are_imported_when_used():
+    program = (
+        "import sys, fusedref, fusedref.emulator\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert set(fusedref.__all__) <= set(dir(fusedref))\n"
+        "from fusedref import *\n"
+        "print([name for name in fusedref.__all__ if globals()[name] is not getattr(fusedref, name)])\n"
+        "print(hasattr(fusedref, 'nothing'))\n"
+    )
+    assert processes.python(program).split() == ["[]", "False"]
