@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from .tokens import CLOSING, OPENING
 
-Word = tuple[str, str]  # (kind of the token, text)
+KEYS = ("struct", "union", "class", "enum")
+BEFORE_BRACKETS = ("decltype", "typeof", "__typeof__", "alignas", "__attribute__")  # they begin no initialiser
+
+
+class Word(NamedTuple):
+    """A token of a declaration. ``spaced``: a space stands before it."""
+
+    kind: str
+    text: str
+    spaced: bool
 
 
 @dataclass(frozen=True)
 class Declarator:
-    """One variable of a declaration. ``shape`` is C's declarator with ``@`` for the name: ``@ [ 4 ]``, ``* @``."""
+    """One variable of a declaration.
+
+    Attributes:
+        name: the variable's name.
+        shape: C's declarator with ``@`` for the name: ``@[4]``, ``* @``.
+        form: how the initialiser begins: ``=``, ``{`` or ``(``; empty where there is none.
+        initialiser: a value, a list in braces, or the arguments in brackets; empty where there is none.
+    """
 
     name: str
     shape: str
-    initialiser: str
+    form: str
+    initialiser: tuple[Word, ...]
+
+
+def text(words: tuple[Word, ...] | list[Word]) -> str:
+    """Return the words as one line: ``<<`` stays one operator."""
+    return "".join(" " * word.spaced + word.text for word in words).strip()
 
 
 def parse(words: list[Word]) -> tuple[str, list[Declarator]]:
@@ -27,60 +50,117 @@ def parse(words: list[Word]) -> tuple[str, list[Declarator]]:
     specifier = ""
     declarators = []
     for position, part in enumerate(_split_at_commas(words)):
-        part, initialiser = _split_initialiser(part)
-        at = _name(part)
-        shape = [text for _, text in part]
-        name, shape[at] = shape[at], "@"
+        begin = _initialiser(part)
+        declared, initialiser = part[:begin], part[begin:]
+        form = initialiser[0].text if initialiser else ""
+        at = _name(declared)
+        name = declared[at].text
+        declared[at] = declared[at]._replace(text="@")
         if position == 0:
-            start = next(k for k, text in enumerate(shape) if text in ("*", "&", "@", "("))
-            specifier, shape = " ".join(shape[:start]), shape[start:]
-        declarators.append(Declarator(name, " ".join(shape), initialiser))
+            start = _shape(declared)
+            specifier, declared = text(declared[:start]), declared[start:]
+        declarators.append(Declarator(name, text(declared), form, tuple(initialiser[form == "=" :])))
     return specifier, declarators
+
+
+def _depths(words: list[Word]) -> list[int]:
+    """Return for each word how many brackets and template arguments enclose it."""
+    depths = []
+    angles: list[int] = []  # depths at which template arguments are open
+    depth = 0
+    for k, word in enumerate(words):
+        closes = word.kind == "other" and word.text in CLOSING
+        if word.text == ">" and angles and angles[-1] == depth:
+            angles.pop()
+            closes = True
+        depth -= closes
+        depths.append(depth)
+        if word.kind == "other" and word.text in OPENING:
+            depth += 1
+        elif word.text == "<" and _opens_template(words, k):
+            depth += 1
+            angles.append(depth)
+    return depths
+
+
+def _opens_template(words: list[Word], at: int) -> bool:
+    """Return whether the ``<`` at ``at`` opens template arguments: a ``>`` closes it, and no ``=`` stands between."""
+    if not at or words[at - 1].kind != "name" or text(words[at : at + 2]) == "<<":
+        return False
+    depth = 0
+    for word in words[at + 1 :]:
+        if word.kind != "other":
+            continue
+        if depth == 0 and word.text in (">", "="):
+            return word.text == ">"
+        depth += (word.text in OPENING) - (word.text in CLOSING)
+        if depth < 0:
+            return False
+    return False
 
 
 def _split_at_commas(words: list[Word]) -> list[list[Word]]:
     """Split at commas outside brackets and template arguments."""
     parts: list[list[Word]] = [[]]
-    depth = angle = 0
-    for k, (kind, text) in enumerate(words):
-        if kind == "other":
-            depth += (text in OPENING) - (text in CLOSING)
-            if text == "<" and not depth and k and words[k - 1][0] == "name":
-                angle += 1
-            elif text == ">" and angle:
-                angle -= 1
-        if text == "," and not depth and not angle:
+    for word, depth in zip(words, _depths(words), strict=True):
+        if word.text == "," and not depth:
             parts.append([])
         else:
-            parts[-1].append((kind, text))
+            parts[-1].append(word)
     return parts
 
 
-def _split_initialiser(part: list[Word]) -> tuple[list[Word], str]:
-    """Return the declarator and the initialiser behind ``=``, or in braces right behind the name."""
-    depth = 0
-    for k, (kind, text) in enumerate(part):
-        if kind != "other":
+def _initialiser(part: list[Word]) -> int:
+    """Return the index of the ``=``, ``{`` or ``(`` that begins the initialiser; the length where there is none."""
+    for k, (word, depth) in enumerate(zip(part, _depths(part), strict=True)):
+        if depth or not k or word.kind != "other":
             continue
-        if depth == 0 and k:
-            braces = text == "{" and k > 1 and part[k - 1][0] == "name"
-            if text == "=" or (braces and part[k - 2][1] not in ("struct", "union", "class", "enum")):
-                return part[:k], " ".join(word for _, word in part[k + (text == "=") :])
-        depth += (text in OPENING) - (text in CLOSING)
-    return part, ""
+        before = part[k - 1]
+        if word.text == "=":
+            return k
+        if word.text == "{" and (before.kind == "name" or before.text == "]") and not _opens_type(part[:k]):
+            return k
+        if (
+            word.text == "("
+            and before.kind == "name"
+            and not (before.text in BEFORE_BRACKETS or part[k + 1].text in "*&")
+        ):
+            return k
+    return len(part)
+
+
+def _opens_type(words: list[Word]) -> bool:
+    """Return whether a ``{`` behind the words opens the body of a type: ``struct``, ``struct Pair``."""
+    key = max((k for k, word in enumerate(words) if word.text in KEYS), default=len(words))
+    behind = [word for word, depth in zip(words[key:], _depths(words[key:]), strict=True) if not depth]
+    names = [word for word in behind if word.kind == "name" and word.text not in BEFORE_BRACKETS]
+    return len(names) in (1, 2) or any(word.text == ":" for word in behind)
+
+
+def _pointer_group(part: list[Word]) -> int:
+    """Return the index of the ``(`` of a declarator such as ``(*p)[4]``; the length where there is none."""
+    depths = _depths(part)
+    groups = (k for k, word in enumerate(part[:-1]) if word.text == "(" and not depths[k] and part[k + 1].text in "*&")
+    return next(groups, len(part))
 
 
 def _name(part: list[Word]) -> int:
-    """Return the index of the name: the last identifier before the first array bound, outside any braces."""
-    end, depth = len(part), 0
-    for k, (kind, text) in enumerate(part):
-        if kind != "other":
-            continue
-        if text == "[" and depth == 0:
-            end = k
-            break
-        depth += (text in "{(<") - (text in "})>")
-    at = max((k for k in range(end) if part[k][0] == "name"), default=-1)
-    if at < 0:
+    """Return the index of the variable's name."""
+    group = _pointer_group(part)
+    if group < len(part):  # the name stands in it, before the first bound or bracket that closes
+        end = next(k for k in range(group, len(part)) if part[k].text in ("[", ")"))
+        names = [k for k in range(group, end) if part[k].kind == "name"]
+    else:  # the last name before the first bound
+        depths = _depths(part)
+        end = next((k for k, word in enumerate(part) if word.text == "[" and not depths[k]), len(part))
+        names = [k for k in range(end) if part[k].kind == "name" and not depths[k]]
+    if not names:
         raise ValueError("no name is declared")
-    return at
+    return names[-1]
+
+
+def _shape(part: list[Word]) -> int:
+    """Return the index at which the type ends and the first variable's shape begins."""
+    depths = _depths(part)
+    stars = (k for k, word in enumerate(part) if word.text in ("*", "&", "@") and not depths[k])
+    return min(_pointer_group(part), next(stars, len(part)))

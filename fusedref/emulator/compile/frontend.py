@@ -14,9 +14,11 @@ and no line changes its number.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 
-from .declarations import Declarator, Word, parse
+from .declarations import KEYS, Declarator, Word, parse
+from .declarations import text as joined
 from .tokens import CLOSING, OPENING, Tokens, TranslationError
 
 GLOBAL = ' __attribute__((visibility("default"), noinline))'  # the space: extern "C"__global__ is one word in C++
@@ -29,6 +31,10 @@ CALLS = {"printf": "emu_printf", "clock": "emu_clock32", "memcpy": "emu_memcpy",
 SPACES = ("__global__", "__device__", "__constant__", "__host__", "__managed__", "__shared__")
 STORAGE = ("extern", "static", "__shared__", "__constant__", "__device__", "__managed__", "inline")
 ATTRIBUTES = ("__attribute__", "alignas", "__align__")
+UNSIZED = re.compile(r"@\s*\[\s*\]")
+WRITABLE = "__DATA,emu_" if sys.platform == "darwin" else ".data.emu_"
+CONSTEXPR = re.compile(r"\bconstexpr\b")
+INTEGERS = {"const", "bool", "char", "short", "int", "long", "signed", "unsigned", "size_t", "int32_t", "uint32_t"}
 
 
 class Frontend(Tokens):
@@ -41,6 +47,7 @@ class Frontend(Tokens):
         self.templates: dict[str, list[str]] = {}  # kernel template -> names of its parameters
         self.replaced: dict[int, tuple[int, str]] = {}  # first token -> (last token, text)
         self.behind: dict[int, list[str]] = {}  # token -> texts to put behind it
+        self.declared: set[str] = set()  # variables that an extern declaration names
         self.bodies: list[int] = []  # opening braces of functions
         self.owners: list[tuple[int, str]] = []  # (index of the closing brace, name) of the functions around
 
@@ -122,6 +129,9 @@ class Frontend(Tokens):
             token.text = ""
             return
         function = None if token.text == "__constant__" else self.function(self.next(i))
+        if function is None and self.text(self.statement_start(i)) == "template":
+            token.text = ""  # a variable template: each instance is a variable of its own, without a name to get it by
+            return
         if function is None:
             following = self.text(self.next(i))
             others = ("__constant__", "__shared__", "__host__", "__global__", "__forceinline__")
@@ -145,20 +155,37 @@ class Frontend(Tokens):
     def declaration(self, first: int, last: int) -> tuple[str, list[Declarator]]:
         """Return (type, variables) of the declaration in the tokens first..last-1."""
         words: list[Word] = []
-        i = first
+        i, depth, spaced = first, 0, False
         while i < last:
             token = self.tokens[i]
-            if token.text in ATTRIBUTES:
-                i = self.closing(self.next(i))  # every variable is aligned far more than anybody wants
-            elif token.text == "constexpr":
-                words.append(("name", "const"))
-            elif not token.blank and token.text not in STORAGE and token.kind != "quoted":  # quoted: extern "C"
-                words.append((token.kind, token.text))
+            if not depth and self.is_attribute(i):
+                i = self.closing(i if token.text == "[" else self.next(i))
+                spaced = True
+            elif token.blank or token.text in SPACES or (not depth and self.is_storage(i)):
+                spaced = True
+            else:
+                words.append(Word(token.kind, token.text, spaced))
+                spaced = False
+                if token.kind == "other":
+                    depth += (token.text in OPENING) - (token.text in CLOSING)
             i += 1
         try:
             return parse(words)
         except ValueError:
             raise TranslationError(self.tokens[first], "cannot read this declaration") from None
+
+    def is_attribute(self, i: int) -> bool:
+        """Return whether an attribute of the variable begins at ``i``. Those of a type that is defined here stay."""
+        if self.text(i) == "[":
+            return self.text(self.next(i)) == "["
+        # Every variable is aligned far more than anybody wants.
+        return self.text(i) in ATTRIBUTES and self.text(self.previous(i)) not in (*KEYS, "}")
+
+    def is_storage(self, i: int) -> bool:
+        """Return whether the token at ``i`` is a storage class: ``static``, ``extern "C"``."""
+        token = self.tokens[i]
+        language = token.kind == "quoted" and self.text(self.previous(i)) == "extern"
+        return token.text in STORAGE or language
 
     def shared(self, index: int, owner: str) -> tuple[int, int, str]:
         """Return (first token, last token, new text) of the shared declaration that holds token ``index``."""
@@ -166,10 +193,11 @@ class Frontend(Tokens):
         last = self.statement_end(first)
         dynamic = any(self.tokens[i].text == "extern" for i in range(first, last))
         specifier, declared = self.declaration(first, last)
-        types, references = [], []
+        specifier, text = self.named(specifier)
+        types, references = [text], []
         for variable in declared:
             name = variable.name
-            if variable.initialiser:
+            if variable.form:
                 raise TranslationError(
                     self.tokens[index],
                     f"shared variable '{name}' cannot have an initialiser: "
@@ -196,25 +224,74 @@ class Frontend(Tokens):
         first = self.statement_start(index)
         last = self.statement_end(first)
         newlines = self.newlines(first, last)
-        if any(self.text(i) == "extern" and self.tokens[self.next(i)].kind != "quoted" for i in range(first, last)):
-            return first, last, newlines
+        is_extern = any(
+            self.text(i) == "extern" and self.tokens[self.next(i)].kind != "quoted" for i in range(first, last)
+        )
+        alignment = "".join(
+            self.texts(i, self.closing(self.next(i)) + 1 - i) + " " for i in self.alignments(first, last)
+        )
         specifier, declared = self.declaration(first, last)
-        text = []
+        specifier, text = self.named(specifier)
         for variable in declared:
-            self.count += 1
-            name, shape, initialiser = variable.name, variable.shape, variable.initialiser
-            kind, home = f"emu_{name}_type", f"emu_{name}_home"
-            if re.match(r"@ \[ \]", shape):  # as long as its initialiser: no guard behind it
-                text.append(f"static {specifier} {shape.replace('@', name)} = {initialiser};")
-            else:
-                value = f" = {{ {initialiser} }}" if initialiser else "{}"
-                text.append(
-                    f"typedef {specifier} {shape.replace('@', kind)}; "
-                    f"static emu::Guarded<{kind}> {home}{value}; "
-                    f"static constexpr {kind}& {name} = {home}.value;"
-                )
-            text.append(f'static emu::RegisterVariable emu_{name}_registered{{"{name}", {name}}};')
-        return first, last, " ".join(text) + newlines
+            if is_extern:
+                text += self.extern(specifier, variable)
+                continue
+            name = variable.name
+            text += self.home(specifier, variable, alignment)
+            text += f'static emu::RegisterVariable emu_{name}_registered{{"{name}", {name}}}; '
+        return first, last, text + newlines
+
+    def named(self, specifier: str) -> tuple[str, str]:
+        """Return (type, text before it): a type that is defined in the declaration is defined once and has a name."""
+        if "{" not in specifier:
+            return specifier, ""
+        self.count += 1
+        return f"emu_type_{self.count}", f"typedef {specifier} emu_type_{self.count}; "
+
+    def alignments(self, first: int, last: int) -> list[int]:
+        """Return the indices of the attributes that may align the variables declared in the tokens first..last-1."""
+        found = []
+        i = first
+        while i < last:
+            if self.text(i) in ATTRIBUTES and self.is_attribute(i):
+                found.append(i)
+            i = self.next(self.closing(i) if self.text(i) in OPENING else i)
+        return found
+
+    def extern(self, specifier: str, variable: Declarator) -> str:
+        """Return the text that declares a variable whose definition follows."""
+        name = variable.name
+        if UNSIZED.search(variable.shape):
+            return ""
+        kind, home = f"emu_{name}_type", f"emu_{name}_home"
+        reference = "" if name in self.declared else f"static constexpr {kind}& {name} = {home}.value;"
+        self.declared.add(name)
+        shape = variable.shape.replace("@", kind)
+        return f"typedef {specifier} {shape}; extern emu::Guarded<{kind}> {home}; {reference} "
+
+    def home(self, specifier: str, variable: Declarator, alignment: str) -> str:
+        """Return the text that defines a variable."""
+        name, shape, value = variable.name, variable.shape, joined(variable.initialiser)
+        words = set(specifier.split())
+        kind, home = f"emu_{name}_type", f"emu_{name}_home"
+        declared_type = CONSTEXPR.sub("", specifier)
+        if UNSIZED.search(shape) or "auto" in words:  # its initialiser says the type
+            probe = f"emu_{name}_probe"
+            text = f"static {declared_type} {shape.replace('@', probe)} = {value}; typedef decltype({probe}) {kind}; "
+        else:
+            text = f"typedef {declared_type} {shape.replace('@', kind)}; "
+        if variable.form == "(":
+            value = f"{kind}{value}"
+        elif variable.form == "=" and not re.match(r'\{|(u8|[uUL])?R?"', value):
+            value = f"static_cast<{kind}>({value})"  # it may narrow, which a list in braces may not
+        # A constant that array bounds and template arguments may use; the host may write it all the same.
+        known = value and ("constexpr" in words or (shape == "@" and "const" in words and words <= INTEGERS))
+        text += alignment + (f'__attribute__((section("{WRITABLE}{name}"))) constexpr ' if known else "")
+        text += "" if name in self.declared else "static "
+        text += f"emu::Guarded<{kind}> {home}{{{value}}}; "
+        if name not in self.declared:
+            text += f"static constexpr {'const ' if known else ''}{kind}& {name} = {home}.value; "
+        return text
 
     # -- functions -----------------------------------------------------------------------------------------------------
 

@@ -134,7 +134,7 @@ class Tokens:
             if self.tokens[before].kind == "quoted" and self.text(self.previous(before)) == "extern":
                 start = before
                 continue
-            if self.text(before) == ":" and self.text(self.previous(before)) in ("public", "private", "default"):
+            if self.text(before) == ":":  # behind a label
                 return start
             start = before
 
