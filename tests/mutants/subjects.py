@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import functools
 import itertools
+import math
 import re
 import types
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ from fusedref.emulator import Finding, driver, watch
 from fusedref.ops.runner import run_plan
 from fusedref.parameters import Parameters
 from fusedref.plans import EMULATED, KernelVariant, Target, folded_plan, gemm_tiles, implicit_gemm_plan, pipeline_plan
+from fusedref.reference import oracle
 from fusedref.validation import compare, random_inputs
 from kernels import ladder
 from tests.mutants import Mutant, chosen, cuda_rules, python_rules
@@ -39,7 +42,7 @@ class Check:
     precision: str = "fp32"
     watched: bool = True
     shapes: bool = True  # whether the validator checks it on the shapes around the problem, too
-    wide: tuple[str, ...] = ()  # the ranges of _wide that it must be right on, too
+    others: tuple[str, ...] = ()  # the inputs of _other that it must be right on, too
 
     @property
     def general(self) -> bool:
@@ -55,14 +58,20 @@ def folded(*inputs: object, variant: KernelVariant = KernelVariant(), **kept: ob
 
 
 def implicit_gemm(
-    *inputs: object, variant: KernelVariant = KernelVariant(), warp_channels: int = 16, **kept: object
+    *inputs: object, variant: KernelVariant = KernelVariant(), warp_channels: int = 16, idle: int = 0, **kept: object
 ) -> torch.Tensor:
-    """Run implicit_gemm.cu with chunks and tiles that come round."""
+    """Run implicit_gemm.cu with chunks and tiles that come round, and with ``idle`` blocks more than tiles."""
     problem = problem_of(*inputs[:3], **kept)
     tiles = list(gemm_tiles(problem, Target("sm_90a", 1), variant))
     small = [tile for tile in tiles if tile.chunk == 8 and tile.warp_channels == warp_channels]
     tile = min(small or tiles, key=lambda tile: (-tile.slots, tile.cycles))
-    return run_plan(implicit_gemm_plan(problem, tile, variant), problem, Parameters(*inputs))
+    chosen_plan = implicit_gemm_plan(problem, tile, variant)
+    if idle:
+        (launch,) = chosen_plan.launches
+        tiles = problem.batch * -(-problem.out_height // tile.rows) * -(-problem.out_width // tile.columns)
+        launch = dataclasses.replace(launch, grid=(launch.grid[0], tiles + idle, 1))
+        chosen_plan = dataclasses.replace(chosen_plan, launches=(launch,))
+    return run_plan(chosen_plan, problem, Parameters(*inputs))
 
 
 def pipeline(*inputs: object, variant: KernelVariant = KernelVariant(), **kept: object) -> torch.Tensor:
@@ -84,41 +93,65 @@ UNPADDED = Problem(2, 2, 5, 9, 11, (2, 3), stride=(1, 2))
 ONE_SIDE = Problem(1, 2, 3, 5, 6, (1, 3), stride=(1, 3), padding=(0, 1))
 GEMM = Problem(2, 12, 20, 8, 9, 3, stride=(1, 2), padding=(1, 0))
 HALVES = Problem(2, 12, 40, 9, 8, (2, 3), padding=1, dtype=torch.float16)
+ODD = Problem(2, 18, 20, 8, 9, 3, padding=1, groups=2)  # an odd number of weights per channel, in two groups
+FEW = Problem(2, 1, 20, 8, 19, (2, 9))  # so few channels that taps share rows; the last tap has one of its own
+UNITS = Problem(2, 32, 40, 8, 9, 3, padding=1, groups=2, dtype=torch.float16)  # an odd number of units per chunk
 TILES = Problem(1, 8, 64, 13, 63, (3, 2), padding=(1, 2), dilation=(2, 1))  # several tiles
+EVEN = Problem(1, 8, 60, 6, 66, 3)  # whole sectors, and fewer channels than a block computes
+TINY = Problem(2, 8, 64, 3, 3, 3)  # runs that begin and end between two multiples of 16 bytes
 TURNS = Problem(5, 8, 64, 22, 128, 3)  # so many that blocks read and store in turns
 SPLIT = (Problem(2, 7, 70, 7, 67, 2), Problem(1, 7, 64, 8, 66, 3))  # an even and an odd number of products
 LAST, TF32 = KernelVariant(channels_last=True), KernelVariant("tf32")
 
-WIDE = ("wall", "huge", "heavy channel", "outliers")
+WIDE = ("wall", "huge", "heavy channel", "outliers", "infinity", "few numbers of x", "few weights")
 RUNGS = {rung.name: rung for rung in ladder.LADDER}
 
 
 def rung(name: str, problem: Problem) -> Check:
     """Return the check of a rung of the ladder."""
-    wide = ("huge",) if name == "split_fp32" else ()
-    return Check(RUNGS[name].candidate, problem, RUNGS[name].precision, wide=wide)
+    others = ("huge",) if name == "split_fp32" else ()
+    return Check(RUNGS[name].candidate, problem, RUNGS[name].precision, others=others)
 
 
 def of_folded() -> list[Check]:
     """Return the checks of folded.cu."""
     last = functools.partial(folded, variant=LAST)
     shapes = (GENERAL, UNPADDED, ONE_SIDE)
-    return [*[Check(folded, each) for each in shapes], Check(last, dataclasses.replace(GENERAL, dtype=torch.float16))]
+    others = ("no vectors",)
+    return [
+        *[Check(folded, each, others=others) for each in shapes],
+        Check(last, dataclasses.replace(GENERAL, dtype=torch.float16)),
+    ]
 
 
 def of_gemm() -> list[Check]:
-    """Return the checks of implicit_gemm.cu: every kind of element, and wide ranges."""
+    """Return the checks of implicit_gemm.cu: every kind of element, odd sizes, groups, and wide ranges."""
     last = functools.partial(implicit_gemm, variant=LAST, warp_channels=32)
     tf32 = functools.partial(implicit_gemm, variant=TF32, warp_channels=32)
-    return [Check(implicit_gemm, GEMM, wide=WIDE), Check(last, HALVES), Check(tf32, GEMM, "tf32")]
+    idle = functools.partial(implicit_gemm, idle=1)
+    small = [Check(each, problem, shapes=False) for each, problem in (
+        (implicit_gemm, ODD), (implicit_gemm, FEW), (implicit_gemm, UNITS), (idle, GEMM)
+    )]  # fmt: skip
+    return [
+        Check(implicit_gemm, GEMM, others=(*WIDE, "no vectors", "not aligned")),
+        Check(last, HALVES),
+        Check(tf32, GEMM, "tf32"),
+        *small,
+    ]
 
 
 def of_pipeline() -> list[Check]:
-    """Return the checks of pipeline.cu: every kind of element, turns, and wide ranges."""
+    """Return the checks of pipeline.cu: every kind of element, even and tiny runs, turns, and wide ranges."""
     halves = dataclasses.replace(TILES, dtype=torch.bfloat16)
     tf32 = functools.partial(pipeline, variant=TF32)
-    return [Check(pipeline, TILES, wide=WIDE), Check(pipeline, halves), Check(tf32, TILES, "tf32"),
-            Check(pipeline, TURNS, shapes=False, watched=False)]  # fmt: skip
+    return [
+        Check(pipeline, TILES, others=(*WIDE, "no vectors")),
+        Check(pipeline, halves),
+        Check(tf32, TILES, "tf32"),
+        Check(pipeline, EVEN, shapes=False),
+        Check(pipeline, TINY, shapes=False),
+        Check(pipeline, TURNS, shapes=False, watched=False),
+    ]
 
 
 PARTS_OF_GEMM = (".cu", "_tile.cuh", "_load.cuh", "_prepare.cuh", "_multiply.cuh", "_store.cuh")
@@ -213,11 +246,14 @@ def _checks_of_kernel(check: Check) -> Iterator[str]:
 
     def wrong(inputs: Parameters) -> bool:
         try:
-            y = candidate(*(each.clone() if isinstance(each, torch.Tensor) else each for each in inputs))
+            y = candidate(*copy.deepcopy(inputs))  # unlike clone(), it keeps where in their memory tensors begin
         except driver.CompileError as error:
             raise Uncompiled(str(error)) from error
         except (driver.Error, IndexError):
             return True
+        if not inputs.x.isfinite().all():  # which compare() has no bounds for
+            expected = oracle(*inputs, **options(problem))
+            return not torch.allclose(y.double(), expected, rtol=1e-5, atol=1e-5, equal_nan=True)
         return not compare("", problem, inputs, y, precision=check.precision).ok
 
     if wrong(inputs):
@@ -229,11 +265,11 @@ def _checks_of_kernel(check: Check) -> Iterator[str]:
             yield "the watched emulator"
     if check.shapes and not validate(candidate, problem, precision=check.precision, device="cpu").ok:
         yield "other shapes"
-    for wide in check.wide:
+    for other in check.others:
         with watch() as seen:
-            failed = wrong(_wide(inputs, wide))
+            failed = wrong(_other(inputs, other))
         if failed or any(not _known(finding) for finding in seen.findings):
-            yield "wide ranges"
+            yield "other inputs"
 
 
 def _known(finding: Finding) -> bool:
@@ -247,8 +283,13 @@ def _known(finding: Finding) -> bool:
     return "shared.exponent[s] = " in path_of(finding.source).read_text().splitlines()[finding.line - 1]
 
 
-def _wide(inputs: Parameters, name: str) -> Parameters:
-    """Return inputs whose magnitudes lie far apart, within x or weight or between them."""
+def _other(inputs: Parameters, name: str) -> Parameters:
+    """Return inputs of another kind: wide ranges of x or weight, no vectors, or tensors that are not aligned."""
+    if name == "no vectors":
+        return inputs._replace(bias=None, gamma=None, beta=None)
+    if name == "not aligned":  # 4 bytes behind where units of 16 bytes begin
+        moved = [torch.cat([each.new_zeros(1), each.flatten()])[1:].view(each.shape) for each in inputs[:2]]
+        return inputs._replace(x=moved[0], weight=moved[1])
     x, weight = inputs.x.clone(), inputs.weight.clone()
     if name == "wall":  # left of it are windows that see nothing of what is large
         x[..., x.shape[3] // 2 :] *= 1e12
@@ -259,6 +300,20 @@ def _wide(inputs: Parameters, name: str) -> Parameters:
     if name == "outliers":  # at odd and even places of what a thread measures at once
         x[0, 3, 4, 5] = x[-1, 0, 2, 4] = 1e9
         weight[1, 2, 0, 1] = weight[4, 3, 1, 0] = 1e9
+    if name == "infinity":  # no other number in its way
+        x[0] = 0
+        x[0, 3, 4, 5] = math.inf
+    if name == "few numbers of x":  # windows see a large one or a small one
+        few = torch.zeros_like(x)
+        few[..., 0], few[..., -1], few[..., 5] = x[..., 0] * 1e20, x[..., -1] * 1e20, x[..., 5]
+        x = few
+    if name == "few weights":  # small ones at every place of a unit, and large ones that meet zeros only
+        few = torch.zeros_like(weight)
+        few[:, 0, 0] = weight[:, 0, 0] * 1e20
+        for channel in range(len(few)):
+            place = (1, channel // weight.shape[3] % weight.shape[2], channel % weight.shape[3])
+            few[channel][place] = weight[channel][place]
+        x[:, 0], weight = 0, few
     return inputs._replace(x=x, weight=weight)
 
 
