@@ -2,12 +2,12 @@
 
 import ctypes
 import json
-import subprocess
 
 import pytest
 
 from fusedref.emulator import SourceModule, abi, runtime
 from fusedref.emulator.compile import build
+from tests import processes
 
 STRUCTURES = [abi.Parameter, abi.Kernel, abi.Shared, abi.Variable, abi.Module, abi.Error, abi.Report, abi.Site]
 
@@ -33,11 +33,9 @@ def layouts(tmp_path_factory):
         '    printf("],");\n}\n'
         f'int main() {{ printf("{{"); {" ".join(lines)} printf("\\"end\\": []}}"); }}\n'
     )
-    program = str(folder / "layouts")
-    subprocess.run(
-        [*build.compiler().command, "-std=c++17", "-w", "layouts.cpp", "-o", program], cwd=folder, check=True
-    )
-    return json.loads(subprocess.run([program], capture_output=True, text=True, check=True).stdout)
+    program = folder / "layouts"
+    processes.run([*build.compiler().command, "-std=c++17", "-w", "layouts.cpp", "-o", program], cwd=folder, check=True)
+    return json.loads(processes.run([program], check=True).stdout)
 
 
 @pytest.mark.parametrize("structure", STRUCTURES, ids=lambda structure: structure.__name__)
