@@ -46,7 +46,7 @@ class FusedConvBnScale(ConvBnScale):
     def from_modules(
         cls, conv: nn.Conv2d, bn: nn.BatchNorm2d, scaling_factor: float, *, precision: str = "fp32"
     ) -> FusedConvBnScale:
-        """Return a module around existing layers, which it shares and does not copy. Its mode is that of ``bn``.
+        """Return a module that shares the given layers, without a copy, and takes its mode from ``bn``.
 
         Raise TypeError where an argument is something else, ValueError where the channels do not match or for another
         precision.

@@ -11,7 +11,7 @@ import torch
 
 Pair = tuple[int, int]
 
-ELEMENTS = torch.float32, torch.float16, torch.bfloat16  # the dtypes served; the kernels know them by their places here
+ELEMENTS = torch.float32, torch.float16, torch.bfloat16  # kernels know a dtype by its index here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,11 +19,12 @@ class Problem:
     """y = BatchNorm2d(Conv2d(x)) * scaling_factor, by its sizes.
 
     ``kernel_size``, ``stride`` and ``dilation`` are an int or a pair (vertical, horizontal); ``padding`` is an int, a
-    pair, ``'valid'`` (none) or ``'same'`` (stride 1 only; where the rows or columns to add are odd in number, the one
-    more goes to the bottom or right, as in torch). Padding is with zeros. ``dtype`` is that of x, weight and y:
-    float32, float16 or bfloat16. The normalised forms are ``kernel``, ``strides``, ``dilations`` and ``pads``.
+    pair, ``'valid'`` (none) or ``'same'`` (stride 1 only; an odd row or column goes to the bottom or right, as in
+    torch).
+    Padding adds zeros. x, weight and y have the same ``dtype``: float32, float16 or bfloat16. The normalised forms are
+    ``kernel``, ``strides``, ``dilations`` and ``pads``.
 
-    Raises ValueError where the sizes do not fit together, TypeError where one is not a number at all.
+    Raises ValueError where the sizes do not fit together, TypeError where one is no integer.
     """
 
     batch: int

@@ -1,4 +1,4 @@
-"""The three operators in torch: the model to be replaced, and the float64 oracle that everything is compared with."""
+"""The three operators in torch: the model that fusedref replaces, and the float64 oracle."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fusedref.arguments import number
 class ConvBnScale(nn.Module):
     """Conv2d, BatchNorm2d and a multiplication by ``scaling_factor`` (a number), one after the other.
 
-    x [batch, in_channels, height, width] -> y [batch, out_channels, out_height, out_width]. The keyword arguments are
-    those of ``nn.Conv2d`` (stride to bias) and of ``nn.BatchNorm2d`` (eps, momentum, affine).
+    x [batch, in_channels, height, width] -> y [batch, out_channels, out_height, out_width]. ``nn.Conv2d`` takes
+    the keyword arguments from stride to bias, ``nn.BatchNorm2d`` takes eps, momentum and affine.
 
-    Raises TypeError where ``scaling_factor`` is no number, ValueError where it is beyond all floats.
+    Raises TypeError where ``scaling_factor`` is no number, ValueError where it is too large for a float.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class ConvBnScale(nn.Module):
     ) -> None:
         super().__init__()
         self.scaling_factor = number("scaling_factor", scaling_factor)
-        # In this order: whoever seeds torch gets the parameters that these two layers have anywhere else.
+        # In this order, a seed gives both layers the same parameters as the model that KernelBench defines.
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, dilation=dilation, groups=groups, bias=bias
         )

@@ -1,11 +1,10 @@
-"""What the emulator counts beside what Nsight Compute counted on a card: same kernels, same problems.
+"""Compare the emulator's counts with those of Nsight Compute on a card: same kernels, same problems.
 
-Requests, sectors, and the bank conflicts of every line, agree to the last one. For bank conflicts that is what Nsight
-Compute counts by instruction, from the lanes' addresses. The counter of the hardware itself says a little more, another
-number in every run and of no line: turns that a request lost though its lanes' addresses cost none. The emulator, in
-which nothing else is under way, has no such turns.
+Requests, sectors, and the bank conflicts of every line agree exactly. Nsight Compute computes bank conflicts by instruction,
+from the lanes' addresses. The hardware's own counter is a little larger, differs from run to run and belongs to no line: it
+includes turns that a request lost without a conflict between its lanes. The emulator has no such turns.
 
-That holds for every rung. Of implicit_gemm, which is none, DIFFERS has what the card counts otherwise.
+That holds for every rung. For implicit_gemm, which is no rung, DIFFERS lists the counts that differ on the card.
 """
 
 import json

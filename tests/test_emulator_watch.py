@@ -427,7 +427,7 @@ print(seen.findings[0].source, seen.findings[0].line)
 
 
 def test_two_checkouts_may_share_a_cache(tmp_path):
-    """A library of one is none of the other's: its lines lead to headers at another place."""
+    """Each checkout compiles its own library, because lines lead to the headers of that checkout."""
     code = """
 from fusedref.emulator import SourceModule, watch
 module = SourceModule("__global__ void k() {\\nif (threadIdx.x < 32) __syncthreads();\\n}")

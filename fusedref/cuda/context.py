@@ -1,6 +1,6 @@
 """One primary context per device, the one that torch uses, pushed around each call into the driver and popped after it.
 
-Nothing is left pushed, so any thread may call, those of autograd included, and any thread may end.
+Nothing is left pushed, so any thread may call, autograd's included, and any thread may end.
 """
 
 from __future__ import annotations

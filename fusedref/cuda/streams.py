@@ -39,7 +39,7 @@ class Twin:
         self.lock = threading.Lock()  # hold it from fork to join: the two events serve one user at a time
 
     def fork(self) -> Any:
-        """Return the stream to launch into, behind all that torch's current stream was given."""
+        """Return the stream to launch into, ordered after the work in torch's current stream."""
         self.forked.record(torch.cuda.current_stream(self.index))
         self.as_torch.wait_event(self.forked)
         return self.stream

@@ -90,7 +90,7 @@ class Lines:
         return (file, line) if line else None
 
     def _neighbour(self, at: int) -> tuple[str, int]:
-        """Return the place of an instruction to which clang gave no line: that of the nearest one in a kernel."""
+        """Return the nearest place in a kernel to an instruction without a line of its own (clang leaves it out)."""
         nothing = (0, "", 0)
         near = next((row for row in self.rows[at::-1] if row[2] or not row[1]), nothing)
         if _is_header(near[1]):
@@ -152,5 +152,5 @@ class _Ranges:
 
 @lru_cache(maxsize=8)
 def lines(path: str) -> Lines:
-    """Return the line tables of the library at ``path``; those of the last few libraries are kept."""
+    """Return the line tables of the library at ``path``; keep the last few in memory."""
     return Lines(path)

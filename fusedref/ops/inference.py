@@ -62,11 +62,11 @@ def fused_conv_bn_scale(
     the vectors   [out_channels]; bias, gamma and beta may be None (zeros, ones and zeros)
     returns       [batch, out_channels, out_height, out_width], contiguous; in channels_last order where x is
 
-    All tensors are on one device. x and weight are float32, float16 or bfloat16, both the same, and y is as they are;
-    the vectors have that dtype too or are float32 (then bias may still have that of x). All arithmetic is in float32,
-    and y is rounded once. ``precision="tf32"`` allows to round the factors of float32 products to tf32's 11 bits, where
-    that is faster; "fp32" does not. stride, padding (zeros; also 'same' and 'valid'), dilation and groups are those of
-    ``torch.nn.functional.conv2d``.
+    All tensors are on one device. x, weight and y have the same dtype: float32, float16 or bfloat16. The vectors have
+    that dtype or float32; beside float32 vectors, bias may still have the dtype of x. The arithmetic is float32's, and
+    y is rounded once. ``precision="tf32"`` lets the kernel round the factors of float32 products to tf32's 11 bits
+    where that is faster; "fp32" does not. stride, padding (zeros; also 'same' and 'valid'), dilation and groups mean
+    what they mean in ``torch.nn.functional.conv2d``.
 
     On a CUDA device the kernel runs in torch's current stream; the first call for a shape compiles it, so make one
     before capturing a CUDA graph. On the CPU torch runs the folded convolution, or the emulator runs the kernel if

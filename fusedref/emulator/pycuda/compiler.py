@@ -11,7 +11,7 @@ from .function import Function
 
 
 class SourceModule:
-    """CUDA C, compiled and loaded. Arguments and errors are those of ``pycuda.compiler.SourceModule``.
+    """CUDA C, compiled and loaded. Takes the arguments of ``pycuda.compiler.SourceModule`` and raises its errors.
 
     The library is unloaded when neither the module nor one of its functions is referred to.
 

@@ -325,7 +325,7 @@ def _check_block(block: Any) -> None:
 
 
 def _check_ints(name: str, sizes: Any, lengths: tuple[int, ...], wanted: str) -> None:
-    """Refuse what PyCUDA refuses: anything but a tuple of Python's own ints. A numpy integer is none."""
+    """Refuse what PyCUDA refuses: anything but a tuple of Python ints; NumPy integers are refused too."""
     if not isinstance(sizes, tuple) or len(sizes) not in lengths or not all(isinstance(size, int) for size in sizes):
         given = sizes[0] if wanted == "an int" else sizes
         raise TypeError(f"{name} must be {wanted}, got {given!r}")
