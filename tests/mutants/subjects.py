@@ -99,6 +99,7 @@ UNITS = Problem(2, 32, 40, 8, 9, 3, padding=1, groups=2, dtype=torch.float16)  #
 TILES = Problem(1, 8, 64, 13, 63, (3, 2), padding=(1, 2), dilation=(2, 1))  # several tiles
 EVEN = Problem(1, 8, 60, 6, 66, 3)  # whole sectors, and fewer channels than a block computes
 TINY = Problem(2, 8, 64, 3, 3, 3)  # runs that begin and end between two multiples of 16 bytes
+LONG = Problem(1, 8, 64, 3, 260, 3)  # rows of two tiles
 TURNS = Problem(5, 8, 64, 22, 128, 3)  # so many that blocks read and store in turns
 SPLIT = (Problem(2, 7, 70, 7, 67, 2), Problem(1, 7, 64, 8, 66, 3))  # an even and an odd number of products
 LAST, TF32 = KernelVariant(channels_last=True), KernelVariant("tf32")
@@ -141,7 +142,7 @@ def of_gemm() -> list[Check]:
 
 
 def of_pipeline() -> list[Check]:
-    """Return the checks of pipeline.cu: every kind of element, even and tiny runs, turns, and wide ranges."""
+    """Return the checks of pipeline.cu: every kind of element, even, tiny and long runs, turns, and wide ranges."""
     halves = dataclasses.replace(TILES, dtype=torch.bfloat16)
     tf32 = functools.partial(pipeline, variant=TF32)
     return [
@@ -150,6 +151,7 @@ def of_pipeline() -> list[Check]:
         Check(tf32, TILES, "tf32"),
         Check(pipeline, EVEN, shapes=False),
         Check(pipeline, TINY, shapes=False),
+        Check(pipeline, LONG, shapes=False),
         Check(pipeline, TURNS, shapes=False, watched=False),
     ]
 
