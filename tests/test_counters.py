@@ -2,8 +2,7 @@
 
 Requests, sectors, and the bank conflicts of every line agree exactly. Nsight Compute computes bank conflicts by
 instruction, from the lanes' addresses. The hardware's own counter is a little larger, differs from run to run and
-belongs to no line: it includes turns that a request lost without a conflict between its lanes. The emulator has no such
-turns.
+belongs to no line: it includes turns that a request lost without a conflict between its lanes. The emulator has none.
 
 That holds for every rung. For implicit_gemm, which is no rung, DIFFERS lists the counts that differ on the card.
 """
