@@ -12,7 +12,7 @@ from hypothesis import given
 from PIL import Image
 
 import fusedref
-from fusedref import KERNELBENCH_73, Problem, validate
+from fusedref import KERNELBENCH_73, Problem, cuda, validate
 from fusedref.problem import SMALL_73
 from fusedref.reference import conv_bn_scale, oracle
 from fusedref.validation import candidate_from_kernel, compare, random_inputs, shapes_around
@@ -410,9 +410,10 @@ def test_kernel_candidate_refuses_other_filters(problem, tmp_path):
 
 
 def test_default_problem_depends_on_the_device():
-    shape = KERNELBENCH_73 if torch.cuda.is_available() else SMALL_73
+    on_gpu = cuda.device() == "gpu"
+    shape = KERNELBENCH_73 if on_gpu else SMALL_73
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        report = validate(conv_bn_scale, device=None if torch.cuda.is_available() else "cpu")
+        report = validate(conv_bn_scale, device=None if on_gpu else "cpu")
     assert report.problem == shape, str(report)
     assert report.ok, str(report)
     for name in ("in_channels", "out_channels", "kernel_size", "bias"):

@@ -93,7 +93,12 @@ def _report(outcomes: list[runner.Outcome], given: argparse.Namespace, console: 
         console.print(f"caught: {counts['caught']} of {counted} that compile, {counts['caught'] / counted:.1%}")
     for name, count in by.most_common():
         console.print(f"  {count:4} by {name}", highlight=False)
-    stale = [each for each in outcomes if each.result == "caught" and each.mutant.key in known]
+    # A mutant that is only slower may reach the limit of time on a slow machine: its explanation still holds.
+    stale = [
+        each
+        for each in outcomes
+        if each.result == "caught" and each.by != "the limit of time" and each.mutant.key in known
+    ]
     errors = [each for each in outcomes if each.result == "error"]
     for title, found in (("survived", unexplained), ("explained as a survivor, but caught", stale), ("error", errors)):
         for each in found:
