@@ -104,6 +104,7 @@ def _temporary(process: int) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="fusedref-"))
 
     def remove() -> None:
+        """Remove the folder, in the process that made it only."""
         if os.getpid() == process:  # not in a child that inherited this function
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -154,6 +154,7 @@ class Site(Structure):
 
 def _prototype(result: str, arguments: str) -> tuple[Any, list[Any]]:
     def parse(text: str) -> Any:
+        """Return the ctypes type that ``text`` declares."""
         text = re.sub(r"\s+", " ", text).strip()
         match = re.fullmatch(r"(const )?([\w:]+) ?(\**) ?\w*", text)
         if match is None:

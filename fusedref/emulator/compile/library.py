@@ -178,6 +178,7 @@ def _precompiled(cxx: build.Compiler, header: str) -> Path:
     name = digest(build.emulator_digest(), cxx.version, " ".join(cxx.command + cxx.kernel_flags), header)
 
     def precompile(folder: Path) -> bytes:
+        """Return the precompiled header."""
         (folder / "prelude.h").write_text(header)
         build.run([*cxx.command, *cxx.kernel_flags, "-x", "c++-header", "prelude.h", "-o", "prelude.h.gch"], folder)
         return (folder / "prelude.h.gch").read_bytes()

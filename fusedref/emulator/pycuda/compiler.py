@@ -54,6 +54,7 @@ class SourceModule:
         self._watch = watch
 
         def refuse(reason: str) -> CompileError:
+            """Return the error with ``reason`` in the words of ptxas."""
             return CompileError(
                 f"nvcc compilation of {text.name} failed", [], stdout="", stderr=f"ptxas error   : {reason}"
             )

@@ -92,10 +92,12 @@ class _Value:
 
     @property
     def floating(self) -> bool:
+        """Return whether the value is a floating-point number."""
         return self.kind in ("e", "f", "d")
 
     @property
     def opaque(self) -> bool:
+        """Return whether the value is bytes of no known type."""
         return self.kind.endswith("s")
 
     def __str__(self) -> str:
@@ -107,6 +109,7 @@ class _Value:
         )
 
     def fits(self, parameter: abi.Parameter) -> bool:
+        """Return whether the kernel's parameter can take the value."""
         if len(self.data) != parameter.size:
             return False
         if self.floating:

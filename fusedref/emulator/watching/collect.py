@@ -112,18 +112,22 @@ class _ExpectedWrites:
         return bool(self._by_address)
 
     def add(self, address: int, expected: _Expected) -> None:
+        """Expect writes at ``address``, unless they are expected already."""
         with self._lock:
             self._by_address.setdefault(address, expected)
 
     def take(self, address: int) -> _Expected | None:
+        """Remove and return what is expected at ``address``."""
         with self._lock:
             return self._by_address.pop(address, None)
 
     def addresses(self, owner: WatchResult) -> list[int]:
+        """Return the addresses that ``owner`` expects writes at."""
         with self._lock:
             return [address for address, expected in self._by_address.items() if expected.owner is owner]
 
     def forget(self, owner: WatchResult) -> None:
+        """Remove what ``owner`` expects."""
         for address in self.addresses(owner):
             self.take(address)
 
