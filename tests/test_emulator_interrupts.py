@@ -59,7 +59,12 @@ def test_ctrl_c_ends_a_kernel_that_never_ends():
     import numpy as np
     from fusedref.emulator import SourceModule, gpuarray
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for body in ("while (true) a[0]++;", "for (;;) __syncthreads();", "volatile int i = 0; while (true) i++;"):
+    for body in (
+        "while (true) a[0]++;",
+        "for (;;) __syncthreads();",
+        "volatile int i = 0; while (true) i++;",
+        "int n = blockDim.x; while (n);",
+    ):
         k = SourceModule("__global__ void k(int* a) { " + body + " }").get_function("k")
         threading.Timer(0.5, _thread.interrupt_main).start()
         try:
@@ -67,7 +72,7 @@ def test_ctrl_c_ends_a_kernel_that_never_ends():
         except KeyboardInterrupt:
             print("interrupted")
     """
-    assert python(code) == "interrupted\n" * 3
+    assert python(code) == "interrupted\n" * 4
 
 
 @pytest.mark.parametrize("watched", ["", "1"], ids=["unwatched", "watched"])

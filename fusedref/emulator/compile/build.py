@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -108,9 +109,12 @@ class Compiler:
         done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
         self.version = done.stdout
         self.clang = self.zig or "clang" in self.version
+        # An endless loop without effect stays, to be interrupted; older compilers keep it anyhow or lack the option.
+        major = re.search(r"(\d+)\.\d+\.\d+", self.version)
+        endless = ["-fno-finite-loops"] if major and int(major[1]) >= (12 if self.clang else 10) else []
         extra = [*(["-fno-sanitize=undefined"] if self.zig else []), *(["-mfma"] if has_fma() else [])]
         self.runtime_flags = [*COMMON, *extra]
-        self.kernel_flags = [*COMMON, *extra, *KERNEL, *(KERNEL_CLANG if self.clang else KERNEL_GCC)]
+        self.kernel_flags = [*COMMON, *extra, *endless, *KERNEL, *(KERNEL_CLANG if self.clang else KERNEL_GCC)]
 
     def link(self, objects: list[str], output: str, arguments: list[str]) -> list[str]:
         """Return the command that links a shared library."""
