@@ -15,12 +15,12 @@ from fusedref.problem import ELEMENTS, Problem
 
 # (shape, dtype, device, layout, is_contiguous, type) of a tensor, None of None
 Description = tuple[torch.Size, torch.dtype, torch.device, torch.layout, bool, type]
-PLAIN_TYPES = (Tensor, nn.Parameter, nn.Buffer)  # what other subclasses mean only torch's operators know
+PLAIN_TYPES = (Tensor, nn.Parameter, nn.Buffer)  # only torch's operators know what other subclasses mean
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CheckedArguments:
-    """What valid arguments say apart from the numbers in them."""
+    """The properties of valid arguments that do not depend on the numbers in the tensors."""
 
     problem: Problem
     vector_dtype: torch.dtype  # of running_mean, running_var, gamma and beta
@@ -34,7 +34,7 @@ class CheckedArguments:
 def number(name: str, value: object) -> float:
     """Return ``value`` as a float.
 
-    Raise TypeError if it is no real number, ValueError if it is an integer beyond all floats.
+    Raise TypeError if it is not a real number, ValueError if it is an integer too large for a float.
     """
     if type(value) is float:  # first, because every launch comes through here
         return value
@@ -57,10 +57,10 @@ def check_precision(precision: object, dtype: torch.dtype) -> None:
 def check_size_option(name: str, value: Any) -> Any:
     """Return ``value`` (stride, padding, dilation or groups), a list as a tuple.
 
-    Raise TypeError unless it holds integers or is a word. What equals an integer without being one (1.0, True) must not
-    pass for an integer in a cache of results.
+    Raise TypeError unless it is a string or consists of integers. 1.0 and True are refused too: they equal an integer,
+    so a cache of results would take them for it.
     """
-    if type(value) is tuple and all([type(part) is int for part in value]):  # what a module has
+    if type(value) is tuple and all([type(part) is int for part in value]):  # first, for speed: what a module has
         return value
     value = tuple(value) if isinstance(value, list) else value
     for part in value if isinstance(value, tuple) else (value,):
@@ -71,7 +71,7 @@ def check_size_option(name: str, value: Any) -> Any:
 
 
 def describe(tensors: tuple[Any, ...]) -> tuple[Description | None, ...]:
-    """Return the hashable description of each of the seven tensors; raise TypeError for what is no dense tensor."""
+    """Return a hashable description of each of the seven tensors; raise TypeError for anything but dense tensors."""
     try:
         return tuple([
             t if t is None else (t.shape, t.dtype, t.device, t.layout, t.is_contiguous(), type(t)) for t in tensors
@@ -87,7 +87,7 @@ def describe(tensors: tuple[Any, ...]) -> tuple[Description | None, ...]:
 
 
 def check_memory(tensors: Sequence[Tensor | None]) -> None:
-    """Raise ValueError where a tensor's storage was freed, as ``x.untyped_storage().resize_(0)`` does."""
+    """Raise ValueError if a tensor's storage was freed, as ``x.untyped_storage().resize_(0)`` does."""
     for name, tensor in zip(TENSOR_NAMES, tensors, strict=True):
         if tensor is not None and not tensor.untyped_storage().nbytes() and tensor.numel():
             raise ValueError(f"{name} must have memory, got a tensor of {tuple(tensor.shape)} whose storage was freed")
@@ -101,7 +101,7 @@ def check_arguments(
     groups: Any,
     precision: str,
 ) -> CheckedArguments:
-    """Return what the described tensors and options say; raise TypeError or ValueError where they do not fit."""
+    """Check the described tensors and options together; raise TypeError or ValueError if they do not fit."""
     shapes: dict[str, torch.Size] = {}
     dtypes: dict[str, torch.dtype] = {}
     devices: dict[str, torch.device] = {}

@@ -1,11 +1,11 @@
 """The compile cache on disk: cubins, and the emulator's libraries.
 
 An entry's file name holds the digest of everything that decides its contents, so an entry is never stale. The file ends
-with a checksum of the rest, so a damaged one is built again, and it is moved into place whole, so a reader never sees
-half of one. A lock file next to it makes processes that want the same entry at once build it once.
+with a checksum of the rest, so a damaged one is built again. Only finished files are moved into place, so a reader
+never sees half of one. A lock file next to it lets only one of several processes build the entry.
 
-The folder is ``$XDG_CACHE_HOME/fusedref`` or ``~/.cache/fusedref``. Where it cannot serve (not writable, full, mounted
-noexec, something else in the way), a temporary folder of this process does.
+The folder is ``$XDG_CACHE_HOME/fusedref`` or ``~/.cache/fusedref``. If it is unusable (not writable, full, mounted
+noexec, not a folder), a temporary folder of this process takes its place.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Build = Callable[[Path], bytes]  # given an empty folder to work in, returns the
 
 
 def digest(*parts: str | bytes) -> str:
-    """Return a name for the sequence ``parts``: different sequences have different names."""
+    """Return a name for the sequence ``parts``; different sequences get different names."""
     sha = hashlib.sha256()
     for part in parts:
         data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
@@ -50,7 +50,7 @@ def digest(*parts: str | bytes) -> str:
 
 
 def cached_bytes(name: str, build: Build) -> bytes:
-    """Return the contents of entry ``name``; call ``build`` and keep what it returns where there is no such entry.
+    """Return the contents of entry ``name``; if it is missing, call ``build`` and store what that returns.
 
     Raises:
         OSError: neither the cache folder nor a temporary one can hold the files of the build.
@@ -59,9 +59,9 @@ def cached_bytes(name: str, build: Build) -> bytes:
 
 
 def cached_library(name: str, build: Build, folder: str | None = None) -> Path:
-    """Return the path of the shared library ``name``, which can be loaded from there; build it where it is missing.
+    """Return the path of the shared library ``name``, which can be loaded from there; build it if it is missing.
 
-    ``folder`` is where to keep it instead of the cache folder; it is ignored where it cannot serve.
+    ``folder`` replaces the cache folder; it is ignored if it is unusable.
 
     Raises:
         OSError: as for ``cached_bytes``.
@@ -70,20 +70,20 @@ def cached_library(name: str, build: Build, folder: str | None = None) -> Path:
 
 
 def _folder(wanted: tuple[str, ...], subfolder: str = "", *, executable: bool) -> Path:
-    """Return the first folder that can serve: ``wanted``, the user's cache, a temporary folder of this process."""
+    """Return the first usable folder of ``wanted``, the user's cache and a temporary folder of this process."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):  # the XDG specification: ignore a relative path
         base = os.path.join(os.path.expanduser("~"), ".cache")
     users = (os.path.join(base, "fusedref", subfolder),) if os.path.isabs(base) else ()
     for candidate in (*wanted, *users):
-        if _can_serve(candidate, executable):
+        if _is_usable(candidate, executable):
             if candidate in users:
                 _remove_leftovers(candidate)
             return Path(candidate)
     return _temporary(os.getpid())
 
 
-def _can_serve(folder: str, executable: bool) -> bool:
+def _is_usable(folder: str, executable: bool) -> bool:
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -100,11 +100,11 @@ def _can_serve(folder: str, executable: bool) -> bool:
 
 @cache
 def _temporary(process: int) -> Path:
-    """Return a new folder, removed when ``process`` ends: nobody else may put machine code there."""
+    """Return a new folder of ``process``, removed at its end. No other user can put machine code there."""
     folder = Path(tempfile.mkdtemp(prefix="fusedref-"))
 
     def remove() -> None:
-        """Remove the folder, in the process that made it only."""
+        """Remove the folder, but only in the process that created it."""
         if os.getpid() == process:  # not in a child that inherited this function
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -113,7 +113,7 @@ def _temporary(process: int) -> Path:
 
 
 def _entry(folder: Path, name: str, build: Build) -> tuple[Path, bytes]:
-    """Return the path and the contents of an entry; build it where it is missing or damaged."""
+    """Return the path and the contents of an entry; build it if it is missing or damaged."""
     path = folder / name
     contents = _read(path)
     if contents is not None:
@@ -131,7 +131,7 @@ def _entry(folder: Path, name: str, build: Build) -> tuple[Path, bytes]:
 
 
 def _read(path: Path) -> bytes | None:
-    """Return the contents of a file whose checksum is right, or None. Never waits, whatever is at ``path``."""
+    """Return the contents of a file with a valid checksum, else None. Never wait, whatever ``path`` is."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except OSError:
@@ -150,7 +150,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _publish(scratch: Path, path: Path, contents: bytes) -> Path:
-    """Move ``contents`` and their checksum to ``path`` in one step; to the temporary folder where that fails."""
+    """Move ``contents`` and their checksum to ``path`` in one step; if that fails, write to the temporary folder."""
     data = contents + hashlib.sha256(contents).digest()
     try:
         whole = scratch / "whole"
@@ -164,7 +164,7 @@ def _publish(scratch: Path, path: Path, contents: bytes) -> Path:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of the entry at ``path``, or go on without it where it cannot be had in time."""
+    """Hold the lock of the entry at ``path``; go on without it if it is not free in time."""
     lock = path.with_name(path.name + ".lock")
     descriptor = _acquire(lock)
     try:
@@ -177,7 +177,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _acquire(lock: Path) -> int | None:
-    """Return the open, locked file ``lock``; None where there is no such lock or it stays held for LOCK_SECONDS."""
+    """Return the open, locked file ``lock``; None if it cannot be created or stays locked for LOCK_SECONDS."""
     if fcntl is None:
         return None
     deadline = time.monotonic() + LOCK_SECONDS
@@ -192,7 +192,7 @@ def _acquire(lock: Path) -> int | None:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 return None
-            held = os.path.samestat(status, os.stat(lock))  # else its holder has removed it: lock the next one
+            held = os.path.samestat(status, os.stat(lock))  # else its holder has removed it: try again
             if held:
                 return descriptor
         except FileNotFoundError:
@@ -209,7 +209,7 @@ def _acquire(lock: Path) -> int | None:
 
 @cache
 def _remove_leftovers(folder: str) -> None:
-    """Remove what killed builds left in ``folder`` a day ago or earlier; once a process."""
+    """Remove what killed builds left in ``folder`` at least a day ago; do so once per process."""
     oldest = time.time() - LEFTOVER_SECONDS
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:

@@ -1,4 +1,4 @@
-"""What the command lines share: how they end, the files they write, and a progress bar."""
+"""Parts of every command line: its exit status, the files it writes, and a progress bar."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DONE, REFUSED, NOT_RUN, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 def help_texts(description: str, example: str, statuses: str) -> dict[str, Any]:
     """Return what argparse shows before and after the arguments, for a parser's constructor.
 
-    ``statuses`` are those below 2; the others are the same for every command.
+    ``statuses`` describes the exit statuses 0 and 1; the others are the same for every command.
     """
     width = min(shutil.get_terminal_size().columns, 100) - 2
     return {
@@ -61,7 +61,7 @@ def not_run(program: str, reason: str) -> int:
 def output_file(text: str) -> Path:
     """Return the path of a file that can be written, for argparse; create its folder.
 
-    Raises argparse.ArgumentTypeError where the file cannot be written, so that a command fails before its work.
+    Raises argparse.ArgumentTypeError if the file cannot be written, so that a command fails before it does its work.
     """
     path = Path(text)
     try:
@@ -91,9 +91,9 @@ def picture_file(text: str) -> Path:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Give a path to write to; move that file to ``path`` when the block ends without an error.
+    """Yield a path to write to; move that file to ``path`` if the block ends without an error.
 
-    So a file that stood there is replaced as a whole or stays.
+    An existing file is replaced as a whole or left as it was.
     """
     path = path.resolve()  # a symbolic link stays one
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class Parameters(NamedTuple):
-    """Hold x, the parameters of Conv2d and BatchNorm2d, the scale and eps.
+    """x, the parameters of Conv2d and BatchNorm2d, the scale and eps.
 
     x is [batch, in_channels, height, width]; weight is [out_channels, in_channels / groups, kernel_height,
-    kernel_width]; the five vectors are [out_channels]. ``bias``, ``gamma`` and ``beta`` may be None, which stands for
+    kernel_width]; the five vectors are [out_channels]. ``bias``, ``gamma`` and ``beta`` may be None, which means
     zeros, ones and zeros.
     """
 
@@ -27,9 +27,9 @@ class Parameters(NamedTuple):
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """Return the first seven, those that are tensors."""
+        """Return the first seven arguments, which are tensors or None."""
         return self[:7]
 
 
 TENSOR_NAMES = Parameters._fields[:7]
-OPTIONAL_NAMES = ("bias", "gamma", "beta")  # None stands for the neutral vector
+OPTIONAL_NAMES = ("bias", "gamma", "beta")  # None means the neutral vector

@@ -1,4 +1,4 @@
-"""The sizes of one convolution + BatchNorm + scale, and what follows from them: shapes, arithmetic, least bytes."""
+"""The sizes of one convolution + BatchNorm + scale, and what follows from them: shapes, operations and bytes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ class Problem:
 
     ``kernel_size``, ``stride`` and ``dilation`` are an int or a pair (vertical, horizontal); ``padding`` is an int, a
     pair, ``'valid'`` (none) or ``'same'`` (stride 1 only; an odd row or column goes to the bottom or right, as in
-    torch).
-    Padding adds zeros. x, weight and y have the same ``dtype``: float32, float16 or bfloat16. The normalised forms are
-    ``kernel``, ``strides``, ``dilations`` and ``pads``.
+    torch). Padding adds zeros. x, weight and y have the same ``dtype``: float32, float16 or bfloat16. The normalised
+    forms are ``kernel``, ``strides``, ``dilations`` and ``pads``.
 
-    Raises ValueError where the sizes do not fit together, TypeError where one is no integer.
+    Raises ValueError if the sizes do not fit together, TypeError if one is not an integer.
     """
 
     batch: int
@@ -53,9 +52,9 @@ class Problem:
         if self.dtype not in ELEMENTS:
             raise TypeError(f"dtype must be torch.float32, torch.float16 or torch.bfloat16, got {self.dtype!r}")
         for name in ("kernel_size", "stride", "padding", "dilation"):
-            if isinstance(getattr(self, name), list):  # or the problem had no hash
+            if isinstance(getattr(self, name), list):  # a list cannot be hashed
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        _ = self.strides, self.dilations  # each checks itself
+        _ = self.strides, self.dilations  # computing them checks them
         (top, bottom), (left, right) = self.pads
         padded = self.height + top + bottom, self.width + left + right
         if self.span[0] > padded[0] or self.span[1] > padded[1]:
@@ -148,7 +147,7 @@ class Problem:
 
 
 def check_integer(name: str, value: object, least: int) -> None:
-    """Raise TypeError where ``value`` is no integer, ValueError where it is below ``least``."""
+    """Raise TypeError if ``value`` is not an integer, ValueError if it is below ``least``."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < least:
@@ -168,8 +167,8 @@ def _by(pair: Pair) -> str:
     return f"{pair[0]} x {pair[1]}"
 
 
-# KernelBench level 2, problem 73, which the whole ladder is about. Its scaling factor is 2.0.
+# KernelBench level 2, problem 73, the problem of the whole ladder. Its scaling factor is 2.0.
 KERNELBENCH_73 = Problem(128, 8, 64, 128, 128, 3)
 
-# The same layer on two small images that are not square: what a machine without a GPU can run in a moment.
+# The same layer on two small images that are not square, for machines without a GPU.
 SMALL_73 = Problem(2, 8, 64, 18, 23, 3)

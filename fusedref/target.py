@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-SHARED_KILOBYTES = {80: 163, 86: 99, 87: 163, 89: 99, 120: 99, 121: 99}  # that a block can have; elsewhere 227
+SHARED_KILOBYTES = {80: 163, 86: 99, 87: 163, 89: 99, 120: 99, 121: 99}  # limit of a block; 227 if not listed
 
 
 class Target(NamedTuple):
-    """A GPU by what plans depend on."""
+    """The properties of a GPU that plans depend on."""
 
     architecture: str  # nvcc's name: "sm_80", "sm_90a"
     multiprocessors: int

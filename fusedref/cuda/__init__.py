@@ -1,9 +1,9 @@
-"""The door to a device: PyCUDA's own objects where there is a GPU, the emulator's otherwise, under the same names.
+"""PyCUDA's objects if there is a GPU, the emulator's otherwise, under the same names.
 
     from fusedref.cuda import SourceModule, drv, gpuarray
 
-``FUSEDREF_DEVICE=gpu`` or ``FUSEDREF_DEVICE=emulator`` decides it by hand. Importing this module makes no context and
-loads neither PyCUDA nor the emulator, so a process may still fork; using one of the names does.
+``FUSEDREF_DEVICE=gpu`` or ``FUSEDREF_DEVICE=emulator`` overrides the choice. The first use of a name loads PyCUDA or
+the emulator and creates a context. Importing this module does not, so a process may still fork after it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["SourceModule", "device", "drv", "gpuarray"]
 
 
 def device() -> str:
-    """Return ``"gpu"`` or ``"emulator"``: what the names of this module belong to; raise as ``backend.chosen``."""
+    """Return ``"gpu"`` or ``"emulator"``, the owner of this module's names; raise what ``backend.chosen`` raises."""
     return backend.chosen().name
 
 

@@ -1,4 +1,4 @@
-"""What kernels run on: a GPU through PyCUDA, or the emulator. Chosen here and nowhere else."""
+"""The backends that run kernels: a GPU through PyCUDA, and the emulator. The choice is made here and nowhere else."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fusedref.cuda.modules import LoadedModules
 from fusedref.cuda.streams import raw_stream, twin_of
 from fusedref.target import EMULATED, Target
 
-SHARED_WITHOUT_ASKING = 48 * 1024  # bytes of dynamic shared memory that every kernel may have
+DEFAULT_SHARED_LIMIT = 48 * 1024  # bytes of dynamic shared memory; a kernel needs permission for more
 
 
 class Gpu:
@@ -31,7 +31,7 @@ class Gpu:
     name = "gpu"
 
     def __init__(self) -> None:
-        """Make nothing yet: the driver is first touched by a method."""
+        """Load nothing yet; the first method that needs the driver loads it."""
         self._modules = LoadedModules()
 
     def public_names(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Gpu:
 
     def allow_shared(self, function: Any, size: int, index: int | None) -> None:
         """Allow launches of ``function`` with ``size`` bytes of dynamic shared memory."""
-        if size > SHARED_WITHOUT_ASKING:
+        if size > DEFAULT_SHARED_LIMIT:
             import pycuda.driver as drv
 
             with pushed(_index(index)):
@@ -71,7 +71,7 @@ class Gpu:
     ) -> None:
         """Launch ``kernels`` one after the other in torch's current stream of CUDA device ``index``.
 
-        The values that they choose their arguments from are ``tensors``, as addresses, and ``numbers``.
+        Each kernel picks its arguments from the addresses of ``tensors``, followed by ``numbers``.
         """
         values: list[Any] = [0 if tensor is None else tensor.data_ptr() or _null_address(tensor) for tensor in tensors]
         values += numbers
@@ -121,7 +121,7 @@ class Emulator:
 
     def allow_shared(self, function: Any, size: int, index: int | None) -> None:
         """Allow launches of ``function`` with ``size`` bytes of dynamic shared memory."""
-        if size > SHARED_WITHOUT_ASKING:
+        if size > DEFAULT_SHARED_LIMIT:
             from fusedref.emulator import driver
 
             function.set_attribute(driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, size)
@@ -129,9 +129,9 @@ class Emulator:
     def launch(
         self, kernels: Sequence[Kernel], tensors: Sequence[Tensor | None], numbers: Sequence[Any], index: int | None
     ) -> None:
-        """Launch ``kernels`` one after the other on the values of ``tensors``, which are the CPU's, and ``numbers``.
+        """Launch ``kernels`` one after the other on ``tensors``, which are on the CPU, and ``numbers``.
 
-        The tensors are copied into the emulator's memory, where those that are only written start as NaN. Those that a
+        The tensors are copied into the emulator's memory; those that are only written start as NaN there. Those that a
         kernel writes are copied back.
         """
         from fusedref.emulator import driver
@@ -163,9 +163,9 @@ GPU, EMULATOR = Gpu(), Emulator()
 
 
 def chosen() -> Backend:
-    """Return the backend that the environment variable FUSEDREF_DEVICE names, else the GPU if it and PyCUDA are here.
+    """Return the backend that the environment variable FUSEDREF_DEVICE names.
 
-    It is chosen anew in every call.
+    If it is not set, return the GPU if there is one and PyCUDA is installed, else the emulator. Nothing is cached.
 
     Raises:
         ValueError: FUSEDREF_DEVICE is neither ``gpu`` nor ``emulator``.
@@ -208,7 +208,7 @@ def forced_to_emulator() -> bool:
 
 @cache
 def _gpu_count() -> int:
-    """Return how many devices libcuda sees, 0 where there is no libcuda. Make no context."""
+    """Return how many devices libcuda sees, 0 if there is no libcuda. Create no context."""
     try:
         library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
@@ -233,7 +233,7 @@ def _index(index: int | None) -> int:
 
 
 def _bytes(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Return the memory of a tensor without gaps, of any dtype and order, as an array that shares it."""
+    """Return a byte array that shares the memory of ``tensor``, which has no gaps but any dtype and order."""
     array: np.ndarray[Any, np.dtype[np.uint8]]
     array = torch.as_strided(tensor.detach(), (tensor.numel(),), (1,)).view(torch.uint8).numpy()
     return array

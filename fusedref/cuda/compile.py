@@ -1,4 +1,4 @@
-"""CUDA C to a loaded module, on whichever device."""
+"""Compile CUDA C and load it on a GPU or the emulator."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def source_module(source: str | Path, options: tuple[str, ...] = (), device: tor
     the one that ``fusedref.cuda.device()`` names. The same source and options give the same module, without compiling
     again.
 
-    Raise CompileError (the emulator: its own) where the source does not compile.
+    Raise CompileError (on the emulator, the emulator's own) if the source does not compile.
     """
     text, include_dirs = source, INCLUDE_DIRS
     if isinstance(source, Path):
-        text = f"#line 1 {_quoted(source.name)}\n{source.read_text(encoding='utf-8-sig')}"  # errors tell this name
+        text = f"#line 1 {_quoted(source.name)}\n{source.read_text(encoding='utf-8-sig')}"  # error messages name it
         if source.parent not in INCLUDE_DIRS:
             include_dirs = [source.parent, *INCLUDE_DIRS]
     backend, index = (chosen(), None) if device is None else (backend_of(device), device.index)

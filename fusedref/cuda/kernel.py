@@ -14,10 +14,10 @@ POINTERS = ("in", "out", "inout")  # to a tensor that the kernel reads, writes w
 
 
 class Kernel:
-    """A loaded function with everything that is the same in each of its launches.
+    """A loaded function with everything that its launches have in common.
 
-    ``kinds`` has one of POINTERS, or the name of a number's NumPy dtype, for each argument. ``places`` says where among
-    the values of a launch (its tensors, then its numbers) each argument stands.
+    ``kinds`` has, for each argument, one of POINTERS or the name of a number's NumPy dtype. ``places`` has each
+    argument's index among the values of a launch: its tensors, then its numbers.
     """
 
     __slots__ = ("_launch_kernel", "block", "function", "grid", "pack", "read", "select", "shared", "written")
@@ -31,7 +31,7 @@ class Kernel:
         block: Geometry,
         shared: int = 0,
     ) -> None:
-        """Work out how the arguments are packed."""
+        """Prepare the packing of the arguments."""
         self.function, self.grid, self.block, self.shared = function, grid, block, shared
         self.read = frozenset(place for place, kind in zip(places, kinds, strict=True) if kind in ("in", "inout"))
         self.written = frozenset(place for place, kind in zip(places, kinds, strict=True) if kind in ("out", "inout"))
@@ -44,7 +44,7 @@ class Kernel:
             function.prepare(types)
 
     def start(self, values: Sequence[Any], stream: Any) -> None:
-        """Launch with ``values``, where a tensor's is its address, into a stream of PyCUDA's (None: the default)."""
+        """Launch with ``values`` (tensors as addresses) in ``stream`` of PyCUDA; None is the default stream."""
         arguments = self.select(values)
         launch_kernel = self._launch_kernel
         if launch_kernel is not None:

@@ -1,4 +1,4 @@
-"""torch tensors as the arguments of a kernel."""
+"""Launch a kernel with torch tensors as arguments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fusedref.cuda.kernel import Geometry, Kernel
 
 
 class Out:
-    """Marks a tensor that the kernel writes, whole, and does not read."""
+    """Marks a tensor that the kernel writes completely and does not read."""
 
     __slots__ = ("tensor",)
     kind = "out"
@@ -39,10 +39,10 @@ def launch(
 ) -> None:
     """Launch ``function`` (of ``compile.source_module``) with torch tensors among its arguments.
 
-    A contiguous tensor becomes a pointer, None a null pointer, a NumPy scalar its value (an argument of a kernel has a
-    type, so Python's numbers are refused). All tensors are on one device. On a GPU the launch joins torch's current
-    stream of that device. On the emulator the tensors are the CPU's: they are copied into its memory, and those marked
-    ``Out``, which start there as NaN, or ``InOut`` are copied back.
+    A contiguous tensor becomes a pointer, None a null pointer, a NumPy scalar its value. Python's numbers are refused:
+    they do not say which type the kernel expects. All tensors are on one device. On a GPU the launch joins torch's
+    current stream of that device. On the emulator, CPU tensors are copied into its memory, where those marked ``Out``
+    start as NaN. Those marked ``Out`` or ``InOut`` are copied back.
 
     Raise TypeError or ValueError for an argument that cannot be passed, and the device's own errors for the launch.
     """

@@ -1,4 +1,4 @@
-"""The modules that are loaded on GPUs: the most recent ones, and every one that is in use."""
+"""Keep modules loaded on GPUs: those in use, and the most recent of the others."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LoadedModules:
             if key in self._modules:
                 self._modules.move_to_end(key)
                 return self._modules[key]
-        code = image()  # outside of the lock: nvcc may work for several threads
+        code = image()  # outside the lock: several threads may run nvcc at once
         with self._lock:
             if key not in self._modules:
                 with pushed(index):

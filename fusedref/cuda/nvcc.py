@@ -1,4 +1,4 @@
-"""CUDA C to machine code: nvcc, and the cubins that it made before."""
+"""Compile CUDA C to machine code with nvcc, or take the cubin from the cache."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def find_nvcc() -> None:
 
 
 def nvcc() -> str:
-    """Return the path of nvcc; raise RuntimeError where there is none."""
+    """Return the path of nvcc; raise RuntimeError if there is none."""
     find_nvcc()
     path = shutil.which("nvcc")
     if path is None:
@@ -49,7 +49,7 @@ def cubin_name(source: str, options: tuple[str, ...], architecture: str, include
 def cubin(source: str, options: tuple[str, ...], architecture: str, include_dirs: list[Path]) -> bytes:
     """Return the machine code of ``source`` for ``architecture`` (such as ``"sm_90"``), from the cache or from nvcc.
 
-    Raise CompileError where nvcc refuses the source, RuntimeError where there is no nvcc.
+    Raise CompileError if nvcc refuses the source, RuntimeError if there is no nvcc.
     """
     name = cubin_name(source, options, architecture, include_dirs)
     return cached_bytes(name, lambda folder: _compile(source, options, architecture, include_dirs, folder))

@@ -21,10 +21,10 @@ raw_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream"
 
 
 class Twin:
-    """A stream of PyCUDA's that forks off a stream of torch's and joins it again.
+    """A PyCUDA stream that forks off a torch stream and joins it again.
 
-    PyCUDA cannot launch into a stream of torch's, so each has a twin. One twin does not serve all: a stream that is
-    being captured into a CUDA graph draws its twin into the capture.
+    PyCUDA cannot launch into a torch stream, so each torch stream has a twin of its own. They cannot share one: when a
+    stream is captured into a CUDA graph, its twin takes part in the capture.
     """
 
     def __init__(self, index: int) -> None:
@@ -54,8 +54,8 @@ _twins_lock = threading.Lock()
 
 
 def twin_of(index: int, handle: int) -> Twin:
-    """Return the twin of the stream ``handle`` of torch's on CUDA device ``index``."""
-    with _twins_lock:  # or two threads would make a twin each
+    """Return the twin of the torch stream with this ``handle`` on CUDA device ``index``."""
+    with _twins_lock:  # else two threads could each make a twin
         return _make_twin(index, handle)
 
 

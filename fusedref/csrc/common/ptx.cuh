@@ -82,7 +82,7 @@ static __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], uint32_t 
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }
 
-// x rounded to tf32 (10 fraction bits; to nearest, ties away from zero), as mma takes it [sm_80].
+// Rounds x to tf32 (10 fraction bits; to nearest, ties away from zero), the format that mma takes [sm_80].
 static __device__ __forceinline__ uint32_t to_tf32(float x) {
     uint32_t d;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(d) : "f"(x));
@@ -112,7 +112,7 @@ static __device__ __forceinline__ void cp_async_commit() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
-// Waits until at most `pending` of this thread's latest groups are unfinished. Other threads need a barrier after it.
+// Waits until at most `pending` of this thread's latest groups are unfinished. Other threads see them after a barrier.
 template <int pending>
 static __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" :: "n"(pending) : "memory");
@@ -195,8 +195,8 @@ static __device__ __forceinline__ void fence_async_shared() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// True in one lane of a converged warp, always the same one. The compiler knows that it is a single lane, which it does
-// not know of lane == 0.
+// True in one lane of a converged warp, always the same one. The compiler knows that it is a single lane; it
+// cannot infer that from lane == 0.
 static __device__ __forceinline__ bool elect() {
     uint32_t chosen;
     asm volatile("{ .reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p; }" : "=r"(chosen));
@@ -273,7 +273,7 @@ PTX_WGMMAS(wgmma_bf16, bf16)
 #undef PTX_FOUR
 #undef PTX_WGMMA
 
-// ---- setmaxnreg [sm_90a]: sets the registers of each thread of this warpgroup, from or to the block's free ones -----
+// ---- setmaxnreg [sm_90a]: sets the registers per thread of this warpgroup, which come from the block's pool ---------
 
 template <int registers>
 static __device__ __forceinline__ void more_registers() {

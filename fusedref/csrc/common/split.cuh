@@ -1,5 +1,5 @@
 // Split a float32 into two fp16 numbers, which a tensor core can multiply:
-//   v * scale = hi + lo / LO_SCALE       to 23 bits, with a power of two as scale that brings the largest |v| below 2^15
+//   v * scale = hi + lo / LO_SCALE       to 23 bits; scale is a power of two that brings the largest |v| below 2^15
 #pragma once
 
 #include <cuda_fp16.h>
@@ -27,7 +27,7 @@ struct Range {
         largest = max(largest, magnitude);
         smallest = min(smallest, magnitude - 1);
     }
-    // COUNT consecutive numbers, read with one load.
+    // Adds COUNT consecutive numbers, read with one load.
     template <int COUNT>
     __device__ __forceinline__ void add(const float* values) {
         struct alignas(4 * COUNT) { float value[COUNT]; } all;
@@ -35,11 +35,11 @@ struct Range {
         #pragma unroll
         for (int i = 0; i < COUNT; i++) add(all.value[i]);
     }
-    // The range of the numbers of all lanes.
+    // Returns the range over all lanes of the warp.
     __device__ __forceinline__ Range of_warp() const {
         return {__reduce_max_sync(~0u, largest), __reduce_min_sync(~0u, smallest)};
     }
-    // Multiplied by 2^shift, all magnitudes are below 2^15. At most 126, so that 2^-shift is normal; 0 if all are zero.
+    // The scale is 2^shift: it brings all magnitudes below 2^15. At most 126, so that 2^-shift is normal; 0 for all zeros.
     __device__ __forceinline__ int shift() const { return largest == 0 ? 0 : min(14 + 127 - int(largest >> 23), 126); }
     // Whether split() represents each number to 23 bits: all are finite, and no nonzero magnitude is less than 2^-28 of
     // the largest.

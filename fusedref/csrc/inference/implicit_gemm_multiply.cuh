@@ -79,7 +79,7 @@ __device__ __forceinline__ void multiply_step(
     }
 }
 
-// Adds a chunk to the warp's sums; units undo the scales of a lane's channels.
+// Adds a chunk to the warp's sums; `unscale` undoes the scales of a lane's channels.
 __device__ __forceinline__ void multiply(
     Sums& sum, const int (&places)[ENTRIES], const Lane& at, const float (&unscale)[M][2]) {
     Sums cross = {};  // LO_SCALE times too large; with one piece, the whole sum of the chunk

@@ -46,7 +46,7 @@ static_assert(BODY >= TILE_ROWS * PITCH && BODY + TAIL >= TILE_ROWS * PITCH + EX
 constexpr int STAGED_PIXELS = BODY + TAIL + (KERNEL_HEIGHT - 1) * DILATION_H * PITCH + REACH;
 constexpr int LO = STAGED_PIXELS * 16;  // bytes from a pixel's hi to its lo
 #if PIECES == 2
-// The average relative error of a sum, because each step (of two taps) truncates.
+// The average relative loss of a sum: each step (of two taps) truncates.
 constexpr float SHORTFALL = (TAPS + 1) / 2 * 0.4f / 16777216;
 #endif
 constexpr int PLAIN = 1000;  // an exponent beyond that of any finite tile: compute in plain float32
