@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from fusedref.csrc import COMMON, INFERENCE
+from fusedref.csrc import COMMON, INFERENCE, TRAINING
 from fusedref.cuda.backend import backend_of, chosen
 
-INCLUDE_DIRS = [COMMON, INFERENCE]  # what every kernel may #include
+INCLUDE_DIRS = [COMMON, INFERENCE, TRAINING]  # what every kernel may #include
 
 
 def source_module(source: str | Path, options: tuple[str, ...] = (), device: torch.device | None = None) -> Any:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from fusedref.csrc import INFERENCE
-from fusedref.plans.base import INFERENCE_SIGNATURE, Launch, Plan
+from fusedref.plans.base import INFERENCE_SIGNATURE, Argument, Launch, Plan
 from fusedref.plans.device import predict
 from fusedref.plans.variant import KernelVariant, common_macros
 from fusedref.problem import Problem
@@ -53,8 +53,13 @@ def unserved_by_pipeline(problem: Problem, target: Target, variant: KernelVarian
     return None
 
 
-def pipeline_plan(problem: Problem, target: Target = EMULATED, variant: KernelVariant = KernelVariant()) -> Plan:
+def pipeline_plan(
+    problem: Problem, target: Target = EMULATED, variant: KernelVariant = KernelVariant(), pivot: int = 0
+) -> Plan:
     """Return the plan to run ``problem`` by pipeline.cu: persistent blocks, at most one per multiprocessor.
+
+    With ``pivot``, the kernel subtracts from each input channel its pivot, which stands at that index of a further
+    argument, ``moments``.
 
     Raise ValueError where not even a row of pixels fits into shared memory.
     """
@@ -66,6 +71,7 @@ def pipeline_plan(problem: Problem, target: Target = EMULATED, variant: KernelVa
     channel_blocks = math.ceil(problem.out_channels / 64)
     macros = common_macros(problem, variant) | {
         "PIECES": variant.pieces(problem.dtype),
+        "PIVOT": pivot,
         "TURN": _turn(problem, target.multiprocessors, geometry),
         **{name.upper(): size for name, size in geometry._asdict().items()},
     }
@@ -79,7 +85,7 @@ def pipeline_plan(problem: Problem, target: Target = EMULATED, variant: KernelVa
             Launch(
                 source=INFERENCE / "pipeline.cu",
                 symbol="pipeline",
-                signature=INFERENCE_SIGNATURE,
+                signature=(*INFERENCE_SIGNATURE, *([Argument("moments", "in")] if pivot else [])),
                 macros=tuple(macros.items()),
                 grid=(max(1, min(tiles, target.multiprocessors // channel_blocks)), channel_blocks, 1),
                 block=(512, 1, 1),

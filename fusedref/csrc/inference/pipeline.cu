@@ -26,6 +26,7 @@
 //   ELEMENT VECTOR            the types, see elements.cuh
 //   PIECES                    2: hi and lo, 1: hi alone (always so for fp16 and bf16)
 //   TILE_ROWS TILE_COLUMNS    outputs of a tile; TILE_COLUMNS is OUT_WIDTH, or TILE_ROWS is 1
+//   PIVOT                     index in `moments` of the input channels' pivots, which are subtracted from x; 0: none
 //   TURN                      nanoseconds from one burst of reads to the next; 0: read as soon as a stage is free
 //   STAGES GRAIN EXTRA RUN_PITCH TILES_IN_FLIGHT UNITS_PER_WARPGROUP TAIL
 //                             the rest of the geometry: see Geometry in fusedref/plans/pipeline.py
@@ -47,18 +48,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pipeline(
     float scaling_factor,                     // multiplies everything
     float eps,                                // added to the variance
     Element* __restrict__ y,                  // [batch, OUT_CHANNELS, OUT_HEIGHT, OUT_WIDTH], 32-byte aligned
-    long long batch) {
+    long long batch
+#if PIVOT
+    , const double* __restrict__ moments  // of x, from moments.cu
+#endif
+) {
     extern __shared__ __align__(128) unsigned char memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     const int tiles = int(batch) * TILES_PER_PLANE;
+#if !PIVOT
+    const double* moments = nullptr;
+#endif
+    const Input in = {x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps, moments};
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
     if (warp < CONSUMERS) {
         ptx::more_registers<168>();
-        const Input in = {x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps};
         consume(shared, in, tiles, threadIdx.x);
     } else {
         ptx::fewer_registers<88>();
-        if (warp < CONSUMERS + PRODUCERS) produce(shared, x, tiles, threadIdx.x - CONSUMERS * 32);
+        if (warp < CONSUMERS + PRODUCERS) produce(shared, in, tiles, threadIdx.x - CONSUMERS * 32);
         else if (warp == CONSUMERS + PRODUCERS) store<0>(shared, y, tiles, threadIdx.x % 32);
         else store<1>(shared, y, tiles, threadIdx.x % 32);
     }

@@ -36,6 +36,19 @@ __device__ __forceinline__ void load_tile(
     }
 }
 
+// Subtracts each channel's pivot, from pixels outside x too: y is the same if the mean is that of the shifted convolution.
+__device__ __forceinline__ void subtract_pivots(
+    Pixel (&raw)[TILES_IN_FLIGHT][SHARE], const float (&pivots)[IN_CHANNELS]) {
+#if PIVOT
+    #pragma unroll
+    for (int i = 0; i < TILES_IN_FLIGHT; i++)
+        #pragma unroll
+        for (int pixel = 0; pixel < SHARE; pixel++)
+            #pragma unroll
+            for (int c = 0; c < IN_CHANNELS; c++) raw[i][pixel].value[c] -= pivots[c];
+#endif
+}
+
 // Computes the ranges of the tiles in flight, of which every loading thread holds some pixels.
 __device__ __forceinline__ void find_ranges(
     Range (&ranges)[TILES_IN_FLIGHT], Shared& shared, const Pixel (&raw)[TILES_IN_FLIGHT][SHARE], int burst,
@@ -105,12 +118,15 @@ __device__ __forceinline__ void await_turn(unsigned& turn) {
 // Under the load of the stores, a read takes longer than the computation of a tile, so two tiles are in flight where the
 // registers suffice. Reads scattered among the stores slow the stores down by more than the reads' own time. So with many
 // tiles, all blocks read in bursts at the same time, by the GPU's clock. This affects only speed: a late burst is correct.
-__device__ __forceinline__ void produce(Shared& shared, const Element* __restrict__ x, int tiles, int thread) {
+__device__ __forceinline__ void produce(Shared& shared, const Input& in, int tiles, int thread) {
+    float pivots[IN_CHANNELS];
+    #pragma unroll
+    for (int c = 0; c < IN_CHANNELS; c++) pivots[c] = in.pivot(c);
     Pixel raw[TILES_IN_FLIGHT][SHARE] = {};
     const auto load = [&](int tile) {
         #pragma unroll
         for (int i = 0; i < TILES_IN_FLIGHT; i++, tile += gridDim.x) {
-            if (tile < tiles) load_tile(raw[i], x, Tile(tile), thread);
+            if (tile < tiles) load_tile(raw[i], in.x, Tile(tile), thread);
             ptx::in_order();
         }
     };
@@ -120,6 +136,7 @@ __device__ __forceinline__ void produce(Shared& shared, const Element* __restric
     unsigned turn = 0;
     for (int tile = blockIdx.x, step = 0;; step += TILES_IN_FLIGHT) {
         Range ranges[TILES_IN_FLIGHT];
+        subtract_pivots(raw, pivots);
         find_ranges(ranges, shared, raw, step / TILES_IN_FLIGHT, thread);
         #pragma unroll
         for (int i = 0; i < TILES_IN_FLIGHT; i++, tile += gridDim.x)

@@ -110,6 +110,7 @@ __device__ __forceinline__ void consume(Shared& shared, const Input& in, int til
         ptx::mbarrier_wait(&shared.full[s], step / STAGES % 2);
         const int exponent = shared.exponent[s] - 2 * UNSCALED;
         if (exponent + most > 126 || exponent + least < -126) {
+            __syncwarp();  // all lanes have read the exponent
             if (lane == 0) ptx::mbarrier_arrive(&shared.empty[s]);
             ptx::mbarrier_wait(&shared.stored[buffer], (step / BUFFERS + 1) % 2);
             compute_plainly(shared.buffer[buffer], in, here, warp, lane);

@@ -115,6 +115,7 @@ __device__ __forceinline__ void compute_plainly(
         #pragma unroll 1
         for (int k = 0; k < IN_CHANNELS * KERNEL_HEIGHT; k++) {
             const Element* plane = image + k / KERNEL_HEIGHT * IN_PLANE;
+            const float pivot = in.pivot(k / KERNEL_HEIGHT);
             #pragma unroll
             for (int j = 0; j < KERNEL_WIDTH; j++, filter++) {
                 float value[2];
@@ -122,7 +123,7 @@ __device__ __forceinline__ void compute_plainly(
                 for (int p = 0; p < 2; p++) {
                     const int row = top[p] + k % KERNEL_HEIGHT * DILATION_H, column = left[p] + j * DILATION_W;
                     const bool inside = (unsigned)row < HEIGHT && (unsigned)column < WIDTH;
-                    value[p] = inside ? float(plane[(long long)row * WIDTH + column]) : 0.0f;
+                    value[p] = (inside ? float(plane[(long long)row * WIDTH + column]) : 0.0f) - pivot;
                 }
                 #pragma unroll
                 for (int c = 0; c < 8; c++) {

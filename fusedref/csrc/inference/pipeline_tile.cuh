@@ -77,6 +77,9 @@ struct Input {
     const Element *x, *weight;
     const Vector *bias, *mean, *var, *gamma, *beta;
     float scaling_factor, eps;
+    const double* moments;  // null if PIVOT is 0
+    // What is subtracted from input channel c.
+    __device__ __forceinline__ float pivot(int c) const { return PIVOT ? float(moments[PIVOT + c]) : 0.0f; }
 };
 
 // The position of a tile.
