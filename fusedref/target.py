@@ -12,6 +12,7 @@ class Target(NamedTuple):
 
     architecture: str  # nvcc's name: "sm_80", "sm_90a"
     multiprocessors: int
+    bandwidth: float = 4.8e12  # bytes a second that the data sheet promises from memory
 
     @property
     def compute_capability(self) -> int:

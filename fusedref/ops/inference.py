@@ -23,7 +23,7 @@ from fusedref.arguments import (
 from fusedref.cuda.backend import forced_to_emulator
 from fusedref.ops.runner import PlanRunner, compiled_function, target_of
 from fusedref.parameters import Parameters
-from fusedref.plans import plan
+from fusedref.plans import KernelVariant, plan_for
 from fusedref.problem import Problem
 from fusedref.reference import conv_bn_scale
 
@@ -124,7 +124,7 @@ def compile_inference(
     problem: Problem, device: torch.device, precision: str = "fp32", channels_last: bool = False
 ) -> None:
     """Compile what a call at ``problem`` on ``device`` launches. Several threads may do so at a time."""
-    chosen = plan(problem, *target_of(device), precision, channels_last, problem.dtype)
+    chosen = plan_for(problem, target_of(device), KernelVariant(precision, channels_last, problem.dtype))
     for launch in chosen.launches:
         compiled_function(launch, device)
 
@@ -153,7 +153,8 @@ class _Case:
 
     def _runner(self, channels_last: bool) -> PlanRunner:
         device = self.checked.device
-        chosen = plan(self.problem, *target_of(device), self.checked.precision, channels_last, self.vector_dtype)
+        variant = KernelVariant(self.checked.precision, channels_last, self.vector_dtype)
+        chosen = plan_for(self.problem, target_of(device), variant)
         return PlanRunner(chosen, self.problem, device)
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "implicit_gemm_plan",
     "pipeline_plan",
     "plan",
+    "plan_for",
     "predict",
 ]
 
@@ -61,11 +62,12 @@ def plan(
         raise TypeError(f"channels_last must be True or False, got {channels_last!r}")
     if vectors not in (None, problem.dtype, torch.float32):
         raise ValueError(f"vectors must be torch.float32 or the problem's {problem.dtype}, got {vectors}")
-    return _plan(problem, Target(architecture, multiprocessors), KernelVariant(precision, channels_last, vectors))
+    return plan_for(problem, Target(architecture, multiprocessors), KernelVariant(precision, channels_last, vectors))
 
 
 @lru_cache(maxsize=1024)
-def _plan(problem: Problem, target: Target, variant: KernelVariant) -> Plan:
+def plan_for(problem: Problem, target: Target, variant: KernelVariant) -> Plan:
+    """Return the plan for ``problem`` on ``target``; unlike ``plan``, check no argument."""
     not_pipeline = unserved_by_pipeline(problem, target, variant)
     if not_pipeline is None:
         return pipeline_plan(problem, target, variant)
