@@ -1,4 +1,4 @@
-"""The CUDA C sources of the package: COMMON has the headers, INFERENCE the kernels of evaluation, TRAINING the others."""
+"""The CUDA C sources of the package: COMMON has headers, INFERENCE the kernels of evaluation, TRAINING the others."""
 
 from pathlib import Path
 
