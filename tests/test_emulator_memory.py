@@ -80,7 +80,7 @@ def test_a_freed_address_is_not_used_again_soon():
         addresses.add(int(allocation))
         allocation.free()
     assert address not in addresses
-    with pytest.raises(drv.MemoryAccessError, match="is no live memory of the device"):
+    with pytest.raises(drv.MemoryAccessError, match="is not live device memory"):
         SourceModule("__global__ void k(int* a) { a[0] = 1; }").get_function("k")(np.uintp(address), block=(1, 1, 1))
 
 

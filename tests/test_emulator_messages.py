@@ -85,7 +85,7 @@ def test_mistake_in_a_kernel(statement, meaning):
         (
             "template <int N> __device__ int f() { return N; }",
             1,
-            'a template cannot be extern "C": use no_extern_c=True, and write extern "C" at the kernels',
+            'a template cannot be extern "C": use no_extern_c=True, and write extern "C" before the kernels',
         ),
     ],
 )

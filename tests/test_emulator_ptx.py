@@ -262,7 +262,7 @@ def test_an_mbarrier_that_nobody_prepared():
     source = source.replace(" MBARRIER_WAIT", "").replace(" STORE_WAIT", "").replace(" WAIT", "")
     module = emulator.SourceModule(source, no_extern_c=True, include_dirs=[str(COMMON)])
     x = np.zeros(64, np.float32)
-    with pytest.raises(driver.LaunchError, match="mbarrier_init has not prepared"):
+    with pytest.raises(driver.LaunchError, match="an mbarrier is used before its mbarrier_init"):
         module.get_function("bulk")(driver.In(x), driver.Out(x), np.int32(1), block=(64, 1, 1))
 
 

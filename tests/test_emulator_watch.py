@@ -58,7 +58,7 @@ def test_the_corpus_covers_every_kind():
     ("name", "words"),
     [
         ("race_no_barrier", "there is no __syncthreads() between them"),
-        ("race_warp_synchronous", "nothing makes the lanes of a warp keep step but __syncwarp() or __syncthreads()"),
+        ("race_warp_synchronous", "only __syncwarp() or __syncthreads() keeps the lanes of a warp in step"),
         ("barriers_in_turn", "there is no barrier between them that both come to"),
         ("pipeline_stores_into_a_full_stage", "there is no mbarrier between them at which the first arrives"),
         ("pipeline_gives_back_before_all_lanes_read", "(itself, or a lane that it meets in a __syncwarp() before)"),

@@ -44,7 +44,7 @@ def _constants(text: str) -> dict[str, int]:
             found[name] = value
     for name, expression in _CONSTANT.findall(text):
         if not re.fullmatch(r"[\d ()<*~]+", expression):
-            raise ValueError(f"abi.h: the constant {name} = {expression} is no expression that abi.py can read")
+            raise ValueError(f"abi.h: the constant {name} = {expression} is not an expression that abi.py can read")
         found[name] = eval(expression) & 2**64 - 1
     return found
 
@@ -109,7 +109,7 @@ def _layout(cls: _S) -> _S:
 
 @_layout
 class Parameter(Structure):
-    """A parameter of a kernel: its place in the argument buffer and what it is."""
+    """A parameter of a kernel: its offset in the argument buffer and its type."""
 
 
 @_layout
@@ -134,7 +134,7 @@ class Module(Structure):
 
 @_layout
 class Error(Structure):
-    """What stopped a launch."""
+    """The failure that stopped a launch."""
 
 
 @_layout

@@ -1,4 +1,4 @@
-"""The errors that the emulator raises: PyCUDA's classes, and one for each thing that only an emulator can tell."""
+"""The errors that the emulator raises: PyCUDA's classes, and more for faults that only an emulator detects."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .findings import Finding
 
 
 class Error(Exception):
-    """Base of all errors of the driver."""
+    """Base class of the driver's errors."""
 
 
 class MemoryError(Error):
@@ -58,7 +58,7 @@ class CompileError(Error):
 
 
 class FindingError(LogicError):
-    """The watch found something wrong with a kernel.
+    """A watched launch found a fault of the kernel.
 
     ``findings`` holds all findings of the launch, ``finding`` the first one.
     """
@@ -77,4 +77,4 @@ class MemoryAccessError(FindingError):
 
 
 class DeadlockError(LaunchError):
-    """The threads of a block wait for each other for ever. A card would hang."""
+    """The threads of a block wait for each other without end. A card would hang."""

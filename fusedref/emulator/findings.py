@@ -1,4 +1,4 @@
-"""What the emulator has to say about a kernel: one Finding each, a sentence that a learner understands."""
+"""Findings: each describes one fault of a kernel, in a sentence for learners."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ KINDS = ("out-of-bounds", "misaligned", "uninitialised", "race", "divergent-barr
 
 @dataclass(frozen=True, repr=False)
 class Finding:
-    """One thing wrong with a kernel.
+    """One fault of a kernel.
 
     Attributes:
         kind: one of ``KINDS``.
         kernel: the kernel's name.
-        argument: the parameter, shared, constant or device variable that it concerns; None where there is none.
-        element: index of the element, counted from where the argument points; None where there is none.
+        argument: the parameter, shared, constant or device variable that it concerns, or None.
+        element: index of the element, counted from where the argument points, or None.
         thread: ``(x, y, z)`` of the thread in its block.
         block: ``(x, y, z)`` of the block in its grid.
         line: line in the .cu.
-        source: the .cu's name, as the compiler knew it.
-        message: all of it as a sentence.
-        other_thread, other_block, other_line: of the second of two threads that are in each other's way.
+        source: the .cu's name, as the compiler was given it.
+        message: the whole finding as a sentence.
+        other_thread, other_block, other_line: the second thread's, if two threads conflict.
     """
 
     kind: str

@@ -23,7 +23,7 @@ _images: weakref.WeakSet[LoadedImage] = weakref.WeakSet()
 
 @dataclass(frozen=True)
 class Variable:
-    """A ``__constant__`` or ``__device__`` variable: ``size`` bytes at ``address``, ``element`` bytes an element."""
+    """A ``__constant__`` or ``__device__`` variable: ``size`` bytes at ``address``, ``element`` bytes per element."""
 
     address: int
     size: int
@@ -31,7 +31,7 @@ class Variable:
 
 
 class LoadedImage:
-    """A kernel library, loaded. It is unloaded when nothing refers to it.
+    """A kernel library, loaded. It is unloaded when nothing refers to it any more.
 
     Attributes:
         path: the library's file.
@@ -42,7 +42,7 @@ class LoadedImage:
         shared: the ``__shared__`` variables.
 
     Raises:
-        ValueError: there is no room for its variables.
+        ValueError: its variables do not fit into the emulator's memory.
     """
 
     def __init__(self, path: Path, texts: dict[str, str]):
@@ -74,7 +74,7 @@ class LoadedImage:
         return lines(str(self.path))
 
     def line(self, pc: int) -> tuple[str, int] | None:
-        """Return (file, line) of the source for a return address in this library; None for another address."""
+        """Return (file, line) of the source for a return address in this library; None for any other address."""
         if not pc or not self.module.image_begin <= pc < self.module.image_end:
             return None
         return self._lines.find(pc - self.module.image_begin)

@@ -1,4 +1,4 @@
-"""What the emulated device allows: the limits of a Hopper card."""
+"""The limits of the emulated device, which are those of a Hopper card."""
 
 from __future__ import annotations
 

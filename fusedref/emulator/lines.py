@@ -1,4 +1,4 @@
-"""From an address in a kernel library to the file and line of the source, by the library's DWARF tables."""
+"""Find the source file and line of an address in a kernel library, by the library's DWARF tables."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Lines:
     """
 
     def __init__(self, path: str):
-        from elftools.elf.elffile import ELFFile  # here: most launches need no line
+        from elftools.elf.elffile import ELFFile  # imported here because most launches need no line
 
         self.rows: list[tuple[int, str, int]] = []  # (address, file, line)
         self.inlined: list[_Inlined] = []
@@ -90,7 +90,7 @@ class Lines:
         return (file, line) if line else None
 
     def _neighbour(self, at: int) -> tuple[str, int]:
-        """Return the nearest place in a kernel to an instruction without a line of its own (clang leaves it out)."""
+        """Return the (file, line) nearest to an instruction without a line of its own, which clang produces."""
         nothing = (0, "", 0)
         near = next((row for row in self.rows[at::-1] if row[2] or not row[1]), nothing)
         if _is_header(near[1]):

@@ -1,4 +1,4 @@
-"""C++ names as people write them."""
+"""Convert the linker's names to those of the source."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cache
 
 @cache
 def _demangler() -> ctypes._NamedFuncPointer | None:
-    """Return ``__cxa_demangle`` of the C++ library, or None where there is none."""
+    """Return ``__cxa_demangle`` of the C++ library, or None if there is none."""
     for library in (None, "libstdc++.so.6", "libc++abi.so.1", "libc++.1.dylib"):
         try:
             function = ctypes.CDLL(library).__cxa_demangle
@@ -21,7 +21,7 @@ def _demangler() -> ctypes._NamedFuncPointer | None:
 
 
 def demangled(symbol: str) -> str:
-    """Return what a C++ linker's name stands for, ``twice(float*, int)`` for ``_Z5twicePfi``; else ``symbol``."""
+    """Return the C++ name of a linker's symbol: ``twice(float*, int)`` for ``_Z5twicePfi``. Others are unchanged."""
     function = _demangler() if symbol.startswith("_Z") else None
     if function is None:
         return symbol

@@ -1,4 +1,4 @@
-"""For pytest: ``-p fusedref.emulator.pytest_plugin`` gives tests the fixture ``watched``."""
+"""A plugin of pytest: ``-p fusedref.emulator.pytest_plugin`` provides the fixture ``watched``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .watching import WatchResult, watch
 
 @pytest.fixture
 def watched() -> Iterator[WatchResult]:
-    """Every launch of the test is watched, and the test fails if anything is found; its value has the counters."""
+    """Watch every launch of the test, and fail the test if anything is found. The value has the counters."""
     with watch() as seen:
         yield seen
     assert not seen.findings, "\n".join(finding.message for finding in seen.findings)

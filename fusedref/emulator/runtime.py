@@ -1,4 +1,4 @@
-"""The runtime library: loading it, device memory, modules and launches."""
+"""Load the runtime library and call it: device memory, modules and launches."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def library() -> ctypes.CDLL:
 
     Raises:
         build.NoCompiler: there is no C++ compiler.
-        OSError: the library cannot be loaded, or there are no addresses left for the device's memory.
+        OSError: the library cannot be loaded, or too few addresses are left for the device's memory.
     """
     if _library is None:
         with _lock:
@@ -54,7 +54,7 @@ def _load() -> None:
     loaded.emu_python(*(ctypes.cast(function, c_void_p) for function in needed))
     if not loaded.emu_init(memory_bytes()):
         raise OSError("the emulator cannot reserve addresses for its device memory (4 GiB at least)")
-    run = ctypes.PyDLL(path).emu_run  # keeps Python's lock: the runtime gives it back itself, and looks for signals
+    run = ctypes.PyDLL(path).emu_run  # keeps the GIL: the runtime releases it itself, and checks for signals
     run.restype, run.argtypes = loaded.emu_run.restype, loaded.emu_run.argtypes
     _run, _library = run, loaded
 
@@ -69,7 +69,7 @@ def chain(head: Any) -> list[Any]:
 
 
 def register(module: Module) -> None:
-    """Run a loaded module's constructors and give it its shared memory and the addresses that stand for its variables.
+    """Run a loaded module's constructors; place its shared memory and its variables.
 
     Raises:
         ValueError: the module's variables do not fit, or the constructor of one fails.
@@ -101,17 +101,17 @@ def _construct(module: Module) -> None:
         raise
     if error or waiting < 0:
         module.constructors_end = None
-        reason = error.text.decode() if error and error.text else "it does not end as it should"
+        reason = error.text.decode() if error and error.text else "it does not return"
         raise ValueError(f"the constructor of a global variable fails: {reason}")
 
 
 def unregister(module: Module) -> None:
-    """Take back what ``register`` gave. Call it before the module's library is closed."""
+    """Undo ``register``. Call it before the module's library is closed."""
     library().emu_module_unloaded(module)
 
 
 def allocation(address: int) -> tuple[int, int] | None:
-    """Return (address, bytes) of the allocation that holds ``address``, or else of the last one before it."""
+    """Return (address, bytes) of the allocation that holds ``address``, or of the last one before it."""
     out = (c_uint64 * 2)()
     return (out[0], out[1]) if library().emu_allocation(address, out) else None
 
@@ -137,7 +137,7 @@ class Watch:
         self.handle = c_void_p()
         library().emu_watch_new(byref(self.handle))
         if not self.handle:
-            raise OSError("the emulator cannot reserve addresses for what it notes of the memory")
+            raise OSError("the emulator cannot reserve addresses for its record of memory accesses")
 
     def __del__(self) -> None:
         library().emu_watch_free(byref(self.handle))
@@ -162,7 +162,7 @@ class _Outcome(abi.Outcome):
 
 
 def _ends_at_ctrl_c() -> bool:
-    """Whether Ctrl-C must end this thread's launches too: Python raises KeyboardInterrupt in its main thread only."""
+    """Return whether Ctrl-C must end this thread's launches: Python interrupts its main thread only."""
     return (
         threading.current_thread() is not threading.main_thread()
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -180,7 +180,7 @@ def launch(
     seed: int = 0,
     watch: Watch | None = None,
 ) -> Error | None:
-    """Run a kernel to its end and return what stopped it, if anything did.
+    """Run a kernel to its end; return the failure that stopped it, or None.
 
     Raises:
         KeyboardInterrupt: Ctrl-C, in whichever thread the launch waits. The kernel has ended then.

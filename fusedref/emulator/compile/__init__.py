@@ -1,1 +1,1 @@
-"""From CUDA C to a shared library: the front end, the host compiler, and what its messages mean."""
+"""Compile CUDA C to a shared library: the front end, the host compiler and the translation of its messages."""

@@ -21,7 +21,7 @@ from ..limits import workers
 
 HERE = Path(__file__).resolve().parents[1]  # resolved: debug information and Python must name the same path
 INCLUDE = HERE / "include"
-COMPILE_SECONDS = 120.0  # nothing that a person writes takes so long: it is a macro that expands for ever
+COMPILE_SECONDS = 120.0  # no source written by hand takes so long, but a macro that expands without end does
 COMMON = [
     "-std=c++17",
     "-O2",
@@ -57,15 +57,15 @@ KERNEL_GCC = [
     "--param=tsan-instrument-func-entry-exit=0",
     "--param=tsan-distinguish-volatile=1",
     "-fno-ipa-icf",
-    "-fno-gnu-unique",  # or the library could not be unloaded
+    "-fno-gnu-unique",  # else the library could not be unloaded
     # Each access keeps its own line.
     "-fno-tree-tail-merge",
     "-fno-crossjumping",
     "-fno-code-hoisting",
     "-fno-thread-jumps",
-    "-fno-reorder-blocks",  # code is not copied: an access would be two
+    "-fno-reorder-blocks",  # else code is duplicated, and one access becomes two
     "-fno-var-tracking",
-    "-g1",  # -gdwarf-4 has made it 2: types and variables are not needed
+    "-g1",  # -gdwarf-4 implies -g2, but types and variables are not needed
     "-gstatement-frontiers",  # lines as exact as those of -g2
     "-fno-diagnostics-show-caret",
 ]
@@ -109,12 +109,12 @@ class Compiler:
         done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
         self.version = done.stdout
         self.clang = self.zig or "clang" in self.version
-        # An endless loop without effect stays, to be interrupted; older compilers keep it anyhow or lack the option.
+        # Keep endless loops that do nothing: Ctrl-C ends them. Older compilers keep them anyway or lack the option.
         major = re.search(r"(\d+)\.\d+\.\d+", self.version)
-        endless = ["-fno-finite-loops"] if major and int(major[1]) >= (12 if self.clang else 10) else []
+        keep_loops = ["-fno-finite-loops"] if major and int(major[1]) >= (12 if self.clang else 10) else []
         extra = [*(["-fno-sanitize=undefined"] if self.zig else []), *(["-mfma"] if has_fma() else [])]
         self.runtime_flags = [*COMMON, *extra]
-        self.kernel_flags = [*COMMON, *extra, *endless, *KERNEL, *(KERNEL_CLANG if self.clang else KERNEL_GCC)]
+        self.kernel_flags = [*COMMON, *extra, *keep_loops, *KERNEL, *(KERNEL_CLANG if self.clang else KERNEL_GCC)]
 
     def link(self, objects: list[str], output: str, arguments: list[str]) -> list[str]:
         """Return the command that links a shared library."""
@@ -125,7 +125,7 @@ class Compiler:
 
 @cache
 def has_fma() -> bool:
-    """Return whether an x86 processor has the FMA instruction, to which a*b + c is contracted; every aarch64 has."""
+    """Return whether this is an x86 processor with FMA instructions, which a*b + c needs to round once."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return False
     try:
@@ -151,7 +151,7 @@ def _compiler(cxx: str | None, path: str | None) -> Compiler:
 
 
 def compiler() -> Compiler:
-    """Return the compiler: the first of ``$CXX``, g++, clang++ and the PyPI package ziglang that there is.
+    """Return the first compiler that exists: ``$CXX``, g++, clang++ or the PyPI package ziglang.
 
     Raises:
         NoCompiler: there is none, or ``$CXX`` cannot be run.
@@ -163,7 +163,7 @@ def compiler() -> Compiler:
 def emulator_digest() -> str:
     """Return the digest of every file of the emulator that a compiled library depends on."""
     files = sorted([*HERE.glob("include/*"), *HERE.glob("native/*"), *HERE.glob("compile/*.py")])
-    # The folder too: by it a library's debug information tells the emulator's lines from a kernel's.
+    # The folder too: it is in the debug information, where it tells the emulator's lines from a kernel's.
     return digest(str(HERE), *[part for file in files for part in (file.name, file.read_bytes())])
 
 
@@ -207,7 +207,7 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 
 def runtime() -> Path:
-    """Return the path of the emulator's runtime library; compile it where it is missing."""
+    """Return the path of the emulator's runtime library; compile it if it is missing."""
     cxx = compiler()
     name = f"libfusedref_{digest(emulator_digest(), cxx.version, ' '.join(cxx.command + cxx.runtime_flags))}.so"
 

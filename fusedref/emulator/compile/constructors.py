@@ -1,14 +1,12 @@
-"""Hold back a library's constructors: the runtime runs them after loading, where they can be interrupted."""
+"""Delay a library's constructors: the runtime runs them after loading, when they can be interrupted."""
 
 from __future__ import annotations
 
 import struct
 from pathlib import Path
 
-_HELD, _RENAMED = (
-    b".init_array\0",
-    b"emu_startup\0",
-)  # a C identifier: the linker marks where such a section begins, ends
+_HELD = b".init_array\0"
+_RENAMED = b"emu_startup\0"  # a C identifier: the linker defines symbols for the ends of such a section
 _PROGBITS = 1
 
 

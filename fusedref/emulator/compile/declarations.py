@@ -8,11 +8,17 @@ from typing import NamedTuple
 from .tokens import CLOSING, OPENING
 
 KEYS = ("struct", "union", "class", "enum")
-BEFORE_BRACKETS = ("decltype", "typeof", "__typeof__", "alignas", "__attribute__")  # they begin no initialiser
+BEFORE_BRACKETS = (
+    "decltype",
+    "typeof",
+    "__typeof__",
+    "alignas",
+    "__attribute__",
+)  # no initialiser follows
 
 
 class Word(NamedTuple):
-    """A token of a declaration. ``spaced``: a space stands before it."""
+    """A token of a declaration. ``spaced``: whitespace precedes it."""
 
     kind: str
     text: str
@@ -26,8 +32,8 @@ class Declarator:
     Attributes:
         name: the variable's name.
         shape: C's declarator with ``@`` for the name: ``@[4]``, ``* @``.
-        form: how the initialiser begins: ``=``, ``{`` or ``(``; empty where there is none.
-        initialiser: a value, a list in braces, or the arguments in brackets; empty where there is none.
+        form: how the initialiser begins: ``=``, ``{`` or ``(``; empty if there is none.
+        initialiser: a value, a list in braces, or the arguments in brackets; empty if there is none.
     """
 
     name: str
@@ -37,7 +43,7 @@ class Declarator:
 
 
 def text(words: tuple[Word, ...] | list[Word]) -> str:
-    """Return the words as one line: ``<<`` stays one operator."""
+    """Return the words as one line, with their spacing: ``<<`` stays one operator."""
     return "".join(" " * word.spaced + word.text for word in words).strip()
 
 
@@ -84,7 +90,7 @@ def _depths(words: list[Word]) -> list[int]:
 
 
 def _opens_template(words: list[Word], at: int) -> bool:
-    """Return whether the ``<`` at ``at`` opens template arguments: a ``>`` closes it, and no ``=`` stands between."""
+    """Return whether the ``<`` at ``at`` opens template arguments: a ``>`` closes it, with no ``=`` between them."""
     if not at or words[at - 1].kind != "name" or text(words[at : at + 2]) == "<<":
         return False
     depth = 0
@@ -111,7 +117,7 @@ def _split_at_commas(words: list[Word]) -> list[list[Word]]:
 
 
 def _initialiser(part: list[Word]) -> int:
-    """Return the index of the ``=``, ``{`` or ``(`` that begins the initialiser; the length where there is none."""
+    """Return the index of the ``=``, ``{`` or ``(`` that begins the initialiser, or the length of ``part``."""
     for k, (word, depth) in enumerate(zip(part, _depths(part), strict=True)):
         if depth or not k or word.kind != "other":
             continue
@@ -130,15 +136,15 @@ def _initialiser(part: list[Word]) -> int:
 
 
 def _opens_type(words: list[Word]) -> bool:
-    """Return whether a ``{`` behind the words opens the body of a type: ``struct``, ``struct Pair``."""
+    """Return whether a ``{`` after the words opens the body of a type: ``struct``, ``struct Pair``."""
     key = max((k for k, word in enumerate(words) if word.text in KEYS), default=len(words))
-    behind = [word for word, depth in zip(words[key:], _depths(words[key:]), strict=True) if not depth]
-    names = [word for word in behind if word.kind == "name" and word.text not in BEFORE_BRACKETS]
-    return len(names) in (1, 2) or any(word.text == ":" for word in behind)
+    rest = [word for word, depth in zip(words[key:], _depths(words[key:]), strict=True) if not depth]
+    names = [word for word in rest if word.kind == "name" and word.text not in BEFORE_BRACKETS]
+    return len(names) in (1, 2) or any(word.text == ":" for word in rest)
 
 
 def _pointer_group(part: list[Word]) -> int:
-    """Return the index of the ``(`` of a declarator such as ``(*p)[4]``; the length where there is none."""
+    """Return the index of the ``(`` of a declarator such as ``(*p)[4]``, or the length of ``part``."""
     depths = _depths(part)
     groups = (k for k, word in enumerate(part[:-1]) if word.text == "(" and not depths[k] and part[k + 1].text in "*&")
     return next(groups, len(part))
@@ -147,7 +153,7 @@ def _pointer_group(part: list[Word]) -> int:
 def _name(part: list[Word]) -> int:
     """Return the index of the variable's name."""
     group = _pointer_group(part)
-    if group < len(part):  # the name stands in it, before the first bound or bracket that closes
+    if group < len(part):  # the name is in it, before the first bound or bracket that closes
         end = next(k for k in range(group, len(part)) if part[k].text in ("[", ")"))
         names = [k for k in range(group, end) if part[k].kind == "name"]
     else:  # the last name before the first bound

@@ -1,14 +1,14 @@
-"""From preprocessed CUDA C to C++ that a host compiler takes.
+"""Translate preprocessed CUDA C to C++ for a host compiler.
 
-Works on the text behind the preprocessor, where macros are expanded, comments are gone and line markers name the file
-of each line. The text of system headers and of the emulator's own passes through; in the user's text
+The input is the preprocessor's output: macros are expanded, comments are removed, and line markers name the file of
+each line. The text of system headers and of the emulator's own headers passes through. In the user's text
 
 * ``__shared__`` and ``extern __shared__`` variables become references into the block's shared memory,
-* ``__constant__`` and ``__device__`` variables get a guarded home and are registered by name,
-* every ``__global__`` function with a body is registered behind it, with the names of its parameters,
+* ``__constant__`` and ``__device__`` variables get guarded storage and are registered by name,
+* every ``__global__`` function with a body is registered after it, with the names of its parameters,
 * calls of ``printf``, ``clock``, ``memcpy`` and ``memset`` become calls of the emulator's own,
 
-and no line changes its number.
+and every line keeps its number.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ REPLACED = {
     "__noinline__": " __attribute__((noinline))",
 }
 CALLS = {"printf": "emu_printf", "clock": "emu_clock32", "memcpy": "emu_memcpy", "memset": "emu_memset"}
-SPACES = ("__global__", "__device__", "__constant__", "__host__", "__managed__", "__shared__")
+CUDA_SPECIFIERS = ("__global__", "__device__", "__constant__", "__host__", "__managed__", "__shared__")
 STORAGE = ("extern", "static", "__shared__", "__constant__", "__device__", "__managed__", "inline")
 ATTRIBUTES = ("__attribute__", "alignas", "__align__")
 UNSIZED = re.compile(r"@\s*\[\s*\]")
@@ -42,14 +42,14 @@ class Frontend(Tokens):
 
     def __init__(self, text: str, is_user: Callable[[str], bool]):
         super().__init__(text, is_user)
-        self.count = 0  # of the names made so far
+        self.count = 0  # of names made so far
         self.file_shared: list[str] = []  # declarations of shared variables at file scope, to repeat in every body
         self.templates: dict[str, list[str]] = {}  # kernel template -> names of its parameters
         self.replaced: dict[int, tuple[int, str]] = {}  # first token -> (last token, text)
-        self.behind: dict[int, list[str]] = {}  # token -> texts to put behind it
+        self.appended: dict[int, list[str]] = {}  # token -> texts to insert after it
         self.declared: set[str] = set()  # variables that an extern declaration names
         self.bodies: list[int] = []  # opening braces of functions
-        self.owners: list[tuple[int, str]] = []  # (index of the closing brace, name) of the functions around
+        self.owners: list[tuple[int, str]] = []  # (index of the closing brace, name) of the enclosing functions
 
     def translate(self) -> str:
         """Return the C++ text.
@@ -73,7 +73,7 @@ class Frontend(Tokens):
                 )
         if self.file_shared:
             for body in self.bodies:
-                self.behind.setdefault(body, []).append(" " + " ".join(self.file_shared))
+                self.appended.setdefault(body, []).append(" " + " ".join(self.file_shared))
         return self.assembled()
 
     def assembled(self) -> str:
@@ -86,24 +86,24 @@ class Frontend(Tokens):
                 out.append(text)
             else:
                 out.append(self.tokens[i].text)
-            out.extend(self.behind.get(i, ()))
+            out.extend(self.appended.get(i, ()))
             i += 1
         return "".join(out)
 
     def name(self, i: int) -> None:
-        """Translate what begins with the name at ``i``."""
+        """Translate the construct that begins with the name at ``i``."""
         token = self.tokens[i]
         if token.text in ("asm", "__asm__", "__asm"):
             raise TranslationError(token, "inline PTX cannot run on the emulator; the wrappers of ptx.cuh can")
-        if token.text in SPACES:
-            self.declared_in_space(i)
+        if token.text in CUDA_SPECIFIERS:
+            self.cuda_declaration(i)
         elif token.text in REPLACED and self.text(self.previous(i)) != "(":
             token.text = REPLACED[token.text]
         elif token.text in CALLS and self.text(self.next(i)) == "(":
             self.call(i)
 
     def call(self, i: int) -> None:
-        """Rename a call of a function of the C library that the emulator has its own of."""
+        """Rename a call of a C library function that the emulator replaces."""
         before = self.previous(i)
         if self.text(before) in (".", "->"):
             return
@@ -118,8 +118,8 @@ class Frontend(Tokens):
             return  # a declaration: int printf(...)
         self.tokens[i].text = CALLS[self.text(i)]
 
-    def declared_in_space(self, i: int) -> None:
-        """Translate a variable or function with CUDA's word for its memory or its caller at ``i``."""
+    def cuda_declaration(self, i: int) -> None:
+        """Translate a variable or function that has a CUDA specifier, such as ``__device__``, at ``i``."""
         token = self.tokens[i]
         if token.text == "__shared__":
             first, last, text = self.shared(i, self.owners[-1][1] if self.owners else "")
@@ -161,7 +161,7 @@ class Frontend(Tokens):
             if not depth and self.is_attribute(i):
                 i = self.closing(i if token.text == "[" else self.next(i))
                 spaced = True
-            elif token.blank or token.text in SPACES or (not depth and self.is_storage(i)):
+            elif token.blank or token.text in CUDA_SPECIFIERS or (not depth and self.is_storage(i)):
                 spaced = True
             else:
                 words.append(Word(token.kind, token.text, spaced))
@@ -175,10 +175,10 @@ class Frontend(Tokens):
             raise TranslationError(self.tokens[first], "cannot read this declaration") from None
 
     def is_attribute(self, i: int) -> bool:
-        """Return whether an attribute of the variable begins at ``i``. Those of a type that is defined here stay."""
+        """Return whether an attribute of the variable begins at ``i``, rather than one of a type defined here."""
         if self.text(i) == "[":
             return self.text(self.next(i)) == "["
-        # Every variable is aligned far more than anybody wants.
+        # Dropped: shared variables are always aligned enough, and alignments() keeps those of the others.
         return self.text(i) in ATTRIBUTES and self.text(self.previous(i)) not in (*KEYS, "}")
 
     def is_storage(self, i: int) -> bool:
@@ -205,7 +205,7 @@ class Frontend(Tokens):
                 )
             self.count += 1
             kind, tag = f"emu_{name}_type_{self.count}", f"emu_{name}_tag_{self.count}"
-            size = "0" if dynamic else f"sizeof({kind})"  # 0: as long as the launch says
+            size = "0" if dynamic else f"sizeof({kind})"  # 0: the launch gives the size
             types.append(f"typedef {specifier} {variable.shape.replace('@', kind)};")
             types.append(
                 f'struct {tag} {{ static const char* name() {{ return "{name}"; }} '
@@ -275,7 +275,7 @@ class Frontend(Tokens):
         words = set(specifier.split())
         kind, home = f"emu_{name}_type", f"emu_{name}_home"
         declared_type = CONSTEXPR.sub("", specifier)
-        if UNSIZED.search(shape) or "auto" in words:  # its initialiser says the type
+        if UNSIZED.search(shape) or "auto" in words:  # the initialiser determines the type
             probe = f"emu_{name}_probe"
             text = f"static {declared_type} {shape.replace('@', probe)} = {value}; typedef decltype({probe}) {kind}; "
         else:
@@ -283,8 +283,8 @@ class Frontend(Tokens):
         if variable.form == "(":
             value = f"{kind}{value}"
         elif variable.form == "=" and not re.match(r'\{|(u8|[uUL])?R?"', value):
-            value = f"static_cast<{kind}>({value})"  # it may narrow, which a list in braces may not
-        # A constant that array bounds and template arguments may use; the host may write it all the same.
+            value = f"static_cast<{kind}>({value})"  # the value may narrow, which braces forbid
+        # A constant that array bounds and template arguments may use; the host may still write it.
         known = value and ("constexpr" in words or (shape == "@" and "const" in words and words <= INTEGERS))
         text += alignment + (f'__attribute__((section("{WRITABLE}{name}"))) constexpr ' if known else "")
         text += "" if name in self.declared else "static "
@@ -326,9 +326,9 @@ class Frontend(Tokens):
         return names
 
     def function(self, index: int) -> tuple[str, int, int] | None:
-        """Return what the declaration at ``index`` says of a function; None if it declares a variable.
+        """Return (name, opening bracket of the parameters, ``{`` or ``;`` after them) of the function at ``index``.
 
-        That is (name, opening bracket of the parameters, index of the ``{`` or ``;`` behind them).
+        The last two are indices of tokens. Return None if a variable is declared there.
         """
         i = index
         name_at = -1
@@ -400,6 +400,6 @@ class Frontend(Tokens):
             at = end
         else:
             return
-        self.behind.setdefault(at, []).append(
+        self.appended.setdefault(at, []).append(
             f' static emu::Register emu_register_{self.count}{{"{",".join(names)}", &{target}}};'
         )

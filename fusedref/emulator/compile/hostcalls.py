@@ -1,4 +1,4 @@
-"""What a kernel may call: a function of the host, such as ``exit``, would act on the machine that emulates."""
+"""Refuse calls of host functions: ``exit`` would end the process that runs the emulator."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ ALLOWED = re.compile(
 
 
 def unresolved(path: Path) -> dict[str, str]:
-    """Return name -> error message, for each function that an object file needs and that no kernel may call.
+    """Return name -> error message, for each function that an object file calls and a kernel must not.
 
     Only ELF files are checked.
     """

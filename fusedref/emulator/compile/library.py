@@ -1,4 +1,4 @@
-"""From the text of a kernel to a shared library in the compile cache."""
+"""Compile a kernel's source to a shared library in the compile cache."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Source:
 
     @property
     def flags(self) -> list[str]:
-        """The compiler's flags that the options stand for."""
+        """The compiler's flags for the options."""
         number = re.search(r"\d+", self.options.architecture or "")
         major, minor = COMPUTE_CAPABILITY
         architecture = 10 * int(number.group()) if number else 100 * major + 10 * minor
@@ -71,7 +71,7 @@ def read_source(text: str, words: Iterable[str], include_dirs: Iterable[str], ex
     words = list(words)
     text = text.removeprefix(_BYTE_ORDER_MARK)
     if match := _LINE.match(text):
-        name = re.sub(r'["\\\n\r]', "_", match.group(1))  # they mean something in a #line
+        name = re.sub(r'["\\\n\r]', "_", match.group(1))  # they have a meaning in a #line
         text = f'#line 1 "{name}"\n{text[match.end() :].removeprefix(_BYTE_ORDER_MARK)}'
     try:
         parsed = options.parse(words)
@@ -81,12 +81,12 @@ def read_source(text: str, words: Iterable[str], include_dirs: Iterable[str], ex
 
 
 def _headers(text: str, folders: list[str]) -> dict[tuple[str, str], str]:
-    """Return (folder, name) -> text of every file that the source may include from the user's folders, in turn.
+    """Return (folder, name) -> text of every file of the user's folders that the source or such a file may include.
 
-    A header that the emulator supplies is not among them, wherever it is included from: the emulator's own replaces it.
+    Headers that the emulator supplies are left out: its own replace them wherever they are included from.
     """
     found: dict[tuple[str, str], str] = {}
-    waiting = [("", text)]  # (folder that the text's includes may be relative to, text)
+    waiting = [("", text)]  # (folder that the text's includes are relative to, text)
     while waiting:
         below, includer = waiting.pop()
         for included in _INCLUDE.findall(includer):
@@ -101,9 +101,9 @@ def _headers(text: str, folders: list[str]) -> dict[tuple[str, str], str]:
 
 
 def kernel_library(source: Source, cache_dir: str | None = None, keep: bool = False) -> Path:
-    """Return the path of the library that the source compiles to; compile it where the cache has none.
+    """Return the path of the library that the source compiles to; compile it if the cache does not have it.
 
-    With ``keep``, compile anew in a folder that stays, and print its name.
+    With ``keep``, compile it again in a folder that is kept, and print its name.
 
     Raises:
         CompileError: the source does not compile.
@@ -161,9 +161,10 @@ def _failed(source: Source, command: list[str], message: str, verbose: bool) -> 
 
 
 def _prelude(cxx: build.Compiler, folder: Path) -> list[str]:
-    """Return the arguments that include emulator.h before the source: precompiled, which g++ reads four times as fast.
+    """Return the arguments that include emulator.h before the source.
 
-    g++ itself falls back to the text where a macro or a flag of the source makes the precompiled one invalid.
+    For g++ the header is precompiled, which is four times as fast to read. If a macro or a flag of the source makes it
+    invalid, g++ falls back to the text.
     """
     header = f'#include "{build.INCLUDE / "emulator.h"}"\n'
     if cxx.clang:
@@ -187,7 +188,7 @@ def _precompiled(cxx: build.Compiler, header: str) -> Path:
 
 
 def _copy(headers: dict[tuple[str, str], str], folder: Path) -> list[str]:
-    """Copy the user's headers, away from those that the emulator's own replace; return the -I options of the copies."""
+    """Copy the user's headers to ``folder``; return the -I options for the copies."""
     copies: dict[str, Path] = {}
     for (original, name), text in headers.items():
         root = copies.setdefault(original, folder / f"include{len(copies)}")
@@ -200,5 +201,5 @@ def _copy(headers: dict[tuple[str, str], str], folder: Path) -> list[str]:
 
 
 def _is_user(file: str) -> bool:
-    """Return whether a file's text is CUDA C to translate: the source itself, or a header of the user's."""
+    """Return whether a file's text is CUDA C to translate: the source itself, or one of the user's headers."""
     return file not in ("", "module.cpp") and not file.startswith(_SYSTEM) and "ziglang" not in file

@@ -1,4 +1,4 @@
-"""What a compiler's messages mean: one sentence in the terms of CUDA, and the line of the source it is about."""
+"""Translate the compiler's messages: one sentence in CUDA's terms, and the source line that it is about."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 _ENTRY = re.compile(
     r"(?P<file>(?:[^:\n]|:(?!\d))+):(?P<line>\d+):(?:\d+:)? (?P<kind>(?:fatal )?error|warning|note): (?P<text>.*)"
 )
-_MOST = 10  # errors shown: the later ones follow from the first
+_MOST = 10  # errors shown: later ones are mostly consequences of the first
 
-# Headers and names of CUDA that the emulator does not have: pattern -> what they belong to.
+# CUDA's headers and names that the emulator does not support: pattern -> what they belong to.
 UNSUPPORTED_HEADERS = {
     r"cooperative_groups\.h|cooperative_groups/.*": "cooperative groups",
     r"mma\.h|crt/mma\.h": "wmma",
@@ -55,7 +55,7 @@ _NO_HEADER = [r"(?P<a>\S+): No such file or directory", rf"{_NAME} file not foun
 _CONVERT = 'a value of type "{a}" cannot be converted to "{b}"'
 _CONST = "a const value cannot be written"
 _NO_VALUE = "a kernel returns no value: its result type is void"
-_TEMPLATE = 'a template cannot be extern "C": use no_extern_c=True, and write extern "C" at the kernels'
+_TEMPLATE = 'a template cannot be extern "C": use no_extern_c=True, and write extern "C" before the kernels'
 _MEANINGS = [  # what g++ and clang say -> what it means
     (r"expected '}'.*", "a '{{' is never closed with '}}'"),
     (r"expected '(?P<a>[)\]])'.*", "a '{a}' is missing"),
@@ -102,7 +102,7 @@ _MISSING_SEMICOLON = (
 
 @dataclass(frozen=True)
 class Message:
-    """One error: where it is and what it says. A lower ``rank`` tells more of the cause."""
+    """One error: where it is and what it says. A lower ``rank`` is closer to the cause."""
 
     file: str
     line: int
@@ -110,15 +110,15 @@ class Message:
     rank: int = 0
 
     def shown(self, texts: Mapping[str, str]) -> str:
-        """Return it as nvcc writes it, with its line of the source below."""
+        """Return the message as nvcc writes it, with the source line below."""
         line = _line(texts, self.file, self.line)
         return f"{self.file}({self.line}): error: {self.text}" + (f"\n    {line}" if line else "")
 
 
 def translate(stderr: str, texts: Mapping[str, str], name: str) -> str:
-    """Return what the compiler wrote in CUDA's terms: one sentence for each line of the source, and that line.
+    """Return the compiler's output in CUDA's terms: for each faulty source line, one sentence and the line.
 
-    ``texts`` has the source and the user's headers by their name; ``name`` is the source's.
+    ``texts`` has the source and the user's headers by name; ``name`` is the source's.
     """
     found: dict[tuple[str, int], Message] = {}
     place = (name, 1)  # the last place in the user's text that the compiler named
@@ -137,7 +137,7 @@ def translate(stderr: str, texts: Mapping[str, str], name: str) -> str:
         key = message.file, message.line
         if key not in found or message.rank < found[key].rank:
             found[key] = message
-    if not found:  # nothing that could be read: a message of the linker, or of the driver
+    if not found:  # no message of the known form: it comes from the linker or the driver
         return stderr.strip()
     hidden = len(found) - _MOST
     shown = [message.shown(texts) for message in list(found.values())[:_MOST]]
@@ -145,7 +145,7 @@ def translate(stderr: str, texts: Mapping[str, str], name: str) -> str:
 
 
 def unresolved_message(symbol: str, text: str, texts: Mapping[str, str], name: str) -> Message:
-    """Return the message about a function that is missing, at the first line of the user's that calls it."""
+    """Return the message about a missing function, at the first line of the user's text that calls it."""
     called = re.compile(rf"\b{re.escape(symbol.rpartition('::')[2])}\s*\(")
     for file, source in texts.items():
         for number, line in enumerate(source.splitlines(), 1):
@@ -160,7 +160,7 @@ def _line(texts: Mapping[str, str], file: str, number: int) -> str:
 
 
 def _message(file: str, line: int, text: str, texts: Mapping[str, str]) -> Message:
-    """Return the meaning of one message; the compiler's own words where it is not known."""
+    """Return one message in CUDA's terms, or in the compiler's own words if its meaning is not known."""
     for pattern in _UNDEFINED:
         if match := re.fullmatch(pattern, text):
             groups = match.groupdict()
@@ -170,7 +170,7 @@ def _message(file: str, line: int, text: str, texts: Mapping[str, str]) -> Messa
             return Message(file, line, _no_header(match["a"]))
     if match := re.fullmatch(_MISSING_SEMICOLON, text):
         before = match["a"] or match["b"]
-        # A compiler sees that it is missing at the next word, which may be on a later line.
+        # The compiler notices a missing ';' at the next word, which may be on a later line.
         if before and before != "}" and re.match(rf"(__\w+__\s+)*{re.escape(before)}", _line(texts, file, line)):
             while line > 1 and not _line(texts, file, line - 1):
                 line -= 1

@@ -1,4 +1,4 @@
-"""nvcc's options as ``SourceModule`` takes them: five count, nvcc's others are accepted, unknown ones are refused."""
+"""nvcc's options for ``SourceModule``: five have an effect, nvcc's others are ignored, unknown ones are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _names(words: str) -> dict[str, str]:
 
 
 # A long name takes one dash or two, a short name one. A value follows after "=" or as the next word.
-COUNTED = _names("define-macro=D undefine-macro=U include-path=I gpu-architecture=arch fmad")
+USED = _names("define-macro=D undefine-macro=U include-path=I gpu-architecture=arch fmad")
 IGNORED_WITH_VALUE = _names("""
 gpu-code=code generate-code=gencode pre-include=include system-include=isystem optimize=O Ofast-compile=Ofc dopt std
 machine=m compiler-options=Xcompiler ptxas-options=Xptxas compiler-bindir=ccbin libdevice-directory=ldir threads=t
@@ -31,8 +31,8 @@ Wno-deprecated-gpu-targets resource-usage=res-usage no-compress allow-unsupporte
 display-error-number=err-no no-display-error-number=no-err-no forward-unknown-to-host-compiler dlink-time-opt=dlto
 lto forward-unknown-opts extensible-whole-program=ewp
 """)
-VALUED = COUNTED | IGNORED_WITH_VALUE
-JOINED = "DUIOmtx"  # to these short names a value may be joined: -DSIZE=4
+VALUED = USED | IGNORED_WITH_VALUE
+JOINED = "DUIOmtx"  # short names that may be joined to their value: -DSIZE=4
 ALLOWED_VALUES = {
     "std": (r"c\+\+(03|11|14|17|20)", "Value '{}' is not defined for option 'std'"),
     "arch": (
@@ -47,7 +47,7 @@ ALLOWED_VALUES = {
 
 
 class Refused(ValueError):
-    """nvcc would refuse these options. The message is nvcc's where that one is clear."""
+    """nvcc would refuse these options. The message is nvcc's, if that is clear enough."""
 
     def __init__(self, message: str):
         super().__init__(f"nvcc fatal   : {message}")
@@ -55,7 +55,7 @@ class Refused(ValueError):
 
 @dataclass
 class Options:
-    """The options that count."""
+    """The options that have an effect."""
 
     definitions: list[str] = field(default_factory=list)  # -D and -U, in order
     include_dirs: list[str] = field(default_factory=list)

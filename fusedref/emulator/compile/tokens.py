@@ -1,4 +1,4 @@
-"""The tokens of preprocessed CUDA C, and walking among them."""
+"""Split preprocessed CUDA C into tokens, and navigate among them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TranslationError(Exception):
 
 @dataclass
 class Token:
-    """A piece of the text: ``kind`` is a group of TOKEN; ``user``: it belongs to the text that is translated."""
+    """A piece of the text: ``kind`` is a group of TOKEN; ``user``: it is part of the text to translate."""
 
     kind: str
     text: str
@@ -36,7 +36,7 @@ class Token:
 
     @property
     def blank(self) -> bool:
-        """Whether it is space or a marker of the preprocessor."""
+        """Whether the token is whitespace or a line marker."""
         return self.kind in ("space", "marker")
 
 
@@ -52,7 +52,7 @@ def tokenize(text: str, is_user: Callable[[str], bool]) -> list[Token]:
             line, file = int(marker.group(1)), re.sub(r"\\(.)", r"\1", marker.group(2))
             user = is_user(file)
         elif not user:
-            tokens.append(Token("marker", piece, file, line, False))  # passed through whole
+            tokens.append(Token("marker", piece, file, line, False))  # passes through unchanged
             line += piece.count("\n")
         else:
             for match in TOKEN.finditer(piece):
@@ -63,7 +63,7 @@ def tokenize(text: str, is_user: Callable[[str], bool]) -> list[Token]:
 
 
 class Tokens:
-    """The tokens of a text. An index stands for a token."""
+    """The tokens of a text, each known by its index."""
 
     def __init__(self, text: str, is_user: Callable[[str], bool]):
         self.tokens = tokenize(text, is_user)
@@ -83,7 +83,7 @@ class Tokens:
         return index
 
     def text(self, index: int) -> str:
-        """Return the token's text, empty where there is no such token."""
+        """Return the token's text, empty if there is no such token."""
         return self.tokens[index].text if 0 <= index < len(self.tokens) else ""
 
     def texts(self, index: int, count: int) -> str:
@@ -111,9 +111,9 @@ class Tokens:
         return TranslationError(self.tokens[index], f"'{self.text(index)}' is never closed")
 
     def check_braces(self) -> None:
-        """Raise TranslationError at the innermost ``{`` of the user's that is never closed.
+        """Raise TranslationError at the innermost ``{`` of the user's text that is never closed.
 
-        The compiler would close it with a brace of the text around the source.
+        The compiler would match it with a brace of the text around the source.
         """
         opened = []
         for i, token in enumerate(self.tokens):
@@ -134,7 +134,7 @@ class Tokens:
             if self.tokens[before].kind == "quoted" and self.text(self.previous(before)) == "extern":
                 start = before
                 continue
-            if self.text(before) == ":":  # behind a label
+            if self.text(before) == ":":  # after a label
                 return start
             start = before
 
@@ -152,5 +152,5 @@ class Tokens:
         raise TranslationError(self.tokens[index], "a ';' is missing after this declaration")
 
     def newlines(self, first: int, last: int) -> str:
-        """Return the line breaks among the tokens, so that what follows a rewritten declaration keeps its line."""
+        """Return the line breaks among the tokens: text after a rewritten declaration must keep its line number."""
         return "\n" * sum(t.text.count("\n") for t in self.tokens[first : last + 1] if t.kind != "marker")

@@ -1,2 +1,2 @@
-// cuda_runtime.h for the emulator: empty. What it gives to kernels is in emulator.h; its functions for the host are not supported.
+// cuda_runtime.h for the emulator: empty. emulator.h has its device part; host functions are not supported.
 #pragma once

@@ -1,7 +1,7 @@
 // CUDA C for the emulator, included before a kernel's first line: everything that a kernel may use without an #include.
 // Wrappers are always inlined, so that the debug information leads from an access to a line of the kernel's own source.
 #pragma once
-#define _GLIBCXX_BITS_SPECFUN_H 1  // leaves out Bessel functions and the like: half of the time to read <math.h>
+#define _GLIBCXX_BITS_SPECFUN_H 1  // leaves out special functions, which take half of the time to parse <math.h>
 #include <float.h>
 #include <limits.h>
 #include <math.h>
@@ -28,8 +28,8 @@
 namespace emu {
 
 extern "C" {
-// The constructors of global variables. They are not run when the library is loaded, but by the runtime in a launch of
-// its own, which can be interrupted (compile/constructors.py renames their section; the linker adds these symbols).
+// The constructors of global variables. The runtime runs them after loading the library, in a launch of their own,
+// which can be interrupted (compile/constructors.py renames their section; the linker adds these symbols).
 extern const Constructor __start_emu_startup[] __attribute__((weak, visibility("hidden")));
 extern const Constructor __stop_emu_startup[] __attribute__((weak, visibility("hidden")));
 __attribute__((visibility("default"))) Module emu_module = {0, 0, 0, 0, 0, 0, __start_emu_startup, __stop_emu_startup};
@@ -120,7 +120,7 @@ template <class Tag> Shared* const SharedVariable<Tag>::registered = SharedVaria
 
 template <class Tag> EMU_INLINE void* shared_address() { return emu_shared_address(SharedVariable<Tag>::registered); }
 
-template <class T> struct Guarded {  // a variable of the module and a gap behind it that no access may touch
+template <class T> struct Guarded {  // a variable of the module, and a gap after it that no access may touch
     T value;
     char gap[256 + sizeof(T) % 64];
 };

@@ -12,7 +12,7 @@
 
 namespace ptx {
 
-// The functions here take pointers and use no such address; kernels may compare two of them.
+// Only for kernels that compare two addresses: the functions here take pointers.
 EMU_INLINE uint32_t shared_address(const void* shared) { return uint32_t(uintptr_t(shared)); }
 
 // ---- ldmatrix ---------------------------------------------------------------------------------------------------------

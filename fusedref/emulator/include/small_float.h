@@ -1,8 +1,9 @@
 // Sixteen-bit floating point for the emulator: __half and __nv_bfloat16 are two formats of one type.
 //
 // Compilers differ in what 16-bit types they know (g++ 12 has none in C++), so this is a class. Arithmetic is done in
-// fp32 and rounded to nearest even, which for + - * / gives the correctly rounded 16-bit result: fp32 has more than
-// twice the bits and two. A fused multiply-add is done in double precision for the same reason.
+// fp32 and rounded to nearest even, which for + - * / gives the correctly rounded 16-bit result: fp32 has at least
+// 2 p + 2 significant bits, p being those of the 16-bit format. A fused multiply-add is done in double precision for the
+// same reason.
 #pragma once
 
 #include <math.h>
@@ -43,7 +44,7 @@ struct SmallFloat {
         return value;
     }
 
-    // A double as a float whose last bit tells whether anything was dropped, so that a second rounding stays right.
+    // Rounds a double to odd: the last bit is set if anything was dropped, so that rounding again is still correct.
     static float odd(double value) {
         float rounded = float(value);
         if (double(rounded) == value || rounded != rounded || isinf(rounded)) return rounded;
@@ -56,12 +57,12 @@ struct SmallFloat {
         constexpr int bias = (1 << (exponent_bits - 1)) - 1, all_ones = (1 << exponent_bits) - 1,
                       dropped = 23 - fraction_bits;
         const uint32_t wide = as_bits(value), sign = wide >> 31 << 15, magnitude = wide & 0x7fffffff;
-        if (magnitude > 0x7f800000) return 0x7fff;  // the card's one NaN
+        if (magnitude > 0x7f800000) return 0x7fff;  // the only NaN that the card returns
         if (magnitude == 0x7f800000) return sign | uint32_t(all_ones) << fraction_bits;
         const int stored = magnitude >> 23 ? int(magnitude >> 23) : 1;     // fp32's subnormals have the least exponent
         const int exponent = stored - 127 + bias;                          // as the format would store it
         const int more = exponent > 0 ? dropped : dropped + 1 - exponent;  // a subnormal drops more
-        const int shift = more < 25 ? more : 25;                           // by then all is dropped
+        const int shift = more < 25 ? more : 25;                           // everything is dropped
         const uint32_t significand = (magnitude & 0x7fffff) | (magnitude >> 23 ? 0x800000 : 0);
         const uint32_t half_ulp = 1u << (shift - 1), kept = significand >> shift,
                        rest = significand & (2 * half_ulp - 1);
@@ -188,8 +189,8 @@ FLOATS TWO& operator-=(TWO& a, TWO b) { return a = a - b; }
 FLOATS TWO& operator*=(TWO& a, TWO b) { return a = a * b; }
 FLOATS TWO& operator/=(TWO& a, TWO b) { return a = a / b; }
 
-// Conversions that say how they round: FLOAT is what CUDA's names call the format. An integer out of range is the nearest
-// one that there is, and NaN is 0, or of 64 bits the lowest: as PTX's cvt has it.
+// Conversions with an explicit rounding; FLOAT is the format in CUDA's names. As in PTX's cvt, a number out of an
+// integer's range gives the nearest integer, and NaN gives 0, or with 64 bits the bit pattern 1 << 63.
 template <class T> static inline T small_to_integer(float value) {
     constexpr bool is_signed = T(-1) < T(0);
     constexpr T most = T(~0ull >> (64 + is_signed - 8 * sizeof(T))), least = T(-most * is_signed - is_signed);

@@ -1,7 +1,7 @@
-// The arithmetic of a tensor core: d = a0 b0 + a1 b1 + ... + c as the card rounds it, which is not as a chain of FMAs does.
+// The arithmetic of a tensor core: d = a0 b0 + a1 b1 + ... + c as the card rounds it, unlike a chain of FMAs.
 //
 // A step takes its products (exact) and the accumulator, aligns all of them to the largest exponent among them, keeps
-// a fixed number of bits behind that exponent, drops the rest (truncation), adds, and truncates the sum to fp32. How many
+// a fixed number of bits below that exponent, drops the rest (truncation), adds, and truncates the sum to fp32. How many
 // products one step takes and how many bits it keeps differ between generations:
 //
 //              products a step, 16-bit / tf32     fraction bits kept (fp32 has 23)
@@ -78,7 +78,7 @@ EMU_UNWATCHED inline int64_t shifted(int64_t significand, int left) {
     return significand < 0 ? -(-significand >> -left) : significand >> -left;
 }
 
-// A step in which something is not finite: NaN, or the infinity that is left.
+// The result of a step in which a value is not finite: NaN or an infinity.
 EMU_UNWATCHED inline float step_of_infinities(const Number* a, const Number* b, int count, float c) {
     const Number start = take_apart(to_bits(c), fp32);
     int infinite = start.kind == Number::infinite ? (c > 0 ? 1 : -1) : 0;
@@ -94,7 +94,7 @@ EMU_UNWATCHED inline float step_of_infinities(const Number* a, const Number* b, 
     return from_bits(nan ? 0x7fffffff : infinite > 0 ? 0x7f800000 : 0xff800000);
 }
 
-// One step: c + sum of a[i] * b[i], i < count <= 16, with `kept` fraction bits behind the largest exponent.
+// One step: c + sum of a[i] * b[i], i < count <= 16, with `kept` fraction bits below the largest exponent.
 EMU_UNWATCHED inline float step(const Number* a, const Number* b, int count, Format format, float c, int kept) {
     const int nothing = -1000;
     const Number start = take_apart(to_bits(c), fp32);
@@ -128,7 +128,7 @@ EMU_UNWATCHED inline float dot(const Number* a, const Number* b, int k, Format f
         for (int i = 0; i < k; i++) sum += value_of(a[i], format) * value_of(b[i], format);
         return float(sum);
     }
-    const bool wide = format.exponent_bits + format.fraction_bits > 15;  // tf32: twice the operand, half the products
+    const bool wide = format.exponent_bits + format.fraction_bits > 15;  // tf32: operands twice as large, half as many
     const int products = (rounding == hopper ? 16 : 8) / (wide ? 2 : 1);
     const int kept = rounding == hopper ? 25 : 24;
     for (int done = 0; done < k; done += products) {

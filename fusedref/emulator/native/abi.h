@@ -10,7 +10,7 @@ struct Watch;
 
 static const uint32_t MAX_WORKERS = 64;
 static const uint64_t DYNAMIC_ROOM = 1 << 20;  // dynamic shared memory: the first bytes of a worker's region
-static const uint64_t OUTPUT_BYTES = 1 << 20;  // of what a launch prints, the latest that are kept
+static const uint64_t OUTPUT_BYTES = 1 << 20;  // kept of what a launch prints: the latest
 static const uint32_t MAX_REPORTS = 256;       // of one launch
 static const uint64_t NOWHERE = ~0;            // an address or offset that does not exist
 
@@ -39,7 +39,7 @@ enum Advice {  // what a race lacks
 enum Space { GLOBAL = 1, SHARED, CONSTANT };
 enum ModuleStatus { MODULE_READY, SHARED_TOO_LARGE, VARIABLES_TOO_LARGE };
 
-struct Error {             // what stopped a launch
+struct Error {             // the failure that stopped a launch
     uint32_t kind, write;  // an ErrorKind; 0: nothing
     uint64_t address, bytes, pc;
     uint32_t block[3], thread[3], worker;
@@ -87,8 +87,8 @@ EMU_EXPORT void emu_module_unloaded(emu::Module* module);  // before its library
 EMU_EXPORT const char* emu_symbol(void* function);
 
 // Launches. emu_python() comes first: it takes PyEval_SaveThread, PyEval_RestoreThread and PyErr_CheckSignals.
-// emu_run() is called with Python's global lock. It returns 1 when the launch has ended, 0 when it was interrupted:
-// Python's exception is set then, except at a Ctrl-C that `ends_at_ctrl_c` wants seen in another than the main thread.
+// emu_run() is called with the GIL held. It returns 1 when the launch has ended, 0 when it was interrupted: Python's
+// exception is set then, unless Ctrl-C ended a launch of a thread other than the main one (`ends_at_ctrl_c`).
 EMU_EXPORT void emu_python(void* save_thread, void* restore_thread, void* check_signals);
 EMU_EXPORT int emu_run(
     emu::Kernel* kernel, emu::Module* module, const void* arguments, uint64_t argument_bytes, const uint32_t* grid,

@@ -89,8 +89,8 @@ static void meet(uint32_t mask, void* payload, WarpAction action, const void* de
     suspend(t->coroutine);
 }
 
-// The scheduler calls this when no other lane of the warp can go on: the lanes that stand at one __activemask() are
-// those that a card with reconvergence has together there. One group goes on at a time, the lowest lane's first.
+// The scheduler calls this when no other lane of the warp can go on. The lanes that wait at the same __activemask() are
+// those that a card, whose lanes reconverge, runs together there. Groups go on one at a time, the lowest lane's first.
 bool converge(Worker* w, Warp* warp) {
     if (!warp->converging) return false;
     Thread* lanes = w->threads + 32 * (warp - w->warps);
@@ -130,7 +130,7 @@ void wait_until(int (*condition)(void*), void* argument, void* pc) {
     block_on(CONDITION, pc);
 }
 
-static const char* STATES[] = {"done", "ready", "__syncthreads()", "a warp operation", "a wait", "__activemask()"};
+static const char* STATES[] = {"done", "ready", "__syncthreads()", "a warp operation", "an mbarrier", "__activemask()"};
 
 void deadlock(Worker* w) {
     char text[sizeof(Error::text)];

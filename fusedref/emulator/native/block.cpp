@@ -23,8 +23,8 @@ static void shuffle(uint16_t* order, int count, uint64_t* state) {
     }
 }
 
-// Every thread of this block that can run looks for what another block is to write. If every worker has looked for long
-// and nothing has changed since, nothing will: it would have to come from blocks that have not begun.
+// All threads of this block that can run poll memory that another block has to write. If all workers have polled for
+// long and nothing has changed, nothing will: only blocks that have not begun could change it.
 static void wait_for_another_block(Worker* w, uint32_t spins) {
     Launch* launch = w->launch;
     const uint64_t patience = watching ? 1 << 12 : 1 << 18, now = __atomic_load_n(&launch->changes, __ATOMIC_SEQ_CST);
@@ -69,11 +69,11 @@ static void begin_block(Worker* w, uint64_t number) {
 }
 
 struct Progress {
-    bool ran, changed;  // a thread did something other than yield; one that yielded had done something before
-    uint32_t spins;     // threads that yielded and had found nothing new
+    bool ran, changed;  // a thread did something other than yield; a thread did something before it yielded
+    uint32_t spins;     // threads that yielded without having found anything new
 };
 
-// Runs a warp's lanes until none can go on, or until one yields: then other warps have their turn. Stops when a barrier
+// Runs a warp's lanes until none can go on, or until one yields; then it is other warps' turn. Stops when a barrier
 // is released or the launch is cancelled.
 static void run_warp(Worker* w, uint32_t number, const uint16_t* order, Progress* progress) {
     Thread* lanes = w->threads + 32 * number;
@@ -117,7 +117,7 @@ void run_block(Worker* w, uint64_t number) {
             if (launch->seed) shuffle(lane_order, 32, &state);
             run_warp(w, warp_order[i], lane_order, &progress);
             if (launch->cancel) return;
-            if (w->released) {  // a barrier has released everybody: from the first warp on
+            if (w->released) {  // a barrier has released all threads: start with the first warp again
                 w->released = false;
                 i = ~0u;
                 continue;

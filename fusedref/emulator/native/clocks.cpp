@@ -1,27 +1,27 @@
-// What happened before what: clocks that barriers, warp operations, fences, atomics and mbarriers bring into step.
+// The happens-before order: vector clocks, which barriers, warp operations, fences, atomics and mbarriers synchronise.
 #include "watch.h"
 
 namespace emu {
 
-static const uint64_t MOST_ACCOUNTS = 1 << 26;  // so that memory stays within bounds
+static const uint64_t MAX_RELEASED_TIMES = 1 << 26;  // limits the memory
 
-void learn(uint32_t* to, const uint32_t* from, uint32_t count) {
+void merge(uint32_t* to, const uint32_t* from, uint32_t count) {
     for (uint32_t i = 0; i < count; i++) to[i] = from[i] > to[i] ? from[i] : to[i];
 }
 
-static void learn(Clock& to, const Clock& from, uint32_t threads) {
-    learn(to.of, from.of, threads);
-    learn(to.of + THREADS, from.of + THREADS, MBARRIERS);
+static void merge(Clock& to, const Clock& from, uint32_t threads) {
+    merge(to.of, from.of, threads);
+    merge(to.of + THREADS, from.of + THREADS, MBARRIERS);
 }
 
-void teach(Watch* watch, Worker* w, uint32_t thread, const Clock& from) {
-    learn(watch->clocks[thread], from, w->thread_count);
-    watch->learned[thread] = ++watch->lessons;
+void acquire(Watch* watch, Worker* w, uint32_t thread, const Clock& from) {
+    merge(watch->clocks[thread], from, w->thread_count);
+    watch->version[thread] = ++watch->last_version;
 }
 
 void publish(Watch* watch, Worker* w, uint32_t thread, Clock& to) {
     watch->clocks[thread].of[thread]++;
-    learn(to, watch->clocks[thread], w->thread_count);
+    merge(to, watch->clocks[thread], w->thread_count);
 }
 
 void join_lanes(Watch* watch, Worker* w, uint32_t warp, uint32_t present) {
@@ -30,33 +30,33 @@ void join_lanes(Watch* watch, Worker* w, uint32_t warp, uint32_t present) {
     for (uint32_t t = own; t < own + 32; t++)
         if (present >> (t - own) & 1) {
             watch->clocks[t].of[t]++;
-            differ |= watch->learned[t] != watch->learned[first];
+            differ |= watch->version[t] != watch->version[first];
         }
     Clock& joined = watch->clocks[first];
     for (uint32_t t = first + 1; t < own + 32; t++) {
         if (!(present >> (t - own) & 1)) continue;
-        if (differ) learn(joined, watch->clocks[t], w->thread_count);
-        else learn(joined.of + own, watch->clocks[t].of + own, 32);
+        if (differ) merge(joined, watch->clocks[t], w->thread_count);
+        else merge(joined.of + own, watch->clocks[t].of + own, 32);
     }
-    if (differ) watch->learned[first] = ++watch->lessons;
+    if (differ) watch->version[first] = ++watch->last_version;
     for (uint32_t t = first + 1; t < own + 32; t++) {
         if (!(present >> (t - own) & 1)) continue;
-        if (differ) learn(watch->clocks[t], joined, w->thread_count);
+        if (differ) merge(watch->clocks[t], joined, w->thread_count);
         else memcpy(watch->clocks[t].of + own, joined.of + own, sizeof(uint32_t) * 32);
-        watch->learned[t] = watch->learned[first];
+        watch->version[t] = watch->version[first];
     }
 }
 
-// -------------------------------------------------------------------------------------- fences, and atomics behind them
+// -------------------------------------------------------------------------------------- fences, and atomics after them
 
 static void note(Fences& fences, uint32_t time) { fences.at[fences.count++ % 8] = time; }
 
-// The last fence that is known to those who know of everything before `known`; 0: none.
+// The latest fence of a thread that is visible to those who see everything that it did before `known`; 0: none.
 uint32_t last_fence(const Fences& fences, uint32_t known) {
     uint32_t last = 0;
     for (uint32_t i = 0; i < fences.count && i < 8; i++)
         if (fences.at[i] <= known && fences.at[i] > last) last = fences.at[i];
-    return !last && fences.count > 8 ? known : last;  // older ones are forgotten: there was one
+    return !last && fences.count > 8 ? known : last;  // there was one among those forgotten
 }
 
 static Sync* sync_at(Watch* watch, uint64_t offset) {
@@ -69,7 +69,7 @@ static Sync* sync_at(Watch* watch, uint64_t offset) {
     return 0;
 }
 
-// The blocks that take part in this atomic see what lies before the fences that this thread knows of.
+// Blocks that use the same atomic later see everything before the fences that this thread knows of.
 static void publish_to_blocks(Watch* watch, Worker* w, Sync* s) {
     uint32_t me = w->current->linear, block = w->block_number + 1;
     if (!s->count || s->released[s->count - 1].block != block) {
@@ -78,8 +78,8 @@ static void publish_to_blocks(Watch* watch, Worker* w, Sync* s) {
             s->released = (Released*)resize(s->released, room * sizeof(Released));
             s->room = room;
         }
-        watch->accounts += w->thread_count;
-        bool kept = watch->accounts < MOST_ACCOUNTS;
+        watch->released_times += w->thread_count;
+        bool kept = watch->released_times < MAX_RELEASED_TIMES;
         s->released[s->count++] = Released{block, kept ? (uint32_t*)allocate(w->thread_count * sizeof(uint32_t)) : 0};
     }
     uint32_t* until = s->released[s->count - 1].until;
@@ -113,7 +113,7 @@ void synchronise(Watch* watch, Worker* w, uint64_t offset, bool shared, int writ
         memset(s->here, 0, sizeof(Clock));
         s->block = block;
     }
-    if (!write || (flags & ATOMIC)) teach(watch, w, me, *s->here);
+    if (!write || (flags & ATOMIC)) acquire(watch, w, me, *s->here);
     if (write && watch->has_fenced[me]) publish(watch, w, me, *s->here);
 }
 
@@ -154,14 +154,14 @@ void watch_release(Worker* w, void* address) {
 void watch_phase_over(Worker* w, void* address) {
     Watch* watch = w->watch;
     MbarrierClock* m = &watch->mbarriers[mbarrier_at(watch, address)];
-    learn(m->over, m->arriving, w->thread_count);
+    merge(m->over, m->arriving, w->thread_count);
     memset(&m->arriving, 0, sizeof m->arriving);
 }
 
 void watch_acquire(Worker* w, void* address) {
     Watch* watch = w->watch;
     watch->met_by[w->current->linear] = MBARRIER;
-    teach(watch, w, w->current->linear, watch->mbarriers[mbarrier_at(watch, address)].over);
+    acquire(watch, w, w->current->linear, watch->mbarriers[mbarrier_at(watch, address)].over);
 }
 
 }  // namespace emu

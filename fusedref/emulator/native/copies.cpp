@@ -1,7 +1,7 @@
 // Asynchronous copies: cp.async, bulk copies both ways, and the mbarriers that bulk loads report to.
 //
 // A copy lands only when a thread waits for it, as late as a card may finish it: an access before the wait finds old data.
-// A bulk store reads its shared memory as late, so that a buffer that is filled again too early shows.
+// A bulk store reads its shared memory as late, so that refilling a buffer too early is visible.
 #include "runtime.h"
 
 #include <string.h>
@@ -25,7 +25,7 @@ static void issue(
     if ((uintptr_t)from % alignment) fail(MISALIGNED, (uint64_t)from, alignment, 0, pc, 0);
     if (kind != CP_ASYNC && bytes % 16) fail(MISUSE, 0, 0, 0, pc, "a bulk copy's length is not a multiple of 16 bytes");
     if (!bytes) return;
-    // A warp's cp.async is a request for global memory; a bulk copy is none, and neither stores by the lanes.
+    // A warp's cp.async counts as a request to global memory, a bulk copy does not. Neither counts as stores of lanes.
     const int engine = kind == CP_ASYNC ? 0 : PROXY;
     if (source_bytes) slow_access((uintptr_t)from, source_bytes, 0, engine ? ASYNC | UNCOUNTED | PROXY : ASYNC, pc);
     slow_access((uintptr_t)to, bytes, 1, ASYNC | UNCOUNTED | engine, pc);
@@ -66,7 +66,7 @@ void copies_worker_end(Worker* w) {
     release(w->pending);
 }
 
-// Stores that no thread waited for are complete when the kernel ends; no thread is left to see the loads.
+// Stores that no thread waited for are complete when the kernel ends. Loads are dropped: no thread is left to read them.
 void copies_block_end(Worker* w) {
     for (uint32_t i = 0; i < w->pending_room; i++)
         if (w->pending[i].bytes && w->pending[i].kind == BULK_STORE) land(w, &w->pending[i]);
@@ -86,7 +86,7 @@ static Phases* opened(void* address, void* pc, int flags = 0) {
     if ((uintptr_t)address % 8) fail(MISALIGNED, (uint64_t)address, 8, 1, pc, 0);
     slow_access((uintptr_t)address, 8, 0, ATOMIC | UNCOUNTED | flags, pc);
     Phases* b = (Phases*)address;
-    if (b->never || !b->expected) fail(MISUSE, 0, 0, 0, pc, "an mbarrier is used that mbarrier_init has not prepared");
+    if (b->never || !b->expected) fail(MISUSE, 0, 0, 0, pc, "an mbarrier is used before its mbarrier_init()");
     return b;
 }
 
@@ -130,7 +130,7 @@ void emu_bulk_load(void* to, const void* from, uint32_t bytes, void* barrier) {
     void* pc = __builtin_return_address(0);
     issue(BULK_LOAD, to, from, bytes, bytes, opened(barrier, pc, PROXY), pc);
     self->current->changed = true;
-    emu_yield();  // those who wait go on at once: a thread that does not wait for them shows
+    emu_yield();  // waiting threads go on at once: a thread that does not wait for them is caught
 }
 void emu_bulk_store(void* to, const void* from, uint32_t bytes) {
     issue(BULK_STORE, to, from, bytes, bytes, 0, __builtin_return_address(0));

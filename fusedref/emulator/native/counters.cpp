@@ -1,5 +1,5 @@
-// Counting as a profiler does: the lanes of a warp run one after another here, so each records its accesses and basic
-// blocks, and when the warp meets the traces are run in step, as a card runs them.
+// Counts as a profiler does. The lanes of a warp run one after another here, so each records a trace of its accesses
+// and basic blocks. When the warp synchronises, the traces are replayed in step, as a card runs the lanes.
 #include "watch.h"
 
 namespace emu {
@@ -9,7 +9,7 @@ void grow(Watch* watch, Trace* t) {
     if ((watch->traced + room - t->room) * sizeof(Event) > memory_capacity() / 2)
         fail(
             NO_MEMORY, 0, 0, 0, 0,
-            "no memory left to note what the threads do: they run for too long without a barrier");
+            "no memory left to record what the threads do: they run for too long without a barrier");
     watch->traced += room - t->room;
     t->events = (Event*)resize(t->events, room * sizeof(Event));
     t->room = room;
@@ -90,7 +90,7 @@ static void step(Watch* watch, Trace* traces, uint32_t mask) {
     if (first->bytes && first->bytes <= 16) count_request(watch, first->pc, lanes, mask);
 }
 
-// Lanes that a branch has separated run on their own, those furthest behind first: they reconverge where their paths join.
+// Lanes that a branch has separated run separately, those furthest behind first: they reconverge where their paths join.
 static void run_diverged(Watch* watch, Trace* traces, uint32_t count) {
     ReconvergenceOrder& order = watch->order;
     for (uint32_t l = 0; l < count; l++)

@@ -6,7 +6,7 @@
 
 namespace emu {
 
-static Variable* variable_at(Module* m, uintptr_t address) {  // or in the gap behind it
+static Variable* variable_at(Module* m, uintptr_t address) {  // or in the gap after it
     for (Variable* v = m->variables; v; v = v->next)
         if (address - (uintptr_t)v->address < v->size + v->size % 64 + 256) return v;
     return 0;
@@ -22,7 +22,7 @@ __attribute__((noinline)) void slow_access(uintptr_t address, uint64_t bytes, in
         if ((flags & ALIGNED) && offset % bytes) fail(MISALIGNED, address, bytes, write, pc, 0);
         uint64_t outside = first_outside(offset, bytes);
         if (outside != offset + bytes) {
-            if (bytes > 16) address = arena_base + outside;  // of a bulk copy: where it leaves the allocation
+            if (bytes > 16) address = arena_base + outside;  // a bulk copy: where it leaves the allocation
             fail(OUT_OF_BOUNDS, address, bytes, write, pc, 0);
         }
     } else {
@@ -62,8 +62,8 @@ static inline __attribute__((always_inline)) void access(void* p, void* pc) {
     slow_access((uintptr_t)p, N, WRITE, ALIGNED, pc);
 }
 
-// A range is how the compiler copies a struct whose size is not a power of two: the card moves it in 4-byte pieces or
-// smaller ones.
+// The compiler copies a struct as a range if its size is not a power of two. The card moves it in pieces of 4 bytes or
+// less.
 static void range(const void* p, size_t bytes, int write, void* pc) {
     uintptr_t a = (uintptr_t)p;
     size_t piece = a % 4 == 0 && bytes % 4 == 0 ? 4 : 1;

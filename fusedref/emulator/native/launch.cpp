@@ -1,7 +1,8 @@
 // Launches: a worker thread per processor runs blocks, while the thread that launched waits and looks for interrupts.
 //
-// One call from Python does it all, from the start to the last worker's end. An interrupt cannot come between: Python's
-// signal handlers run inside the wait only, and whatever they raise leaves the call when nothing of the launch is left.
+// One call from Python covers a launch from its start to the last worker's end. Python's signal handlers run only
+// inside the wait, and an exception that they raise propagates only after the launch has ended: an interrupt leaves
+// nothing behind.
 #include "runtime.h"
 
 #include <errno.h>
@@ -11,11 +12,11 @@
 
 namespace emu {
 
-static const uint32_t POLL = 50;  // milliseconds between two looks at Python's signals
+static const uint32_t POLL = 50;  // milliseconds between two checks for Python's signals
 static const uint64_t SIGNAL_STACK = 64 << 10;
 
 static struct {
-    void* (*save_thread)(void);  // releases Python's global lock
+    void* (*save_thread)(void);  // releases the GIL
     void (*restore_thread)(void*);
     int (*check_signals)(void);
 } python;
@@ -51,7 +52,7 @@ static void prepare(Worker* w) {
     set_shared_memory(w, true);
 }
 
-static void note_failure(Launch* launch, const Error& failure) {  // the first counts
+static void note_failure(Launch* launch, const Error& failure) {  // only the first is reported
     pthread_mutex_lock(&launch->lock);
     if (!launch->error.kind) launch->error = failure;
     pthread_mutex_unlock(&launch->lock);
@@ -149,7 +150,7 @@ static bool ended(Launch* launch, uint32_t milliseconds) {
 }
 
 struct Waiter {   // the thread that launched
-    void* state;  // its Python state while it does not hold the global lock
+    void* state;  // its Python state while it does not hold the GIL
     bool ends_at_ctrl_c;
     uint32_t ctrl_c, forks;
 
@@ -160,14 +161,14 @@ struct Waiter {   // the thread that launched
         state = python.save_thread();
         return raised || stop;
     }
-    bool forked() const { return forks != emu::forks; }  // this is a child process: no worker came along
+    bool forked() const { return forks != emu::forks; }  // this is a child process: it has none of the workers
 };
 
 static void stop(Launch* launch) {
     launch->interrupted = true;
     launch->cancel = 1;
     uint32_t milliseconds = 1;
-    do {  // again and again: a signal may find a worker where it cannot leave
+    do {  // repeat: a signal may reach a worker where it cannot leave
         for (uint32_t i = 0; i < launch->worker_count; i++)
             if (launch->workers[i]->started) pthread_kill(launch->workers[i]->handle, SIGURG);
         if (milliseconds < 16) milliseconds *= 2;

@@ -1,6 +1,6 @@
-// Device memory: one reserved range of addresses, the arena. Its first part is the workers' shared memory, then come
+// Device memory: one reserved range of addresses, the arena. It begins with the workers' shared memory, then come
 // addresses that stand for the modules' variables, then the allocations. A shadow byte for each 8 bytes says how many of
-// them, from the first on, are allocated, so that a hook checks an access to the byte with one subtraction and one load.
+// them, from the first on, are allocated: a hook checks an access exactly with one subtraction and one load.
 #include "runtime.h"
 
 #include <stdlib.h>
@@ -158,7 +158,7 @@ static void put_in_quarantine(uint64_t offset, uint64_t bytes) {
 }
 
 uint64_t allocate_device(uint64_t bytes, uint64_t owner) {
-    // As much free room behind an allocation as it is long: an index that is wrong by a stride lands in the gap.
+    // The gap after an allocation is as long as the allocation: an index that is wrong by a stride lands in it.
     const uint64_t pages = (bytes + 4095) / 4096 * 4096, most = 1u << 30;
     const uint64_t span = pages + (pages < most ? pages : most) + 65536;
     uint64_t offset;
@@ -182,7 +182,7 @@ uint64_t allocate_device(uint64_t bytes, uint64_t owner) {
         used += bytes;
         set_shadow(offset, bytes, true);
     }
-    memset((void*)(arena_base + offset), 0xFF, bytes);  // NaN, and an index that is far off every array
+    memset((void*)(arena_base + offset), 0xFF, bytes);  // NaN as a float; as an index far outside any array
     return arena_base + offset;
 }
 

@@ -1,4 +1,4 @@
-// Loaded kernels: where a module's image lies, and the places of its shared memory and variables.
+// Loaded modules: the addresses of their images, shared memory and variables.
 #include "runtime.h"
 
 #include <dlfcn.h>
@@ -43,7 +43,7 @@ bool find_image(uintptr_t, uintptr_t* begin, uintptr_t* end) {
 
 static uint64_t round_up(uint64_t bytes, uint64_t to) { return (bytes + to - 1) / to * to; }
 
-// Each variable has a gap behind it that is as long as the variable, 1 KiB at least.
+// After each variable comes a gap as long as the variable, at least 1 KiB.
 static bool place_shared(Module* m) {
     uint64_t offset = DYNAMIC_ROOM;
     uint32_t index = 0;

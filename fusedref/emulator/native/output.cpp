@@ -10,7 +10,7 @@
 
 namespace emu {
 
-static const uint32_t MOST = 4096;  // bytes that one printf writes
+static const uint32_t MOST = 4096;  // bytes of one printf
 
 static void copy_in(Output* o, const void* from, uint32_t bytes) {
     uint64_t at = o->end % OUTPUT_BYTES, first = OUTPUT_BYTES - at < bytes ? OUTPUT_BYTES - at : bytes;
@@ -55,7 +55,7 @@ void hand_over_output(Output* from, Outcome* to) {
     free(from->ring);
 }
 
-// What is wrong with a call of printf, or 0: a string that the kernel may not read, or %n.
+// Returns what is wrong with a call of printf (a string that the kernel must not read, or %n), or 0.
 static const char* wrong(const char* format, va_list list) {
     if (!readable_text(format, MOST)) return "printf's format is not a string that the kernel can read";
     for (const char* p = format; *p; p++) {

@@ -1,12 +1,12 @@
 // wgmma: a warp starts a product, commits it to a group and waits for groups. The product is computed when the warp waits
-// for it, from the operands that its lanes gave; its accumulators keep what they held before until then.
+// for it, from the operands that its lanes gave. Until then its accumulators keep their old values.
 #include "runtime.h"
 
 #include <string.h>
 
 namespace emu {
 
-struct Offer {  // what a lane brings to a wgmma
+struct Offer {  // a lane's part of a wgmma
     void* operands;
     uint32_t bytes;
     Matrix matrix;

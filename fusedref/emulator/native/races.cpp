@@ -1,16 +1,16 @@
-// One access to memory, against the accesses before it: races, reads of unwritten memory, copies that nobody waited for.
+// Compares an access with those before it: races, reads of unwritten memory, copies that no thread has waited for.
 #include "watch.h"
 
 namespace emu {
 
-static const uint64_t MOST_READINGS = 1 << 24;  // so that memory stays within bounds
+static const uint64_t MAX_READINGS = 1 << 24;  // limits the memory
 
 static bool ordered(Watch* watch, Worker* w, const Access& before, uint64_t offset) {
     Thread* now = w->current;
     if (before.block == w->block_number + 1)
         return before.actor == now->linear || watch->clocks[now->linear].of[before.actor] > before.time;
     for (uint32_t a = 0; a < watch->acquired_count; a++) {
-        // Atomics on one variable happen in one order, and this block has taken part in it.
+        // Atomics on one variable have a total order, and this block has taken part in it.
         if ((before.flags & ATOMIC) && (watch->acquired[a].sync->offset | 4) == (offset | 4)) return true;
         for (uint32_t i = 0; i < watch->acquired[a].count; i++) {
             Released* r = &watch->acquired[a].sync->released[i];
@@ -26,8 +26,7 @@ static void conflict(
     if (!before.block || !(before.bytes & mask)) return;
     if ((before.flags & ATOMIC) && (flags & ATOMIC)) return;
     bool elsewhere = before.block != w->block_number + 1;
-    if ((before.flags & (ATOMIC | VOLATILE))
-        && (flags & (ATOMIC | VOLATILE))) {  // a flag, where the writer knows fences
+    if ((before.flags & (ATOMIC | VOLATILE)) && (flags & (ATOMIC | VOLATILE))) {  // a flag, if the writer uses fences
         if (elsewhere || (write && watch->has_fenced[w->current->linear])) return;
         if (before_wrote && watch->has_fenced[before.thread]) return;
     }
@@ -42,24 +41,24 @@ static void conflict(
     r.other_thread = before.thread;
     r.other_write = before_wrote;
     if (write && before_wrote && !(flags & (ATOMIC | ASYNC)) && !(before.flags & (ATOMIC | ASYNC)) && bytes <= 16) {
-        if (watch->doubt.open) return;
-        watch->doubt.open = true;  // decided when the value has been written
-        watch->doubt.address = address;
-        watch->doubt.bytes = bytes;
-        memcpy(watch->doubt.before, (void*)address, bytes);
-        watch->doubt.report = r;
+        if (watch->possible_race.open) return;
+        watch->possible_race.open = true;  // decided once the value is written
+        watch->possible_race.address = address;
+        watch->possible_race.bytes = bytes;
+        memcpy(watch->possible_race.before, (void*)address, bytes);
+        watch->possible_race.report = r;
     } else {
         add_report(watch, r);
     }
 }
 
-// The copy engine and wgmma see what a thread wrote only behind its fence.
+// The copy engine and wgmma see a thread's writes only after its fence.
 static void check_proxy(
     Watch* watch, Worker* w, const Access& before, uint64_t word, uint64_t address, uint64_t bytes, int write,
     int flags, void* pc, uint8_t mask) {
     if (before.block != w->block_number + 1 || !(before.bytes & mask) || (before.flags & ASYNC)) return;
     uint32_t me = w->current->linear;
-    if (!ordered(watch, w, before, 4 * word)) return;  // that is a race as it is
+    if (!ordered(watch, w, before, 4 * word)) return;  // reported as a race anyway
     if (last_fence(watch->proxy_fences[before.thread], watch->clocks[me].of[before.thread]) > before.time) return;
     Report r = report_of(w, RACE, address, bytes, write, pc);
     r.advice = flags & ATOMIC ? INIT_FENCE : PROXY_FENCE;
@@ -82,7 +81,7 @@ static void keep_reader(Watch* watch, Worker* w, Cell* c, const Access& reader) 
         if (c->readers) {
             watch->free_row = row_of(watch, w, c)->time;
         } else {
-            if ((uint64_t)watch->reading_count * w->thread_count >= MOST_READINGS) return;
+            if ((uint64_t)watch->reading_count * w->thread_count >= MAX_READINGS) return;
             if (watch->reading_count == watch->reading_room) {
                 const uint32_t room = watch->reading_room ? 2 * watch->reading_room : 256;
                 uint64_t bytes = (uint64_t)room * w->thread_count * sizeof(Reading);
@@ -203,7 +202,7 @@ void watch_access(Worker* w, uint64_t offset, uint64_t bytes, int write, int fla
                         Access{now.block, read.time, (uint16_t)i, (uint16_t)i, read.bytes, read.flags, read.site},
                         false);
             }
-            if (mask == 15) drop_readers(watch, w, c);  // what comes after this write comes after them
+            if (mask == 15) drop_readers(watch, w, c);  // what is ordered after this write is ordered after them
         }
         if (atomic) {
             if (c->atomic[0].thread != now.thread || c->atomic[0].block != now.block) c->atomic[1] = c->atomic[0];
@@ -223,7 +222,7 @@ void watch_access(Worker* w, uint64_t offset, uint64_t bytes, int write, int fla
 
 // ------------------------------------------------------------------------------------- what asynchronous copies touch
 
-// A thread's bulk store or product reads its shared memory at this time and not before.
+// A thread's bulk store or product reads its shared memory at `time`, not before.
 static void read_late(Worker* w, const void* address, uint32_t bytes, uint32_t thread, uint32_t time) {
     Watch* watch = w->watch;
     uint64_t offset = (uintptr_t)address - arena_base;
@@ -240,7 +239,7 @@ void watch_copy_landed(Worker* w, Pending* p) {
     Watch* watch = w->watch;
     uint64_t offset = (uintptr_t)p->to - arena_base, from = (uintptr_t)p->from - arena_base;
     uint32_t actor = p->thread, time = watch->clocks[actor].of[actor];
-    if (p->barrier) {  // only those who wait for its mbarrier are synchronised with a bulk load
+    if (p->barrier) {  // a bulk load is synchronised only with threads that wait for its mbarrier
         uint32_t i = mbarrier_at(watch, p->barrier);
         actor = THREADS + i;
         time = watch->mbarriers[i].landed++;

@@ -1,8 +1,8 @@
 // The order in which the parts of a warp run. A card lets lanes that a branch has separated reconverge as soon as their
 // paths join, whether they left a loop early, went on to its next round or took different branches. To do the same,
 // run those lanes first that are furthest behind in the code. The order of the code comes from a graph of all steps that
-// lanes took, in this warp or another: each loop is whole, what follows a loop comes after all of it, and the step back
-// to its head, for the next round, comes after all of it too.
+// lanes took, in this warp or another: a loop is contiguous; what follows it, and the step back to its head, come after
+// the whole loop.
 #pragma once
 #include "runtime.h"
 
@@ -30,7 +30,7 @@ struct ReconvergenceOrder {
         uint32_t after;             // its first constraint
         uint32_t next, next_after;  // of the search: what to visit next
         uint32_t position;          // in the order
-        uint32_t loop;              // the head of the loop that was collected last
+        uint32_t loop;              // the head of the last loop collected with this node
         uint32_t last;              // the last position in the loop that this node heads
         State state;
     };
@@ -39,7 +39,7 @@ struct ReconvergenceOrder {
         bool back;       // to the head of a loop that it is in
         uint64_t order;  // of the step among all
     };
-    struct Constraint {  // the end of a loop comes before what follows the loop
+    struct Constraint {  // orders the end of a loop before what follows the loop
         uint32_t to, next;
     };
     List<Node> nodes;
@@ -71,7 +71,7 @@ struct ReconvergenceOrder {
         return nodes[from].out = nodes[to].in = edges.count - 1;
     }
 
-    // Call it when all nodes and edges are there; `Edge::order` holds from then on.
+    // Sets `Edge::order`. Call it after all nodes and edges have been added.
     void find_order() {
         if (ordered == edges.count) return;
         constraints.count = 0;
@@ -147,7 +147,7 @@ private:
         path.add(n);
     }
 
-    // Collects the loop that begins at `head`, and makes its ends come before everything that the loop leaves for.
+    // Collects the nodes of the loop that begins at `head`, and orders its ends before everything that follows the loop.
     void close_loop(uint32_t head) {
         collect(head, head);
         for (uint32_t e = nodes[head].in; e != NONE; e = edges[e].next_in)

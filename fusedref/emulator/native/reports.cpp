@@ -1,4 +1,4 @@
-// What a watched launch has found, for Python.
+// The findings and counts of a watched launch, for Python.
 #include "watch.h"
 
 namespace emu {
@@ -43,10 +43,10 @@ void add_report(Watch* watch, const Report& report) {
     }
 }
 
-void resolve_doubt(Watch* watch) {
-    watch->doubt.open = false;
-    if (memcmp((void*)watch->doubt.address, watch->doubt.before, watch->doubt.bytes))
-        add_report(watch, watch->doubt.report);
+void decide_race(Watch* watch) {
+    watch->possible_race.open = false;
+    if (memcmp((void*)watch->possible_race.address, watch->possible_race.before, watch->possible_race.bytes))
+        add_report(watch, watch->possible_race.report);
 }
 
 }  // namespace emu

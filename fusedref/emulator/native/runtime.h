@@ -1,7 +1,7 @@
-// The structures of a running launch, and the functions that the runtime's parts offer one another.
+// The structures of a running launch, and the functions that the parts of the runtime share.
 //
-//   memory.cpp    device memory: addresses, allocations and the shadow that knows them to the byte
-//   modules.cpp   loaded kernels: where their image, shared memory and variables lie
+//   memory.cpp    device memory: addresses, allocations and their shadow, which is exact to the byte
+//   modules.cpp   loaded modules: the addresses of their images, shared memory and variables
 //   hooks.cpp     what the compiler inserts before every load, store and basic block of a kernel
 //   fibers.cpp    a stack for each thread of a block, and switching between them
 //   barriers.cpp  __syncthreads, named barriers and warp operations
@@ -46,7 +46,7 @@ struct Thread {
     Coroutine* coroutine;
     uint32_t index[3], linear;
     uint8_t state, yielded;
-    bool changed;  // since it last yielded it has done more than look and find nothing new
+    bool changed;  // since it last yielded, it has done more than poll in vain
     uint32_t spins, mask, barrier;
     void* payload;
     WarpAction action;
@@ -93,7 +93,7 @@ struct Worker {
     pthread_t handle;
     bool started;
     volatile bool finished;
-    volatile uint64_t seen, vain;  // how often its threads yielded in vain since `seen` of the launch's changes
+    volatile uint64_t seen, vain;  // how often its threads have polled in vain since the launch's `changes` was `seen`
     uint32_t index;
     uintptr_t shared;
     uint32_t block_index[3], thread_count, living;
@@ -123,7 +123,7 @@ struct Launch {
     uint64_t grid[3];
     uint32_t block[3];
     uint64_t dynamic_shared, seed, next_block;
-    uint64_t changes;  // counts whatever a spinning thread may wait for
+    uint64_t changes;  // counts everything that a polling thread may wait for
     uint64_t serial;   // owner of what its kernel allocates
     Watch* watch;
     volatile int cancel;  // stop: a thread has failed, or the launch was interrupted
@@ -156,7 +156,7 @@ struct Critical {
 [[noreturn]] void fail(int kind, uint64_t address, uint64_t bytes, int write, void* pc, const char* text);
 [[noreturn]] void escape();
 void check_cancelled();            // escapes from a launch that is cancelled
-void find_mathematics();           // where libm lies: a kernel may be left there too
+void find_mathematics();           // finds libm: a signal may leave a kernel there too
 void block_others(sigset_t* set);  // every signal except those that a worker handles
 void install_handlers();
 void remove_handlers();
@@ -200,7 +200,7 @@ void fibers_after_fork(bool child);
 // barriers.cpp
 void thread_left(Worker* w, Thread* t);
 void wait_until(int (*condition)(void*), void* argument, void* pc);
-bool converge(Worker* w, Warp* warp);  // answers __activemask() for some of the warp's lanes; false: none waits
+bool converge(Worker* w, Warp* warp);  // lets some of the lanes at __activemask() go on; false: there are none
 void deadlock(Worker* w);
 
 // output.cpp
@@ -224,7 +224,7 @@ void watch_meeting(Worker* w, uint32_t warp, uint32_t present);
 void watch_exit(Worker* w);
 void watch_fence(Worker* w, int scope);
 void watch_proxy_fence(Worker* w);
-void watch_release(Worker* w, void* mbarrier);  // an arrival: those who wait see what this thread did before
+void watch_release(Worker* w, void* mbarrier);  // an arrival: threads that wait see what this thread did before
 void watch_phase_over(Worker* w, void* mbarrier);
 void watch_acquire(Worker* w, void* mbarrier);  // a wait is over
 void watch_block_begin(Worker* w);

@@ -1,10 +1,10 @@
 // How a worker leaves a kernel that will not return: after a fault, after a misuse, and when Python is interrupted.
 //
 // It jumps from the kernel's stack to its own, so it must not hold a lock or be inside the allocator then. Three rules
-// make that sure. The runtime itself leaves at points of its own choice: hooks, barriers, printf. A signal that cancels
-// the launch makes the next hook such a point (`attention`) and leaves at once only where it finds the kernel's own code
-// or the mathematical library. A fault leaves wherever it happens, but `Critical` marks where the runtime holds a lock,
-// and makes sure that there is stack enough before it begins.
+// ensure that. The runtime itself leaves only at certain points: hooks, barriers, printf. A signal that cancels the
+// launch makes the next hook such a point (`attention`), and leaves at once only if it interrupts the kernel's own code
+// or the mathematical library. A fault leaves wherever it happens, but `Critical` marks where the runtime holds a lock, and
+// checks beforehand that enough stack is left.
 #include "runtime.h"
 
 #include <math.h>
@@ -30,7 +30,7 @@ void check_cancelled() {
     if (self->launch->cancel) escape();
 }
 
-// Uses almost no stack and calls nothing: the kernel's may be at its end.
+// Uses almost no stack and calls nothing: the kernel's stack may be full.
 void fail(int kind, uint64_t address, uint64_t bytes, int write, void* pc, const char* text) {
     Worker* w = self;
     Error* e = &w->failure;
@@ -109,7 +109,7 @@ static bool in_kernel(Worker* w, uintptr_t pc) {
     return !pc || (pc >= m->image_begin && pc < m->image_end) || (pc >= mathematics_begin && pc < mathematics_end);
 }
 
-// Whether a string ends within `most` bytes, all of which the kernel may read.
+// Whether the kernel may read all bytes of a string, up to `most` of them.
 bool readable_text(const char* text, uint64_t most) {
     Worker* w = self;
     uint64_t offset = (uintptr_t)text - arena_base;
@@ -184,7 +184,7 @@ static void install(int number, void (*handler)(int, siginfo_t*, void*), struct 
 static void remove(int number, void (*handler)(int, siginfo_t*, void*), const struct sigaction* before) {
     struct sigaction now;
     sigaction(number, 0, &now);
-    if (now.sa_sigaction == handler) sigaction(number, before, 0);  // else somebody has set another one since
+    if (now.sa_sigaction == handler) sigaction(number, before, 0);  // else it has been replaced since
 }
 
 void install_handlers() {

@@ -1,4 +1,4 @@
-// The beginning and end of what is watched: launches, blocks, barriers and warp operations.
+// The beginning and end of watched launches and blocks; barriers and warp operations.
 #include "watch.h"
 
 namespace emu {
@@ -53,13 +53,13 @@ void watch_barrier(Worker* w, uint32_t number) {
         Clock all = {};
         for (uint32_t t = 0; t < w->thread_count; t++) {
             all.of[t] = ++watch->clocks[t].of[t];
-            learn(all.of + THREADS, watch->clocks[t].of + THREADS, MBARRIERS);
+            merge(all.of + THREADS, watch->clocks[t].of + THREADS, MBARRIERS);
         }
-        watch->lessons++;
+        watch->last_version++;
         for (uint32_t t = 0; t < w->thread_count; t++) {
             memcpy(watch->clocks[t].of, all.of, sizeof(uint32_t) * w->thread_count);
             memcpy(watch->clocks[t].of + THREADS, all.of + THREADS, sizeof(uint32_t) * MBARRIERS);
-            watch->learned[t] = watch->lessons;
+            watch->version[t] = watch->last_version;
             watch->met_by[t] = SYNCTHREADS;
         }
         for (uint32_t v = 0; v < warps; v++) {
@@ -72,7 +72,7 @@ void watch_barrier(Worker* w, uint32_t number) {
     for (uint32_t i = 0; i < w->thread_count; i++) {
         Thread* t = &w->threads[i];
         if (t->state != BARRIER || t->barrier != number) continue;
-        teach(watch, w, i, arriving);
+        acquire(watch, w, i, arriving);
         watch->met_by[i] = NAMED_BARRIER;
         watch->arrived[i / 32] &= ~(1u << i % 32);
     }
@@ -93,7 +93,7 @@ void watch_block_begin(Worker* w) {
     for (uint32_t t = 0; t < w->thread_count; t++) {
         memset(watch->clocks[t].of, 0, sizeof(uint32_t) * w->thread_count);
         memset(watch->clocks[t].of + THREADS, 0, sizeof(uint32_t) * MBARRIERS);
-        watch->learned[t] = 0;
+        watch->version[t] = 0;
         watch->traces[t].last = ReconvergenceOrder::BEGIN;
         watch->met_by[t] = SYNCTHREADS;
         watch->has_fenced[t] = false;
@@ -126,8 +126,8 @@ static void free_memory(Watch* watch) {
 
 void watch_worker_end(Worker* w) {
     Watch* watch = w->watch;
-    watch->doubt.open = false;
-    // Where the kernel left in the middle of what this file does, its traces may be half written; nobody reads them.
+    watch->possible_race.open = false;
+    // If the kernel was left in the middle of a recording, its traces may be half written: do not read them.
     const uint32_t failure = w->failure.kind;
     if (!w->launch->interrupted && failure != STACK_OVERFLOW && failure != NO_MEMORY)
         for (uint32_t v = 0; v < (w->thread_count + 31) / 32; v++) flush_warp(w, v);

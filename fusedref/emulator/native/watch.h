@@ -3,8 +3,8 @@
 //
 //   written.cpp   which bytes of memory something has written
 //   reports.cpp   findings, for Python
-//   clocks.cpp    what happened before what: barriers, warps, fences, atomics, mbarriers
-//   races.cpp     one access, against the accesses before it
+//   clocks.cpp    the happens-before order: barriers, warps, fences, atomics, mbarriers
+//   races.cpp     compares an access with those before it
 //   counters.cpp  a warp's requests
 //   watch.cpp     the beginning and end of blocks and launches, and barriers
 //
@@ -27,13 +27,13 @@ struct Access {      // who touched a word, and when
     uint16_t site;
 };
 
-struct Cell {  // of 4 bytes of memory, in one launch
+struct Cell {  // the accesses to 4 bytes of memory in one launch
     uint32_t launch;
     uint16_t copying, leaving;  // thread + 1 whose asynchronous copy is in flight to here; copies that still read here
     Access writer, reader[2];   // the last writer, the last two readers
     Access atomic[2];           // since then: the last atomic, and the last before it of another thread
     Access reader_elsewhere;    // of global memory: the last reader of another block than reader[0]'s
-    uint32_t readers;           // of shared memory: where the block's further readers are, + 1
+    uint32_t readers;           // of shared memory: the row of the block's other readers, + 1
 };
 
 struct Reading {  // one thread's last read of a word that several read
@@ -48,18 +48,18 @@ struct Event {  // an access; bytes 0: the beginning of a basic block
 };
 static const uint32_t WRITE = 1 << 8;  // of Event::flags, beside the flags of an access
 
-struct Trace {  // what a lane did since its warp was together last
+struct Trace {  // what a lane has done since its warp last synchronised
     Event* events;
     uint32_t count, room, at, last;  // last: its node in the reconvergence order
 };
 
-// Vector clocks: up to which time of each actor something is synchronised with it. An actor is a thread of the block, or
-// an mbarrier for the bulk loads that report to it. Those who know of time t + 1 see what the actor did at time t.
+// A vector clock: for each actor, the time up to which its actions are visible. An actor is a thread of the block, or an
+// mbarrier for the bulk loads that report to it. Whoever has reached time t + 1 sees what the actor did at time t.
 struct Clock { uint32_t of[THREADS + MBARRIERS]; };
 
-struct Released {  // what a block has published: of each of its threads, everything before this time
+struct Released {  // what a block has published: for each of its threads, everything before a time
     uint32_t block;
-    uint32_t* until;  // 0: everything, where too many have published to keep account
+    uint32_t* until;  // 0: everything, because there are too many to store
 };
 
 struct Sync {  // an atomic or volatile variable, and what has been published through it
@@ -77,10 +77,10 @@ struct Fences {  // times of a thread's latest fences: everything that it did be
 struct MbarrierClock {
     uintptr_t address;
     uint32_t landed;       // bulk loads, so far
-    Clock arriving, over;  // what this phase's arrivals bring; what those learn who wait for a phase that is over
+    Clock arriving, over;  // published by this phase's arrivals; acquired by waiting for a completed phase
 };
 
-struct Doubt {  // a write after another thread's write: a race, unless it writes the same value
+struct PossibleRace {  // a write after another thread's write: a race, unless it writes the same value
     bool open;
     uint64_t address;
     uint32_t bytes;
@@ -105,15 +105,16 @@ struct Watch {
     uint64_t traced;  // events that the traces have room for
     ReconvergenceOrder order;
     Clock clocks[THREADS];
-    uint32_t learned[THREADS];  // lanes of a warp with the same number here know the same of other warps
-    uint32_t lessons;
-    uint8_t met_by[THREADS];  // an Advice: what the thread last synchronised by
+    uint32_t version[THREADS];  // of a clock: lanes of a warp with the same number have the same times of other warps
+    uint32_t last_version;
+    uint8_t met_by[THREADS];  // an Advice: the means by which the thread last synchronised
     Clock barriers_arriving[16];
     MbarrierClock mbarriers[MBARRIERS];
-    Clock fenced[THREADS];  // what a thread knew of at its last __threadfence
+    Clock fenced[THREADS];  // a thread's clock at its last __threadfence
     Fences device_fences[THREADS], proxy_fences[THREADS];
-    bool has_fenced[THREADS], fences, block_fences;  // a thread, of any scope; this block, of the device, of any scope
-    Reading* readings;  // of the words that Cell::readers leads to, a row of all threads each
+    bool has_fenced[THREADS];                        // at any scope
+    bool fences, block_fences;                       // in this block: at the scope of the device; at any scope
+    Reading* readings;                               // rows of one per thread, which Cell::readers refers to
     uint32_t reading_count, reading_room, free_row;  // a free row's first time is the next free one
     uint32_t arrived[32];
     void* barrier_pc;
@@ -123,13 +124,13 @@ struct Watch {
     uint16_t mixed_thread;
     uint32_t launch;
     Sync syncs[SYNCS];
-    uint64_t accounts;  // of a thread each, in everything that is released
+    uint64_t released_times;  // in everything that is released
     struct {
         Sync* sync;
         uint32_t count;
     } acquired[ACQUIRED];
     uint32_t acquired_count;
-    Doubt doubt;
+    PossibleRace possible_race;
 };
 
 extern Cell* cells;
@@ -144,14 +145,14 @@ bool bits_set(uint64_t offset, uint64_t bytes);
 Report report_of(Worker* w, uint32_t kind, uint64_t address, uint64_t bytes, int write, void* pc);
 void add_report(Watch* watch, const Report& report);
 void add_unwritten(Watch* watch, const Report& report);
-void resolve_doubt(Watch* watch);
+void decide_race(Watch* watch);
 inline void settle(Watch* watch) {
-    if (__builtin_expect(watch->doubt.open, 0)) resolve_doubt(watch);
+    if (__builtin_expect(watch->possible_race.open, 0)) decide_race(watch);
 }
 
 // clocks.cpp
-void learn(uint32_t* to, const uint32_t* from, uint32_t count);
-void teach(Watch* watch, Worker* w, uint32_t thread, const Clock& from);  // the thread learns of other warps
+void merge(uint32_t* to, const uint32_t* from, uint32_t count);
+void acquire(Watch* watch, Worker* w, uint32_t thread, const Clock& from);  // the thread sees what `from` sees
 void publish(Watch* watch, Worker* w, uint32_t thread, Clock& to);
 void join_lanes(Watch* watch, Worker* w, uint32_t warp, uint32_t present);
 uint32_t last_fence(const Fences& fences, uint32_t known);
@@ -159,7 +160,7 @@ void synchronise(Watch* watch, Worker* w, uint64_t offset, bool shared, int writ
 uint32_t mbarrier_at(Watch* watch, void* address);
 
 // counters.cpp
-void flush_warp(Worker* w, uint32_t warp);  // counts the requests of the lanes' traces, which end here
+void flush_warp(Worker* w, uint32_t warp);  // counts the requests of the lanes' traces and empties them
 
 inline uint16_t site_of(Watch* watch, void* pc) {
     uint64_t key = (uint64_t)pc;

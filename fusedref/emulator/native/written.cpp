@@ -1,4 +1,4 @@
-// Which bytes of memory something has written. This is noted from the beginning on, whether a launch is watched or not.
+// Which bytes of memory have been written. This is recorded from the start, whether a launch is watched or not.
 #include "watch.h"
 
 namespace emu {

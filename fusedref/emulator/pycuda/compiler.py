@@ -13,14 +13,14 @@ from .function import Function
 class SourceModule:
     """CUDA C, compiled and loaded. Takes the arguments of ``pycuda.compiler.SourceModule`` and raises its errors.
 
-    The library is unloaded when neither the module nor one of its functions is referred to.
+    The library is unloaded when nothing refers to the module or its functions any more.
 
     Args:
         source: the text. A first line ``#line 1 "name.cu"`` gives it the name that errors and findings use.
         nvcc: ignored.
-        options: nvcc's options; of these ``-D``, ``-U``, ``-I``, ``-arch`` and ``-fmad`` count.
+        options: nvcc's options; only ``-D``, ``-U``, ``-I``, ``-arch`` and ``-fmad`` have an effect.
         keep: keep the compiler's files and print where they are; errors then show the compiler's command line.
-        no_extern_c: whether the text says ``extern "C"`` itself.
+        no_extern_c: do not wrap the text in ``extern "C"``.
         arch: the architecture for ``__CUDA_ARCH__``, such as ``"sm_80"``.
         code: ignored.
         cache_dir: where to keep the compiled library, instead of the user's cache folder.
@@ -29,7 +29,7 @@ class SourceModule:
 
     Raises:
         CompileError: the text does not compile, or needs more shared memory than a block has; nvcc has no such option.
-        TypeError: the source is no text, or the options are no list of texts.
+        TypeError: the source is not a str, or the options are not a list of str.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class SourceModule:
                 )
 
     def get_function(self, name: str) -> Function:
-        """Return the kernel of that name, as the linker knows it.
+        """Return the kernel whose symbol in the library is ``name``.
 
         Raises:
             LogicError: there is none; a kernel that is not ``extern "C"`` has a mangled name.

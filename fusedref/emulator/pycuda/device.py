@@ -1,4 +1,4 @@
-"""The emulated device and its one context, and its clock: streams and events."""
+"""The emulated device, its one context, its streams and its events."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..limits import (
 
 
 class device_attribute(enum.IntEnum):
-    """Attributes of a device: those that have a meaning on the emulator."""
+    """The attributes of a device that have a meaning on the emulator."""
 
     MAX_THREADS_PER_BLOCK = 1
     MAX_BLOCK_DIM_X = 2
@@ -105,7 +105,7 @@ class Context:
 
     @staticmethod
     def synchronize() -> None:
-        """Wait for all launches: they are over."""
+        """Return at once: all launches are over."""
 
     @staticmethod
     def get_device() -> Device:
@@ -114,7 +114,7 @@ class Context:
 
 
 def init(flags: int = 0) -> None:
-    """Initialise the driver: there is nothing to do."""
+    """Do nothing: the emulator needs no initialisation."""
 
 
 def get_version() -> tuple[int, int, int]:
@@ -128,35 +128,35 @@ def get_driver_version() -> int:
 
 
 class Stream:
-    """A stream. Its work is done at once, which is an order that every stream allows."""
+    """A stream. Its work is done at once, which is a valid order for any stream."""
 
     def __init__(self, flags: int = 0):
         self.handle = 0
 
     def synchronize(self) -> None:
-        """Wait for the stream's work: it is done."""
+        """Return at once: the stream's work is done."""
 
     def is_done(self) -> bool:
         """Return True."""
         return True
 
     def wait_for_event(self, event: Event) -> None:
-        """Wait for the event: it has happened."""
+        """Return at once: the event has happened."""
 
 
 class Event:
-    """A moment. The time between two events is the emulator's: it tells nothing about a card."""
+    """A point in time. The time between two events is the emulator's and says nothing about a card."""
 
     def __init__(self, flags: int = 0):
         self._moment: float | None = None
 
     def record(self, stream: Stream | None = None) -> Event:
-        """Set the event to the present moment."""
+        """Set the event to the current time."""
         self._moment = time.perf_counter()
         return self
 
     def synchronize(self) -> Event:
-        """Wait for the event: it has happened."""
+        """Return at once: the event has happened."""
         return self
 
     def query(self) -> bool:

@@ -1,4 +1,4 @@
-"""Kernels as PyCUDA launches them: their arguments, their attributes, the checks of a launch."""
+"""Launch kernels with PyCUDA's interface: arguments, attributes and the checks of a launch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class function_attribute(enum.IntEnum):
 
 
 class ArgumentHandler:
-    """An array that is copied to the device for a launch, or back after it, or both."""
+    """An array argument that a launch copies: the base class of In, Out and InOut."""
 
     def __init__(self, ary: Array):
         self.array = ary
@@ -45,7 +45,7 @@ class ArgumentHandler:
         """Return device memory of the array's size.
 
         Raises:
-            TypeError: it is no array.
+            TypeError: it is not an array.
         """
         if self.dev_alloc is None:
             try:
@@ -85,7 +85,7 @@ class InOut(In, Out):
 
 @dataclass(frozen=True)
 class _Value:
-    """An argument as bytes. ``kind`` is struct's letter: ``P`` for a pointer, one that ends in ``s`` for bytes."""
+    """An argument as bytes. ``kind`` is its format in struct: ``P`` for a pointer, ``8s`` for 8 bytes."""
 
     kind: str
     data: bytes
@@ -215,7 +215,7 @@ class Function:
 
         Raises:
             ValueError: no block size, or an unknown keyword.
-            TypeError: an argument of a type that has no fixed size, such as a Python number; sizes that are no ints.
+            TypeError: an argument of a type that has no fixed size, such as a Python number; sizes that are not ints.
             OverflowError: a negative size of the grid or of shared memory.
             LogicError: a launch that a card would refuse; arguments that do not fit the parameters.
             MemoryAccessError: the kernel accessed memory that it may not access.
@@ -319,7 +319,7 @@ class Function:
 
 
 def _check_block(block: Any) -> None:
-    """Refuse a block that is no tuple of three ints, or that no card could run."""
+    """Raise TypeError unless ``block`` is a tuple of three ints, LogicError if no card could run it."""
     _check_ints("block", block, (3,), "a tuple of three ints")
     x, y, z = block
     too_large = any(not 1 <= size <= most for size, most in zip(block, MAX_BLOCK, strict=True))
@@ -328,7 +328,7 @@ def _check_block(block: Any) -> None:
 
 
 def _check_ints(name: str, sizes: Any, lengths: tuple[int, ...], wanted: str) -> None:
-    """Refuse what PyCUDA refuses: anything but a tuple of Python ints; NumPy integers are refused too."""
+    """Raise TypeError for anything but a tuple of Python ints: PyCUDA refuses NumPy's integers, too."""
     if not isinstance(sizes, tuple) or len(sizes) not in lengths or not all(isinstance(size, int) for size in sizes):
         given = sizes[0] if wanted == "an int" else sizes
         raise TypeError(f"{name} must be {wanted}, got {given!r}")

@@ -75,7 +75,7 @@ class GPUArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """Return the array as other libraries take it."""
+        """Return the array's description for other libraries."""
         return {
             "shape": self.shape,
             "strides": self.strides,
@@ -89,7 +89,7 @@ class GPUArray:
         """Copy ``ary`` here.
 
         Raises:
-            ValueError: its size or dtype is another.
+            ValueError: its size or dtype differs.
         """
         if ary.size != self.size:
             raise ValueError("ary and self must be the same size")
@@ -183,6 +183,7 @@ class GPUArray:
 
 def _operation(apply: Callable[[Any, Any], Any], swapped: bool = False) -> Callable[[GPUArray, Any], GPUArray]:
     def method(self: GPUArray, other: Any) -> GPUArray:
+        """Apply the operator to copies of both operands; return the result on the device."""
         other = other.get() if isinstance(other, GPUArray) else other
         mine = self.get()
         return to_gpu(np.asarray(apply(other, mine) if swapped else apply(mine, other)))

@@ -1,4 +1,4 @@
-"""Device memory: allocating it, copying to and from it, filling it."""
+"""Allocate, copy and fill device memory."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class DeviceAllocation:
     """Device memory of ``size`` bytes. ``int()`` gives its address; it is freed with the object, or by ``free()``.
 
     Raises:
-        MemoryError: there is not so much memory.
+        MemoryError: not that much memory is free.
     """
 
     def __init__(self, size: int):
-        address = ctypes.c_uint64()  # its finalizer comes first, so that an interrupt loses no memory
+        address = ctypes.c_uint64()  # the finalizer exists before the allocation: an interrupt cannot leak it
         self.size = size
         self._finalizer = weakref.finalize(self, _free, address)
         self._finalizer.atexit = False
@@ -47,7 +47,7 @@ class DeviceAllocation:
         """Free the memory.
 
         Raises:
-            LogicError: it is free already.
+            LogicError: it has been freed before.
         """
         if not self._finalizer.alive:
             raise LogicError("device_allocation::free failed: invalid resource handle")
@@ -69,7 +69,7 @@ def mem_alloc(size: int) -> DeviceAllocation:
 
     Raises:
         LogicError: ``size`` is not positive.
-        MemoryError: there is not so much memory.
+        MemoryError: not that much memory is free.
     """
     size = int(size)
     if size <= 0:
@@ -89,10 +89,10 @@ def mem_get_info() -> tuple[int, int]:
 
 
 def _contiguous(array: Any, writable: bool) -> Array:
-    """Return an array or buffer as an array whose memory can be copied whole.
+    """Return an array or buffer as an array whose memory is one block.
 
     Raises:
-        ValueError: it is not contiguous in either order, or read-only where it is written.
+        ValueError: it is contiguous in neither order, or read-only although ``writable`` is set.
     """
     if isinstance(array, np.generic):
         array = np.asarray(array)
@@ -110,7 +110,7 @@ def _checked_address(memory: SupportsInt, size: int, call: str) -> int:
     """Return the address of ``memory``.
 
     Raises:
-        LogicError: one of ``size`` bytes there is no device memory.
+        LogicError: not all of the ``size`` bytes there are device memory.
     """
     address = int(memory)
     if not (runtime.library().emu_valid(address, size) or in_loaded_variable(address, size)):

@@ -1,22 +1,22 @@
-"""Watch kernels: what is wrong with them, and what their memory accesses cost.
+"""Watch kernels: find their faults and count their memory accesses.
 
     with watch() as seen:
         kernel(x, y, np.int32(n), block=(256, 1, 1), grid=(4, 1))
     seen.findings           # a list of Finding
     seen.counters["kernel"]  # Counters, also by line
 
-Every launch of a module made with ``watch=True`` is watched, and every launch at all where ``FUSEDREF_WATCH=1`` is set;
-a finding is then raised as ``driver.FindingError``, unless a ``watch()`` around the launch collects it.
+``watch=True`` watches every launch of a module, and ``FUSEDREF_WATCH=1`` every launch of the process. A finding is then
+raised as ``driver.FindingError``, unless a ``watch()`` around the launch collects it.
 
 Watched launches run their blocks one after another, so the report is the same in every run.
 
-The watch does not see:
+A watch does not find:
 
-- arrays in a thread's local memory, nor accesses that the compiler resolves before the kernel runs: it does not check
-  the alignment of a vector at a constant index of a ``__constant__`` or ``__device__`` array;
-- of a word of global memory, more than two readers of one block and one reader of another: a race with a further one;
-- which thread of a block took part in an atomic: what other blocks published by it counts as known to the whole block;
-- what ``cp.async`` wrote and bulk copies or wgmma read without a fence between.
+- faults in arrays of a thread's local memory, or in accesses that the compiler resolves before the kernel runs, such as
+  a misaligned vector at a constant index of a ``__constant__`` or ``__device__`` array;
+- a race on a word of global memory with a third reader of one block, or a second one of another block;
+- a missing barrier between the threads of a block after an atomic by which another block passed data to one of them;
+- a missing fence between ``cp.async`` and a bulk copy or wgmma that reads what it wrote.
 
 With clang instead of g++ an access may be reported with a neighbouring line.
 """

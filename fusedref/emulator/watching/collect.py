@@ -1,4 +1,4 @@
-"""``watch()``: what it collects, and which device memory the watched kernels have to write."""
+"""``watch()``, its results, and the device memory that watched kernels have to write."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .render import as_html, as_text
 
 @dataclass(repr=False, eq=False)
 class WatchResult:
-    """What a ``watch()`` saw. ``findings`` are in order of time; ``counters`` are by the kernel's name."""
+    """What a ``watch()`` saw. ``findings`` are in the order of the launches; ``counters`` are by kernel name."""
 
     findings: list[Finding] = field(default_factory=list)
     counters: dict[str, KernelCounters] = field(default_factory=dict)
@@ -46,13 +46,13 @@ _thread = _Thread()
 
 @contextmanager
 def watch(seed: int = 0) -> Iterator[WatchResult]:
-    """Watch every launch of this thread in the block, and collect what is found instead of raising it.
+    """Watch every launch of this thread inside the block; collect findings instead of raising them.
 
     With a ``seed`` other than 0 the threads of each block run in a random order that the seed decides: a result that
     changes with it shows a bug.
 
     Raises:
-        ValueError: ``seed`` is negative or no int.
+        ValueError: ``seed`` is negative or not an int.
     """
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be a whole number, 0 or more, got {seed!r}")
@@ -63,7 +63,7 @@ def watch(seed: int = 0) -> Iterator[WatchResult]:
         for address in _expected.addresses(result):
             _check_written(address)
     finally:
-        _expected.forget(result)  # of a block that was left by an exception nothing more can be said
+        _expected.forget(result)  # after an exception, unwritten memory is no fault
         _thread.watches.remove(result)
 
 
@@ -102,7 +102,7 @@ class _Expected:
 
 
 class _ExpectedWrites:
-    """Allocation's address -> what was launched with it, for all threads: any of them may copy or free the memory."""
+    """The allocations to be written, by address, for all threads: any of them may copy or free the memory."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # a finalizer that frees memory may run while this thread holds it
@@ -146,10 +146,10 @@ def expect_nothing(address: int) -> None:
 
 
 def leaves_device(address: int) -> None:
-    """Check that the allocation that holds ``address`` was written: it is copied to the host, or freed.
+    """Check that the allocation that holds ``address`` was written, before it is copied to the host or freed.
 
     Raises:
-        FindingError: it was not, and no ``watch()`` waits for the finding.
+        FindingError: it was not, and no ``watch()`` collects the finding.
     """
     home = runtime.allocation(address) if _expected else None
     if home:

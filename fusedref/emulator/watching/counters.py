@@ -1,4 +1,4 @@
-"""What memory accesses cost: requests, sectors, bytes and bank conflicts, by kernel and by line."""
+"""Count memory accesses: requests, sectors, bytes and bank conflicts, by kernel and by line."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from dataclasses import dataclass, field
 
 from .. import abi
 
-SECTOR = 32  # bytes: what moves between memory and caches at a time
+SECTOR = 32  # bytes: the unit of transfer between memory and caches
 
 
 @dataclass
 class Counters:
-    """What the memory accesses of a kernel, or of one of its lines, came to.
+    """Totals of the memory accesses of a kernel, or of one of its lines.
 
     A request is one load or store of a warp; a sector is 32 bytes. ``bytes_moved`` is 32 times the sectors,
-    ``bytes_used`` what the lanes asked for in them. A bank conflict is one more turn that a request to shared memory
-    takes, because two lanes want different words of the same bank.
+    ``bytes_used`` what the lanes accessed in them. A bank conflict is an extra pass of a request to shared memory,
+    because two lanes access different words of the same bank.
 
-    ``cp.async`` is a global load: its requests and sectors count as such, and what it puts into shared memory is no
-    store of the warp. A bulk copy is no request of a warp at all: its bytes, global to shared or back, are
-    ``bulk_bytes``, and are part of the bytes moved and used. An mbarrier's operations are not counted.
+    ``cp.async`` counts as a global load; its writes to shared memory do not count as stores. A bulk copy is not a
+    request of a warp: its bytes, global to shared or back, are ``bulk_bytes``, and are part of the bytes moved and
+    used. Operations on an mbarrier are not counted.
     """
 
     global_load_requests: int = 0

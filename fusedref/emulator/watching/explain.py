@@ -1,4 +1,4 @@
-"""What the runtime reports of a launch, in sentences: which thread did what to which element, in which line."""
+"""Describe the runtime's reports in sentences: which thread did what to which element, in which line."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ SIGNALS = {
     10: "a bad address",
     11: "a bad address",
 }
-ADVICE = {  # by how the two threads of a race last synchronised with others
+ADVICE = {  # by the means that the two threads of a race last synchronised by
     abi.SYNCTHREADS: "there is no __syncthreads() between them",
     abi.NAMED_BARRIER: "there is no barrier between them that both come to",
     abi.MBARRIER: "there is no mbarrier between them at which the first arrives (itself, or a lane that it meets in a "
     "__syncwarp() before) and for which the second waits",
 }
-UNSEEN = {  # what the copy engine and the tensor cores need not see
+UNSEEN = {  # writes that the copy engine and the tensor cores may miss
     abi.PROXY_FENCE: (
         "a bulk copy or a product on",
         "that thread does not call fence_async_shared() between its store and "
-        "the barrier, so the copy engine and the tensor cores need not see what it wrote",
+        "the barrier, so the copy engine and the tensor cores may not see what it wrote",
     ),
     abi.INIT_FENCE: (
         "a bulk copy that reports to",
         "that thread does not call mbarrier_init_fence() after "
-        "mbarrier_init(), so the copy engine need not see the mbarrier",
+        "mbarrier_init(), so the copy engine may not see the mbarrier",
     ),
 }
 Index = tuple[int, int, int]
@@ -57,9 +57,9 @@ def error_for(launch: Launch, error: abi.Error) -> Error:
         return DeadlockError(f"kernel {name}{at}: block {block} waits for ever: {text}. A card would hang here.")
     if error.kind == abi.SPINNING:
         return DeadlockError(
-            f"kernel {name}{at}: {who} looks again and again for what no block that runs will write; {text}. A card "
-            "may run all blocks at the same time, the emulator runs no more than one a processor core, and one when it "
-            "watches."
+            f"kernel {name}{at}: {who} polls memory that no running block will write; {text}. A card may run all "
+            "blocks at the same time; the emulator runs at most one per processor core, and a watched launch one "
+            "after another."
         )
     if error.kind == abi.MISUSE:
         return LaunchError(f"kernel {name}{at}: {text}, in {who}")
@@ -79,7 +79,7 @@ def error_for(launch: Launch, error: abi.Error) -> Error:
 
 @dataclass(frozen=True)
 class Place:
-    """Where an address lies: in which variable, at which element of how many. ``live``: it is device memory."""
+    """Where an address lies: in which variable, at which element of how many. ``live``: the memory is allocated."""
 
     name: str | None = None
     element: int | None = None
@@ -101,8 +101,8 @@ def locate(launch: Launch, address: int) -> Place:
         best = max(before, key=lambda variable: variable.offset)
         return Place(best.name.decode(), (offset - best.offset) // best.element, best.size // best.element)
     for name, variable in image.variables.items():
-        behind = variable.address + variable.size + variable.size % 64 + 256  # the gap that emulator.h leaves
-        if variable.address <= address < behind:
+        end = variable.address + variable.size + variable.size % 64 + 256  # with the gap that emulator.h leaves
+        if variable.address <= address < end:
             return Place(name, (address - variable.address) // variable.element, variable.size // variable.element)
     nearest, distance = Place(), NEAR
     for pointer in launch.pointers():
@@ -131,9 +131,9 @@ def access_finding(launch: Launch, error: abi.Error) -> Finding:
         what = f"{error.bytes} bytes at once at {name}[{found.element}]" if name else f"{error.bytes} bytes at once"
         what += f", an address that is not a multiple of {error.bytes}"
     elif name is None:
-        what = f"address 0x{error.address:x}, which is no memory of the device"
+        what = f"address 0x{error.address:x}, which is not device memory"
     elif not found.live:
-        what = f"{name}[{found.element}], but {name} is no live memory of the device (null, freed, or the host's)"
+        what = f"{name}[{found.element}], but {name} is not live device memory (null, freed, or the host's)"
     else:
         what = f"{name}[{found.element}], but {name} has {found.count} elements"
     file, line = place or (None, None)
@@ -196,7 +196,7 @@ def finding_for(launch: Launch, report: abi.Report) -> Finding | None:
     did = "wrote" if report.other_write else "read"
     if report.kind == abi.DIVERGENT_BARRIER:
         if report.other_pc and (found.source, found.line) == (found.other_source, found.other_line):
-            return None  # one barrier in the source, which the compiler made two
+            return None  # one barrier in the source, which the compiler duplicated
         reason = (
             f"thread {found.other} waits at another one {found.there}"
             if report.other_pc
@@ -233,8 +233,8 @@ def finding_for(launch: Launch, report: abi.Report) -> Finding | None:
         )
     elif report.thread // 32 == report.other_thread // 32:
         reason = (
-            f"thread {found.other} of the same warp {did} {found.there}: nothing makes the lanes of a warp keep step "
-            "but __syncwarp() or __syncthreads()"
+            f"thread {found.other} of the same warp {did} {found.there}: only __syncwarp() or __syncthreads() "
+            "keeps the lanes of a warp in step"
         )
     else:
         reason = f"thread {found.other} of the same block {did} {found.there}: {ADVICE[report.advice]}"

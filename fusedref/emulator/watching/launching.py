@@ -1,4 +1,4 @@
-"""One launch, watched or not."""
+"""Run one launch, watched or not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def run(launch: Launch, workers: int, module_is_watched: bool = False) -> None:
     """Run the kernel, watched if a ``watch()``, its module or ``FUSEDREF_WATCH`` says so.
 
     Raises:
-        FindingError: it is watched without a ``watch()`` around it, and something is found.
+        FindingError: it is watched, something is found, and no ``watch()`` collects it.
         MemoryAccessError, LaunchError, LogicError, MemoryError: the kernel failed.
     """
     watch = current_watch()
@@ -48,7 +48,7 @@ def _run(launch: Launch, workers: int, seed: int = 0, watch: runtime.Watch | Non
 
 
 def _note_writes(launch: Launch) -> None:
-    """Note that a launch that was not watched may have written whatever its pointers lead to."""
+    """Mark all memory that an unwatched launch may have written through its pointers as written."""
     if any(parameter.opaque for parameter in launch.kernel.parameters):  # pointers to pointers: anything
         for home in runtime.live():
             written(*home)
@@ -60,12 +60,12 @@ def _note_writes(launch: Launch) -> None:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the runtime recorded of a watched launch."""
+    """The runtime's record of a watched launch."""
 
     error: abi.Error | None
     reports: list[abi.Report]
     sites: list[abi.Site]
-    samples: list[int]  # 32 addresses for each site, one a lane
+    samples: list[int]  # 32 addresses for each site, one per lane
     masks: list[int]  # for each site, the lanes that took part
     barriers: int
 
@@ -86,7 +86,7 @@ def _record(launch: Launch, seed: int) -> _Seen:
 
 
 def _launch_watched(launch: Launch, watch: WatchResult | None) -> None:
-    """Run the kernel and deliver what was seen."""
+    """Run the kernel and deliver the findings."""
     name = launch.kernel.name
     for pointer in launch.pointers():
         home = runtime.allocation(pointer.address)

@@ -1,4 +1,4 @@
-"""What a watch saw: tables for a terminal; for Jupyter, the source with counts, sectors and banks beside it."""
+"""Render what a watch saw: tables for a terminal; for Jupyter, the source with counts, sectors and banks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CELL = "padding:0 6px;text-align:right;border:none"
 
 def as_text(findings: Sequence[Finding], counters_of: Mapping[str, KernelCounters]) -> str:
     """Return findings and counters as tables for a terminal."""
-    from rich.console import Console  # here: few processes print a table, and importing rich takes a while
+    from rich.console import Console  # imported here: few processes print a table, and rich is slow to import
     from rich.table import Table
 
     console = Console(width=140, force_terminal=False)
@@ -111,7 +111,7 @@ def _source(findings: Sequence[Finding], counters: KernelCounters, source: str, 
 def _request(sample: Sample) -> str:
     """Return one request as a strip: the sectors of global memory that it accessed, or the banks of shared memory."""
     what = "stores" if sample.write else "loads"
-    title = f"line {sample.line}: the first warp's {what}, {sample.width} bytes a lane"
+    title = f"line {sample.line}: the first warp's {what}, {sample.width} bytes per lane"
     if sample.space == abi.SHARED:
         depth: dict[int, set[int]] = {}
         for offset in sample.offsets.values():
