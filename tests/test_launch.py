@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from fusedref import validate
 from fusedref.cuda.compile import source_module
 from fusedref.cuda.launch import Out, launch
+from fusedref.problem import SMALL_73
+from kernels import ladder
 
 SOURCE = """
 extern "C" __global__ void add(const float* x, const float* or_null, float number, long long offset, float* y, int size)
@@ -18,6 +21,12 @@ extern "C" __global__ void half_of(const float* x, float* y, int size)
 {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < size / 2) y[i] = x[i];
+}
+
+extern "C" __global__ void half_in_place(const float* x, int size)
+{
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < size / 2) const_cast<float*>(x)[i] = 7.0f;
 }
 
 extern "C" __global__ void reversed(const int* x, int* y)
@@ -74,6 +83,26 @@ def test_unwritten_output_is_nan(device, module):
     launch(module.get_function("half_of"), x, Out(y), np.int32(10), grid=(1, 1, 1), block=(32, 1, 1))
     assert (y[:5] == 1).all()
     assert y[5:].isnan().all()
+
+
+def test_a_change_without_permission_shows(device, module):
+    x = torch.arange(10.0, device=device)
+    launch(module.get_function("half_in_place"), x, np.int32(10), grid=(1, 1, 1), block=(32, 1, 1))
+    assert x.tolist() == [7, 7, 7, 7, 7, 5, 6, 7, 8, 9]
+
+
+def test_an_input_that_is_an_output_too(device, module):
+    x = torch.arange(10.0, device=device)
+    numbers = np.float32(0.5), np.int64(0)
+    launch(module.get_function("add"), x, None, *numbers, Out(x), np.int32(10), grid=(1, 1, 1), block=(32, 1, 1))
+    assert torch.equal(x, torch.arange(10.0, device=device) + 0.5)
+
+
+def test_a_rung_that_changes_its_input_is_refused(device, plant):
+    plant("04_fused.cu", "    return (normalised", "    const_cast<float*>(weight)[0] = 0.0f;\n    return (normalised")
+    report = validate(ladder.fused, SMALL_73, device=device)
+    assert not report.ok
+    assert "changes its input weight" in str(report)
 
 
 @pytest.mark.parametrize(

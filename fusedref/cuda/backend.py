@@ -132,7 +132,8 @@ class Emulator:
         """Launch ``kernels`` one after the other on ``tensors``, which are on the CPU, and ``numbers``.
 
         The tensors are copied into the emulator's memory; those that are only written start as NaN there. Those that a
-        kernel writes are copied back.
+        kernel is declared to write are copied back, and so are those that it changes all the same: the caller must see
+        such a change, as on a GPU.
         """
         from fusedref.emulator import driver
 
@@ -152,7 +153,8 @@ class Emulator:
                 driver.memcpy_htod(values[place], _bytes(tensor))
         for kernel in kernels:
             kernel.start([*values, *numbers], None)
-        for place in sorted(written):
+        changed = {place for place in read - written if values[place] and _differs(values[place], tensors[place])}
+        for place in sorted(written | changed):
             tensor = tensors[place]
             if tensor is not None and tensor.numel():
                 driver.memcpy_dtoh(_bytes(tensor), values[place])
@@ -230,6 +232,11 @@ def _null_address(tensor: Tensor) -> int:
 
 def _index(index: int | None) -> int:
     return torch.cuda.current_device() if index is None else index
+
+
+def _differs(memory: Any, tensor: Tensor | None) -> bool:
+    """Return whether the emulator's ``memory`` holds other bytes than ``tensor``, whose size it has."""
+    return tensor is not None and memory.as_buffer(tensor.nbytes) != _bytes(tensor).data
 
 
 def _bytes(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
