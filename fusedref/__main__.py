@@ -6,6 +6,11 @@ import argparse
 import re
 from pathlib import Path
 
+from fusedref.commandline import expect_interrupts
+
+if __name__ == "__main__":
+    expect_interrupts("python -m fusedref")  # before torch, which takes seconds to import
+
 import torch
 from rich.console import Console
 

@@ -10,12 +10,13 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from rich.console import Console
-from rich.progress import Progress
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 PICTURES = (".png", ".svg", ".pdf")
 DONE, REFUSED, NOT_RUN, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
@@ -33,6 +34,23 @@ def help_texts(description: str, example: str, statuses: str) -> dict[str, Any]:
         "epilog": f"example:\n  {example}\n\n"
         + textwrap.fill(f"exit status: {statuses}, 2 not run (such as a wrong command), 130 interrupted", width),
     }
+
+
+def expect_interrupts(program: str) -> None:
+    """Let Ctrl-C end the process with one line and status 130, also while ``program`` imports its modules.
+
+    Call it before the imports; ``run`` does the same for what follows.
+    """
+    excepthook = sys.excepthook
+
+    def end(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        """End quietly after a KeyboardInterrupt, and as before after any other exception."""
+        if issubclass(kind, KeyboardInterrupt):
+            print(f"{program}: interrupted", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+        excepthook(kind, error, traceback)
+
+    sys.excepthook = end
 
 
 def run(program: str, main: Callable[[], int]) -> NoReturn:
@@ -65,6 +83,8 @@ def output_file(text: str) -> Path:
     """
     path = Path(text)
     try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()  # raises OSError for a loop of symbolic links
         if path.exists() and not path.is_file():
             raise argparse.ArgumentTypeError(f"{text!r} is not a file: name a file to write")
         if path.exists() and not os.access(path, os.W_OK):
@@ -73,9 +93,8 @@ def output_file(text: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links, before Python 3.13
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be written: {reason}") from None
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written: {error.strerror}") from None
     return path
 
 
@@ -105,4 +124,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 def progress_bar() -> Progress:
     """Return a progress bar on stderr that shows only on a terminal and disappears at its end."""
+    from rich.console import Console  # imported here: a command that is interrupted early should have little to import
+    from rich.progress import Progress
+
     return Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())

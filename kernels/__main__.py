@@ -10,6 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fusedref.commandline import expect_interrupts
+
+if __name__ == "__main__":
+    expect_interrupts("python -m kernels")  # before torch, which takes seconds to import
+
 import torch
 from matplotlib.figure import Figure
 from rich import box

@@ -19,6 +19,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from fusedref.commandline import expect_interrupts
+
+if __name__ == "__main__":
+    expect_interrupts("python -m kernels.profile")  # before torch, which takes seconds to import
+
 import torch
 
 from fusedref import bench, cuda, fused_conv_bn_scale

@@ -45,6 +45,23 @@ def test_ctrl_c_in_a_process():
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "python -m fusedref: interrupted\n")
 
 
+@pytest.mark.parametrize("module", ["fusedref", "kernels", "kernels.profile"])
+def test_ctrl_c_while_torch_is_imported(module, tmp_path):
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
+    command, environment = [sys.executable, "-m", module], processes.environment(PYTHONPATH=tmp_path)
+    done = processes.run(command, env=environment, cwd=processes.ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", f"python -m {module}: interrupted\n")
+
+
+def test_an_error_while_torch_is_imported_shows_its_traceback(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('no torch')")
+    environment = processes.environment(PYTHONPATH=tmp_path)
+    done = processes.run([sys.executable, "-m", "fusedref"], env=environment, cwd=processes.ROOT)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback (most recent call last):\n")
+    assert done.stderr.endswith("ImportError: no torch\n")
+
+
 def test_a_closed_pipe_ends_without_a_traceback():
     program = "from fusedref import commandline; commandline.run('program', lambda: print('x' * 10**6) or 0)"
     pipe = f"import subprocess, sys; work = {program!r}\n" + CLOSED_PIPE
@@ -83,7 +100,7 @@ def test_a_file_to_write_may_be_new_or_there(tmp_path):
         ("folder", "is not a file: name a file to write"),
         ("pipe", "is not a file: name a file to write"),
         ("file/x.json", "cannot be written: File exists"),
-        ("loop", "cannot be written: "),
+        ("loop", "cannot be written: Too many levels of symbolic links"),
         ("n" * 300, "cannot be written: File name too long"),
     ],
 )
