@@ -1,0 +1,255 @@
+"""Training for any problem: convolutions, ours or the library's, and two passes of ours for each of y and dz.
+
+    z = conv2d(x, weight)        y = scale * (gamma * (z + bias - mean) / sqrt(var + eps) + beta)
+
+The bias is added to the mean instead of z, which saves a pass where the library convolves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fusedref.cuda.backend import backend_of
+from fusedref.cuda.kernel import Kernel
+from fusedref.ops.runner import PlanRunner, compiled_function, target_of
+from fusedref.plans import KernelVariant, Launch, plan_for
+from fusedref.plans.general_training import (
+    backward_launches,
+    forward_launches,
+    input_gradient_problem,
+    library_convolves,
+    slices_of,
+)
+from fusedref.problem import Problem
+
+Needs = tuple[bool, bool, bool, bool, bool]
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+convolution_backward = torch.ops.aten.convolution_backward
+
+# The values that the kernels choose their arguments from.
+FORWARD = (
+    *("z", "parts", "bias", "gamma", "beta", "running_mean", "running_var", "batches", "y", "mean", "var"),
+    *("momentum", "scaling_factor", "eps", "batch", "channels", "plane"),
+)
+BACKWARD = (
+    *("dy", "z", "bias", "gamma", "mean", "var", "parts", "dz", "dbias", "dgamma", "dbeta"),
+    *("scaling_factor", "eps", "batch", "channels", "plane"),
+)
+
+
+class RunningStatistics(Protocol):
+    """What ``forward`` updates in place: two vectors, and a counter of batches or None.
+
+    ``momentum`` is the share of the new statistics, or None for 1 / batches.
+    """
+
+    @property
+    def mean(self) -> Tensor: ...  # noqa: D102
+    @property
+    def var(self) -> Tensor: ...  # noqa: D102
+    @property
+    def batches(self) -> Tensor | None: ...  # noqa: D102
+    @property
+    def momentum(self) -> float | None: ...  # noqa: D102
+
+
+class GeneralTraining:
+    """Runs forward and backward of one problem on one device.
+
+    x, y, dy and dx lie in memory in NCHW order or all with channels last; everything else is contiguous. The vectors
+    are float32 or have the dtype ``vectors``.
+    """
+
+    saved_elements = 0  # what forward saves is z, which is like y
+
+    def __init__(
+        self,
+        problem: Problem,
+        device: torch.device,
+        precision: str = "fp32",
+        channels_last: bool = False,
+        vectors: torch.dtype | None = None,
+    ) -> None:
+        """Plan; kernels are compiled when first needed. The batch must not be empty."""
+        self.problem, self.device = problem, device
+        self.variant = KernelVariant(precision, channels_last, vectors)
+        self.vectors = vectors or problem.dtype
+        self.backend, self.target = backend_of(device), target_of(device)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.sizes = problem.batch, problem.out_channels, problem.out_height * problem.out_width
+
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        scaling_factor: float,
+        eps: float,
+        running: RunningStatistics | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return y, the mean and biased variance of conv2d + bias over the batch (float32), and z for ``backward``.
+
+        Raise ValueError where a channel has one value, with torch's words.
+        """
+        if self.sizes[0] * self.sizes[2] == 1:
+            size = torch.Size(self.problem.output_shape)
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {size}")
+        z = self._convolution(x, weight)
+        y = torch.empty_like(z)
+        slices, kernels = self._forward_kernels
+        parts = torch.empty(slices, self.sizes[1], 2, dtype=torch.float64, device=z.device)
+        mean, var = torch.empty(2, self.sizes[1], dtype=torch.float32, device=z.device).unbind()
+        running_mean = running_var = batches = None
+        momentum = 0.0
+        if running is not None:
+            running_mean, running_var, batches = running.mean, running.var, running.batches
+            if running.momentum is not None:
+                momentum = running.momentum
+            elif batches is not None:
+                momentum = -1.0  # for the kernel: 1 / batches
+        tensors = (z, parts, bias, gamma, beta, running_mean, running_var, batches, y, mean, var)
+        self.backend.launch(kernels, tensors, (momentum, scaling_factor, eps, *self.sizes), self.device.index)
+        return y, mean, var, z
+
+    def backward(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        gamma: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        saved: Tensor | None,
+        scaling_factor: float,
+        eps: float,
+        needs: Needs,
+    ) -> Gradients:
+        """Return the gradients of x, weight, bias, gamma and beta, None where not needed.
+
+        ``saved`` is z. Where it is None, ``mean`` and ``var`` are constants (evaluation mode), and z is computed again
+        if the gradient of gamma needs it.
+
+        The library's products follow torch's settings (``torch.backends.cudnn``), as in torch's own backward pass.
+        """
+        if dy.data_ptr() % 16:  # a view of the caller's; the kernels load 16 bytes at a time
+            dy = dy.clone()
+        needs_x, needs_weight, *needs_vectors = needs
+        batch_statistics = saved is not None
+        if saved is None and needs[3]:
+            saved = self._convolution(x, weight)
+        slices, kernels = self._backward_kernels if batch_statistics else self._evaluation_kernels
+        parts = dz = dx = dweight = None
+        if batch_statistics or any(needs_vectors):
+            parts = torch.empty(slices, self.sizes[1], 2, dtype=torch.float64, device=dy.device)
+        else:
+            kernels = kernels[1:]
+        if needs_x or needs_weight:
+            dz = torch.empty_like(dy)
+        dbias, dgamma, dbeta = (
+            torch.empty(self.sizes[1], dtype=self.vectors, device=dy.device) if needed else None
+            for needed in needs_vectors
+        )
+        tensors = (dy, saved, bias, gamma, mean.float(), var.float(), parts, dz, dbias, dgamma, dbeta)
+        self.backend.launch(kernels, tensors, (scaling_factor, eps, *self.sizes), self.device.index)
+        if dz is not None:
+            if needs_x and self._computes_input_gradient():
+                dx, needs_x = self._input_gradient(dz, weight), False
+            if needs_x or needs_weight:
+                dx_by_library, dweight = self._gradients_by_library(dz, x, weight, needs_x, needs_weight)
+                dx = dx_by_library if needs_x else dx
+        return dx, dweight, dbias, dgamma, dbeta
+
+    @cached_property
+    def _forward_kernels(self) -> tuple[int, list[Kernel]]:
+        return self._kernels(forward_launches(self.problem, self.target, self.variant), FORWARD)
+
+    @cached_property
+    def _backward_kernels(self) -> tuple[int, list[Kernel]]:
+        return self._kernels(backward_launches(self.problem, self.target, self.variant, True), BACKWARD)
+
+    @cached_property
+    def _evaluation_kernels(self) -> tuple[int, list[Kernel]]:
+        return self._kernels(backward_launches(self.problem, self.target, self.variant, False), BACKWARD)
+
+    def _kernels(self, launches: Sequence[Launch], names: Sequence[str]) -> tuple[int, list[Kernel]]:
+        """Return the number of slices, and the compiled kernels, which choose their arguments by ``names``."""
+        kernels = []
+        for launch in launches:
+            kinds = [argument.kind for argument in launch.signature]
+            places = [names.index(argument.name) for argument in launch.signature]
+            function = compiled_function(launch, self.device)
+            kernels.append(Kernel(function, kinds, places, launch.grid, launch.block, launch.shared))
+        return slices_of(launches[0]), kernels
+
+    def _convolution(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return conv2d(x, weight) without the bias."""
+        if not library_convolves(self.problem, self.target, self.variant, library_rounds_to_tf32()):
+            return self._by_plan(self._convolution_runner, x, weight)
+        with torch.autocast(x.device.type, enabled=False):
+            z = F.conv2d(x, weight, None, **self.problem.conv_options)
+        return z.contiguous(memory_format=self.memory_format)
+
+    @cached_property
+    def _convolution_runner(self) -> PlanRunner:
+        return PlanRunner(plan_for(self.problem, self.target, self.variant), self.problem, self.device)
+
+    def _by_plan(self, runner: PlanRunner, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the convolution by a plan of evaluation mode, with vectors that leave it as it is."""
+        zeros, ones = self._neutral
+        return runner((x, weight, None, zeros, ones, None, None), 1.0, 0.0)
+
+    @cached_property
+    def _neutral(self) -> tuple[Tensor, Tensor]:
+        size = max(self.problem.in_channels, self.problem.out_channels)
+        zeros, ones = (torch.full((size,), value, dtype=self.vectors, device=self.device) for value in (0.0, 1.0))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # any stream may read them
+        return zeros, ones
+
+    def _computes_input_gradient(self) -> bool:
+        """Return whether a plan of evaluation mode computes dx."""
+        other = input_gradient_problem(self.problem)
+        return other is not None and not library_convolves(other, self.target, self.variant, library_rounds_to_tf32())
+
+    @cached_property
+    def _input_gradient_runner(self) -> PlanRunner:
+        other = input_gradient_problem(self.problem)
+        assert other is not None
+        return PlanRunner(plan_for(other, self.target, self.variant), other, self.device)
+
+    def _input_gradient(self, dz: Tensor, weight: Tensor) -> Tensor:
+        """Return dx by the convolution of dz with the filter turned around."""
+        turned = weight.transpose(0, 1) if self.problem.kernel == (1, 1) else weight.flip(2, 3).transpose(0, 1)
+        return self._by_plan(self._input_gradient_runner, dz, turned.contiguous())
+
+    def _gradients_by_library(
+        self, dz: Tensor, x: Tensor, weight: Tensor, needs_x: bool, needs_weight: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return dx and dweight by torch's operator, None where not needed."""
+        problem = self.problem
+        (top, bottom), (left, right) = problem.pads
+        uneven = (top, left) != (bottom, right)
+        if uneven:  # of 'same': the operator takes as much padding before as behind
+            x = F.pad(x, (0, right - left, 0, bottom - top)).contiguous(memory_format=self.memory_format)
+        dx, dweight, _ = convolution_backward(
+            dz, x, weight, None, problem.strides, (top, left), problem.dilations, False, (0, 0), problem.groups,
+            (needs_x, needs_weight, False),
+        )  # fmt: skip
+        if needs_x:
+            dx = dx[:, :, : problem.height, : problem.width].contiguous(memory_format=self.memory_format)
+        return dx, dweight.contiguous() if needs_weight else None
+
+
+def library_rounds_to_tf32() -> bool:
+    """Return whether torch lets its convolutions round the factors of float32 products to tf32."""
+    return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
