@@ -8,11 +8,13 @@ from fusedref.validation.compare import compare
 from fusedref.validation.inputs import random_inputs, shapes_around
 from fusedref.validation.kernel import candidate_from_kernel
 from fusedref.validation.report import Report
+from fusedref.validation.subjects import by_autograd
 from fusedref.validation.validate import validate
 
 __all__ = [
     "Candidate",
     "Report",
+    "by_autograd",
     "candidate_from_kernel",
     "compare",
     "random_inputs",

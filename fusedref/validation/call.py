@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import threading
 import warnings
@@ -38,6 +39,16 @@ def copied_in_place(inputs: Parameters, before: Parameters | None) -> Parameters
     return Parameters(*map(copied, inputs, before or [None] * len(inputs)))
 
 
+@dataclasses.dataclass(frozen=True)
+class Needed:
+    """What a result must be: its shape, dtype and device, and its name."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    name: str = "y"
+
+
 def call(
     candidate: Candidate, given: Parameters, inputs: Parameters, problem: Problem, reasons: list[str]
 ) -> Tensor | None:
@@ -45,52 +56,80 @@ def call(
 
     Appends to ``reasons`` what is wrong with the call. KeyboardInterrupt passes: it is the user's, not the candidate's.
     """
+
+    def computed() -> object:
+        """Return what the candidate returns."""
+        with torch.no_grad():
+            return candidate(*given)
+
+    returned = guarded(computed, given.x.device, reasons)
+    if returned is None:
+        return None
+    reasons += changed_inputs(given, inputs)
+    (y,) = returned
+    return checked(y, Needed(problem.output_shape, problem.dtype, given.x.device), given, reasons)
+
+
+def guarded(action: Callable[[], object], device: torch.device, reasons: list[str]) -> tuple[object] | None:
+    """Return what ``action`` returns, in a tuple; None where it raises, and append that to ``reasons``.
+
+    Memory that it allocates through torch starts as NaN.
+    """
     try:
-        with poisoned_memory, torch.no_grad():
-            y = candidate(*given)
-        if given.x.is_cuda:
-            torch.cuda.synchronize(given.x.device)  # the error of a kernel appears only here
+        with poisoned_memory:
+            returned = action()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # the error of a kernel appears only here
     except (Exception, SystemExit, GeneratorExit) as error:
         reasons.append(f"raised {type(error).__name__}: {_message(error)}")
         return None
+    return (returned,)
 
-    tensors = {name: value for name, value in given._asdict().items() if isinstance(value, Tensor)}
-    reasons += [f"changes its input {name}" for name in tensors if not _same(tensors[name], getattr(inputs, name))]
+
+def changed_inputs(given: Parameters, inputs: Parameters, allowed: tuple[str, ...] = ()) -> list[str]:
+    """Return a reason for each tensor of ``given`` that is no longer what ``inputs`` has, except those ``allowed``."""
+    return [
+        f"changes its input {name}"
+        for name, tensor in given._asdict().items()
+        if isinstance(tensor, Tensor) and name not in allowed and not _same(tensor, getattr(inputs, name))
+    ]
+
+
+def checked(result: object, needed: Needed, given: Parameters, reasons: list[str]) -> Tensor | None:
+    """Return a result as a plain tensor, or None where it cannot be compared; append what is wrong to ``reasons``."""
     try:
         with torch._C.DisableTorchFunctionSubclass():  # a subclass may redefine everything that is used here
-            return _checked(y, problem, given.x.device, tensors, reasons)
+            return _checked(result, needed, given, reasons)
     except Exception as error:  # from inside torch, about a kind of tensor that is not known here
         reasons.append(f"returned a tensor that cannot be read: {type(error).__name__}: {_message(error)}")
         return None
 
 
-def _checked(
-    y: object, problem: Problem, device: torch.device, tensors: dict[str, Tensor], reasons: list[str]
-) -> Tensor | None:
-    """Return y as a plain tensor, or None where it cannot be compared; append what is wrong to ``reasons``."""
-    if not isinstance(y, Tensor):
-        if inspect.iscoroutine(y):
-            y.close()  # or Python warns that nothing awaits it
-        reasons.append(f"returned {type(y).__name__}, a torch.Tensor is needed")
+def _checked(result: object, needed: Needed, given: Parameters, reasons: list[str]) -> Tensor | None:
+    prefix = "" if needed.name == "y" else f"{needed.name}: "
+    if not isinstance(result, Tensor):
+        if inspect.iscoroutine(result):
+            result.close()  # or Python warns that nothing awaits it
+        reasons.append(f"{prefix}returned {type(result).__name__}, a torch.Tensor is needed")
         return None
-    unreadable = _unreadable(y, problem, device)
+    unreadable = _unreadable(result, needed)
     if unreadable is not None:
-        reasons.append(unreadable)
+        reasons.append(prefix + unreadable)
         return None
-    if y.dtype != problem.dtype:
-        reasons.append(f"returned {y.dtype}, {problem.dtype} is needed")
-    if tuple(y.shape) != problem.output_shape:
-        batch, channels, height, width = problem.output_shape
-        swapped = ": height and width are swapped" if tuple(y.shape) == (batch, channels, width, height) else ""
-        reasons.append(f"returned shape {tuple(y.shape)}, {problem.output_shape} is needed{swapped}")
+    if result.dtype != needed.dtype:
+        reasons.append(f"{prefix}returned {result.dtype}, {needed.dtype} is needed")
+    if tuple(result.shape) != needed.shape:
+        swapped = tuple(result.shape) == (*needed.shape[:-2], *needed.shape[:-3:-1]) and len(needed.shape) == 4
+        hint = ": height and width are swapped" if swapped else ""
+        reasons.append(f"{prefix}returned shape {tuple(result.shape)}, {needed.shape} is needed{hint}")
         return None
-    for name, tensor in tensors.items():
-        if y.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
-            reasons.append(f"returned the memory of its input {name}: y must be new memory")
-    return y.detach().as_subclass(Tensor)
+    for name, tensor in given._asdict().items():
+        if isinstance(tensor, Tensor) and result.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
+            reasons.append(f"{prefix}returned the memory of its input {name}: {needed.name} must be new memory")
+    return result.detach().as_subclass(Tensor)
 
 
-def _unreadable(y: Tensor, problem: Problem, device: torch.device) -> str | None:
+def _unreadable(y: Tensor, needed: Needed) -> str | None:
     """Return why the numbers of ``y`` cannot be compared, whatever its shape; None if they can."""
     kind = type(y)
     if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:  # it computes, or holds its numbers, by other means
@@ -99,10 +138,10 @@ def _unreadable(y: Tensor, problem: Problem, device: torch.device) -> str | None
         return "returned a nested tensor, a dense one is needed"
     if y.layout != torch.strided:
         return f"returned a {y.layout} tensor, a dense one is needed"
-    if y.device != device:
-        return f"returned a tensor on {y.device}, one on {device} is needed"
+    if y.device != needed.device:
+        return f"returned a tensor on {y.device}, one on {needed.device} is needed"
     if y.dtype not in COMPARABLE:
-        return f"returned {y.dtype}, {problem.dtype} is needed"
+        return f"returned {y.dtype}, {needed.dtype} is needed"
     if not _has_memory(y):
         return "returned a tensor whose memory has been freed"
     return None
@@ -132,7 +171,7 @@ def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
 
 def _same(tensor: Tensor, original: Tensor) -> bool:
     """Return whether an input is as it was; a candidate may change even its shape, dtype or memory in place."""
-    return _kind(tensor) == _kind(original) and _has_memory(tensor) and torch.equal(tensor, original)
+    return _kind(tensor) == _kind(original) and same_bits(tensor, original)
 
 
 def _has_memory(tensor: Tensor) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from fusedref.parameters import Parameters
 from fusedref.problem import Problem
 from fusedref.validation.bounds import allowed_error, expected_y, magnitude_of, norm_limit, rounding_error, spread_of
-from fusedref.validation.cases import Case, Errors, Worst, rounding_of
+from fusedref.validation.cases import Case, Errors, Worst, border_of_y, rounding_of
 from fusedref.validation.slips import explain
 
 OUTPUTS_AT_A_TIME = 2**24  # compared in parts, or float64 copies of all would fill the memory
@@ -32,7 +32,7 @@ def compare(
     found here. ``bounds`` has the limits.
     """
     reasons = list(reasons)
-    errors = Errors(problem)
+    errors = Errors(problem.output_shape, border=border_of_y(problem))
     worst = None
     squares = torch.zeros(5, dtype=torch.float64, device="cpu")  # of the error, y, m, q and the rounding of y
     images = max(1, OUTPUTS_AT_A_TIME // math.prod(problem.output_shape[1:]))

@@ -7,7 +7,7 @@ import html
 import math
 
 from fusedref.problem import Problem
-from fusedref.validation.cases import AXES, Case, Errors, Worst, rounding_of
+from fusedref.validation.cases import Case, Errors, Worst, rounding_of
 from fusedref.validation.picture import picture_of
 
 
@@ -20,6 +20,7 @@ class Report:
     device: str
     seed: int
     cases: tuple[Case, ...]
+    mode: str = "eval"
 
     @property
     def ok(self) -> bool:
@@ -54,8 +55,16 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{self._verdict()} ({self.precision}, {self.device}, seed {self.seed})"]
+        if self.mode != "eval":
+            lines += [
+                "  relative L2 error / that of PyTorch's operators on the same data; the worst element's error / bound"
+            ]
+            lines += [f"  {'':24}{''.join(f'{name:<16}' for name in self._columns())}worst"]
         for case in self.cases:
             found = "nothing to compare"
+            if self.mode != "eval":
+                lines.append(f"  {'ok ' if case.ok else 'BAD'} {case.name:20} {self._figures(case)}")
+                continue
             if case.worst is not None:
                 found = f"relative L2 {case.relative_l2:.1e}, worst {case.worst.bounds:.2g} of the bound"
             shapes = f"{_by(case.problem.input_shape)} -> {_by(case.problem.output_shape)}"
@@ -65,8 +74,10 @@ class Report:
             lines.append(f"  {self.worst}")
         shown = self._shown()
         if shown is not None and shown.errors is not None:
-            lines.append(f"  where ({shown.name}): . right, + some wrong, # all wrong")
-            lines += [f"    {axis:8}{_strip(shown.errors, axis)}" for axis in AXES]
+            of = f" {shown.errors.name} is wrong" if self.mode != "eval" else ""
+            lines.append(f"  where{of} ({shown.name}): . right, + some wrong, # all wrong")
+            width = 8 if self.mode == "eval" else 14
+            lines += [f"    {axis:{width}}{_strip(shown.errors, axis)}" for axis in shown.errors.named_axes]
         return "\n".join(lines)
 
     __repr__ = __str__  # a notebook keeps it beside the HTML
@@ -88,9 +99,35 @@ class Report:
     def _verdict(self) -> str:
         return f"right to {rounding_of(self.precision, self.problem.dtype)} rounding" if self.ok else "REFUSED"
 
+    def _columns(self) -> list[str]:
+        """Return the names of the tensors that the table of a report on training shows."""
+        names = dict.fromkeys(compared.name for case in self.cases for compared in case.tensors)
+        return [name for name in names if self.mode == "train" or not name.startswith("running")]
+
+    def _figures(self, case: Case) -> str:
+        """Return a line of that table."""
+        if case.worst is None:
+            return "refused, as it must be" if case.ok else "nothing to compare"
+        found = {compared.name: compared for compared in case.tensors}
+        cells = []
+        for name in self._columns():
+            compared = found.get(name)
+            if compared is None:
+                cells.append("-")
+            elif compared.eager is None:
+                cells.append(_short(compared.relative_l2))
+            else:
+                cells.append(f"{_short(compared.relative_l2)}/{_short(compared.eager)}")
+        return f"{''.join(f'{cell:<16}' for cell in cells)}{case.worst.bounds:.2g}"
+
     def _shown(self) -> Case | None:
         """Return the first case with wrong elements: the one to draw."""
         return next((case for case in self.cases if case.errors is not None and case.errors.wrong), None)
+
+
+def _short(number: float) -> str:
+    """Write 1.2e-07 as 1.2e-7."""
+    return f"{number:.1e}".replace("e-0", "e-").replace("e+0", "e+")
 
 
 def _by(shape: tuple[int, ...]) -> str:
@@ -107,7 +144,7 @@ def _html_cells(case: Case) -> str:
 def _strip(errors: Errors, axis: str) -> str:
     """Draw one character for each image, channel, row or column, or for several if there are more than 64."""
     counts = errors.by(axis)
-    each = math.prod(errors.problem.output_shape) // len(counts)
+    each = math.prod(errors.shape) // len(counts)
     group = math.ceil(len(counts) / 64)
     cells = [counts[start : start + group] for start in range(0, len(counts), group)]
     return "".join("." if not cell.any() else "#" if bool((cell == each).all()) else "+" for cell in cells)

@@ -45,14 +45,19 @@ def _slips(inputs: Parameters) -> Iterator[tuple[str, Parameters]]:
     yield "running_mean is added", inputs._replace(running_mean=-mean)
     yield "running_var is left out", inputs._replace(running_var=torch.ones_like(var))
     yield "running_var and eps are left out", inputs._replace(running_var=torch.ones_like(var), eps=0.0)
+    yield "eps is added after the square root", inputs._replace(running_var=(var.double().sqrt() + eps) ** 2, eps=0.0)
+    yield "the square root is forgotten", inputs._replace(running_var=(var.double() + eps) ** 2, eps=0.0)
+    yield from slips_beside_statistics(inputs)
+
+
+def slips_beside_statistics(inputs: Parameters) -> Iterator[tuple[str, Parameters]]:
+    """Yield those slips that do not change the running statistics, so that they are slips in training as well."""
     if inputs.gamma is not None:
         yield "gamma is left out", inputs._replace(gamma=None)
     if inputs.beta is not None:
         yield "beta is left out", inputs._replace(beta=None)
     yield "eps is left out", inputs._replace(eps=0.0)
     yield "eps is 1e-5, whatever is given", inputs._replace(eps=1e-5)
-    yield "eps is added after the square root", inputs._replace(running_var=(var.double().sqrt() + eps) ** 2, eps=0.0)
-    yield "the square root is forgotten", inputs._replace(running_var=(var.double() + eps) ** 2, eps=0.0)
     yield "scaling_factor is left out", inputs._replace(scaling_factor=1.0)
     yield "scaling_factor is 2, whatever is given", inputs._replace(scaling_factor=2.0)
     if inputs.beta is not None:
