@@ -1,4 +1,4 @@
-"""Set up the tests: the device they run on, and the same surroundings whatever starts them."""
+"""Set up the tests: the device they run on, and an environment that does not depend on how they are started."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ import torch
 from fusedref import cuda
 from kernels import ladder
 
-# Settings of the caller's that change what programs print, how they compile or what a lesson records.
+# Variables of the caller that change what programs print, how they compile or what a lesson records.
 KEPT = {"PYTHONHOME", "PYTHONNOUSERSITE", "PYTHONPATH"}
 DROPPED = ("CLICOLOR", "LC_", "MAKE", "NVCC_", "PYTHON", "TTY_", "COLUMNS", "CPATH", "CPLUS_INCLUDE_PATH",
            "FORCE_COLOR", "FUSEDREF_RECORD", "LANGUAGE", "LINES", "MFLAGS", "MPLBACKEND", "NO_COLOR",
@@ -22,7 +22,7 @@ for name in set(os.environ) - KEPT:
 os.environ |= {"LC_ALL": "C.UTF-8", "TERM": "dumb"}
 os.umask(0o022)
 # In the background and under nohup a process starts with SIGINT ignored, and so does every process that it starts.
-# (A signal that has a handler is at its default again in a new process.)
+# A handler undoes that: in a new process, a signal that had a handler has its default action.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -54,7 +54,7 @@ def device():
 def plant(tmp_path, monkeypatch):
     """Return ``plant(file, right, wrong)``, which makes the ladder run a copy of its kernels with one text replaced.
 
-    ``number`` says which occurrence of the text is replaced, from 0; without it all are.
+    ``number`` says which occurrence of the text is replaced, from 0; without it, all are.
     """
 
     def plant(file, right, wrong, number=None):

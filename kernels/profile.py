@@ -96,7 +96,7 @@ def read_conflicts(source: str) -> dict[str, dict[int, tuple[str, int]]]:
         else:
             cell = dict(zip(header, row, strict=False))  # a kernel without shared memory has no such columns
             beyond = int(cell.get("L1 Wavefronts Shared", 0)) - int(cell.get("L1 Wavefronts Shared Ideal", 0))
-            if beyond and cell["Access Operation"] in ("Load", "Store"):  # cp.async is no store of the warp
+            if beyond and cell["Access Operation"] in ("Load", "Store"):  # cp.async is not a store of the warp
                 found[number] = cell["Access Operation"].lower(), beyond
             number += 1
     return kernels
@@ -129,7 +129,7 @@ def _ours(file: str) -> bool:
 
 
 def line(file: str, number: int) -> str:
-    """Name a line of a kernel's source by its text, which stays the same when lines before it come and go."""
+    """Name a line of a kernel's source by its text, which does not change when lines before it do."""
     (path,) = [folder / file for folder in (KERNELS, COMMON, INFERENCE) if (folder / file).exists()]
     return f"{file}: {path.read_text().splitlines()[number - 1].strip()}"
 
@@ -147,7 +147,7 @@ def by_line(conflicts: dict[int, tuple[str, int]], places: list[tuple[str, int]]
 def profile() -> dict[str, dict[str, Any]]:
     """Run the kernels under Nsight Compute; return the counters and bank conflicts of each.
 
-    Raises RuntimeError, with the output of Nsight Compute, where it gives no counters.
+    Raises RuntimeError, with the output of Nsight Compute, if it gives no counters.
     """
     with tempfile.TemporaryDirectory() as folder:
         report, cache = Path(folder, "rungs.ncu-rep"), Path(folder, "cache")

@@ -1,8 +1,8 @@
-"""The corpus of planted bugs under compute-sanitizer, on a card: who finds what.
+"""Run the corpus of planted bugs under compute-sanitizer on a card: which tool finds which bug.
 
-``python tests/corpus_on_card.py FILE`` runs every case that FILE does not have yet as it is now under each of TOOLS,
-each time in a process of its own, and writes what was found to FILE. ``python tests/corpus_on_card.py FILE --show``
-prints such a file as a table. tests/test_sanitizer_table.py holds it against the emulator.
+``python tests/corpus_on_card.py FILE`` runs every case that is new or has changed since FILE was written under each of
+TOOLS, each time in a process of its own, and writes the verdicts to FILE. With ``--show``, it prints FILE as a table.
+tests/test_sanitizer_table.py compares FILE with the emulator.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests import corpus
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-PATIENCE = 40  # seconds: a card may wait for ever where the emulator says that a barrier is not reached by all
+PATIENCE = 40  # seconds: a card may hang at a barrier that not all threads reach
 FOUND = 9  # exit status of a tool that found something
 RAN = "== the case has run"
 
-# What the tools report of correct cases, and why they are correct all the same.
+# Reports about correct cases, and why the cases are correct.
 ONE_LANE = (
-    "racecheck follows each thread by itself: that __syncwarp() puts what all lanes did before the arrival of "
-    "lane 0, and an mbarrier hands it on, it does not follow"
+    "racecheck tracks each thread separately: it does not see that __syncwarp() orders the work of all lanes before "
+    "lane 0's arrival at the mbarrier"
 )
 FALSE_REPORTS = {
     ("pipeline_hands_on_before_all_lanes_stored_cured", "racecheck"): ONE_LANE,
     ("pipeline_gives_back_before_all_lanes_read_cured", "racecheck"): ONE_LANE,
-    ("race_lock_without_fence_cured", "racecheck"): "racecheck knows barriers: that a lock, atomics with fences, keeps "
-    "the threads of a block apart, it does not follow",
+    ("race_lock_without_fence_cured", "racecheck"): "racecheck knows only barriers: it does not see that a lock, made "
+    "of atomics and fences, keeps the threads of a block apart",
 }
 
 
 def digest(case: corpus.Case) -> str:
-    """Return a hash of what runs on the card, to detect a verdict on another text."""
+    """Return a hash of everything that runs on the card, to detect a verdict on an older case."""
     what = (case.source, case.arguments, case.block, case.grid, case.shared, case.dtype, case.options)
     return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
@@ -56,7 +56,7 @@ def run_case(name: str) -> None:
     case = {case.name: case for case in corpus.CASES}[name]
     try:
         corpus.run(case, SourceModule, drv, gpuarray)
-    except drv.Error as error:  # what the bug did; the tool has its own word for it
+    except drv.Error as error:  # an effect of the bug, which the tool reports by itself
         print(error)
     print(RAN)
 
@@ -79,13 +79,13 @@ def verdict(name: str, tool: str) -> str:
 
 
 def measure(known: dict) -> dict:
-    """Every case under every tool; ``known``, of an earlier file, is kept where the case is still the same."""
+    """Run every case under every tool; keep the verdicts of ``known``, an earlier file, on unchanged cases."""
     import torch
 
     from fusedref import bench
 
     todo = [case for case in corpus.CASES if known.get(case.name, {}).get("digest") != digest(case)]
-    # One tool after the other: the first compiles, the next find what PyCUDA kept.
+    # One tool after the other: the first compiles, the next ones use PyCUDA's cache.
     jobs = [(case.name, tool) for tool, case in product(TOOLS, todo)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         verdicts = dict(zip(jobs, pool.map(lambda job: verdict(*job), jobs), strict=True))
@@ -115,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("file", nargs="?", type=Path)
     parser.add_argument("--show", action="store_true", help="print FILE instead of writing it")
-    parser.add_argument("--run", metavar="CASE", help="only run this case: what the tools are given to watch")
+    parser.add_argument("--run", metavar="CASE", help="only run this case, for the tools to watch")
     given = parser.parse_args()
     if given.run:
         run_case(given.run)

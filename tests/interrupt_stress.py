@@ -1,8 +1,8 @@
 """Interrupt endless kernels at random moments: ``python tests/interrupt_stress.py TRIALS [SEED]``.
 
-Each trial launches a kernel that never ends and sends itself one to three SIGINTs, from before the launch until after
-its end. It holds when the call has ended, no worker is left, device memory is what it was and the next launch computes
-what it should. Prints ``N of N``.
+Each trial launches a kernel that never ends and sends its own process one to three SIGINTs, from before the launch
+until after its end. A trial passes if the call has ended, no worker is left, device memory is as before and the next
+launch is right. Prints ``N of N``.
 """
 
 import faulthandler
@@ -45,7 +45,7 @@ class Interrupter:
 
 
 def trial(kernel, array, interrupter, random):
-    """Launch and interrupt. Return whether everything is as before."""
+    """Launch and interrupt. Return whether device memory is as before."""
     before = driver.mem_get_info()[0]
     delays = [random.choice([0, 0.0005, 0.003, 0.02]) * random.random() for _ in range(random.randint(1, 3))]
     ready = threading.Event()
@@ -87,17 +87,17 @@ def main(trials, seed):
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what the kernels print
     faulthandler.dump_traceback_later(LIMIT, exit=True)
     threads = len(os.listdir("/proc/self/task"))
-    held = 0
+    passed = 0
     for number in range(trials):
         faulthandler.dump_traceback_later(LIMIT, exit=True)
-        holds = trial(kernels[(number + seed) % len(kernels)], array, interrupter, choose)
+        passes = trial(kernels[(number + seed) % len(kernels)], array, interrupter, choose)
         while len(os.listdir("/proc/self/task")) > threads:  # a thread that has ended stays listed for a moment
             time.sleep(0.001)
         check.fill(np.int32(0))
         right(check, block=(64, 1, 1))
-        held += holds and bool((check.get() == 3 * np.arange(64)).all())
+        passed += passes and bool((check.get() == 3 * np.arange(64)).all())
     faulthandler.cancel_dump_traceback_later()
-    print(f"{held} of {trials}", file=sys.__stdout__, flush=True)
+    print(f"{passed} of {trials}", file=sys.__stdout__, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Compile kernels with nvcc, as the tests of registers, spills and warnings need it. No GPU is needed."""
+"""Compile kernels with nvcc, for the tests of registers, spills and warnings. No GPU is needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is no
 def run(
     source: Path, folder: Path, architectures: Iterable[str], options: Iterable[str] = ()
 ) -> subprocess.CompletedProcess[str]:
-    """Compile ``source`` to folder/kernel.fatbin for the ``architectures`` ("90a"), where a warning is an error."""
+    """Compile ``source`` to folder/kernel.fatbin for the ``architectures``, such as "90a"; a warning is an error."""
     targets = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures]
     always = [*NVCC_OPTIONS, "--Werror=all-warnings", "-Xptxas=-v", *INCLUDES]
     command = ["nvcc", "-fatbin", *always, *targets, *options, "-o", folder / "kernel.fatbin", source]
@@ -30,7 +30,7 @@ def run(
 
 
 def report(source: Path, folder: Path, architecture: str, options: Iterable[str] = ()) -> str:
-    """Return what ptxas reports of ``source`` for one architecture. Fails where nvcc warns or refuses."""
+    """Return what ptxas reports of ``source`` for one architecture. Fail if nvcc warns or refuses."""
     done = run(source, folder, [architecture], options)
     assert done.returncode == 0, done.stderr
     return done.stderr

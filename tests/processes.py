@@ -1,4 +1,4 @@
-"""Start a process for a test, the same way whatever started the tests themselves."""
+"""Start processes for tests, in the same way however the tests themselves were started."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run ``command`` without input and return its status and its output as text.
 
-    At the limit, or where the test is interrupted, everything that the command started ends with it.
+    At the limit, or if the test is interrupted, everything that the command started ends with it.
     Raises subprocess.TimeoutExpired; with ``check``, CalledProcessError for a status other than 0.
     """
     process = subprocess.Popen(
@@ -57,7 +57,7 @@ def run(
 
 
 def python(code: str, *, cwd: Path | None = None, **changes: str | Path | None) -> str:
-    """Run ``code`` in a new Python process and return what it prints. Fails where the process fails."""
+    """Run ``code`` in a new Python process and return what it prints. Fail if the process fails."""
     done = run([sys.executable, "-c", textwrap.dedent(code)], env=environment(**changes), cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done.stdout

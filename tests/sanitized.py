@@ -23,7 +23,7 @@ PLANTED = {
 
 
 def rungs() -> None:
-    """Every kernel of the ladder, on sizes that fill no block evenly."""
+    """Run every kernel of the ladder, on sizes that are no multiple of a block."""
     inputs = random_inputs(fusedref.Problem(2, 3, 5, 19, 23, 3), 0, "cuda")
     x, weight, bias, mean, var, gamma, beta, factor, eps = inputs
     convolved = ladder.conv2d(x, weight, bias)
@@ -61,7 +61,7 @@ def rungs() -> None:
 
 
 def bug(tool: str) -> None:
-    """One kernel with the kind of error that ``tool`` is there to find."""
+    """Run a kernel with an error of the kind that ``tool`` must find."""
     kernel = SourceModule(PLANTED[tool], no_extern_c=True).get_function("bug")
     y = drv.mem_alloc(64 * 4)
     if tool != "initcheck":

@@ -1,4 +1,4 @@
-"""The text of the package's kernels, in one piece, so that a test can plant a bug in it wherever it stands."""
+"""The text of the package's kernels with their headers inlined, so that a test can plant a bug anywhere in it."""
 
 import re
 from pathlib import Path

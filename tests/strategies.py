@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 
 from fusedref import Problem
 
-# The same examples in every run: a test that fails has not been unlucky.
+# The same examples in every run, so that a failure can be repeated.
 fast = settings(derandomize=True, deadline=None, max_examples=100)
-# Where each example compiles a kernel of its own.
+# For tests that compile a kernel for each example.
 compiling = settings(
     derandomize=True, deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -15,7 +15,7 @@ compiling = settings(
 
 @st.composite
 def problems(draw) -> Problem:
-    """Small problems of every kind: strides, paddings, dilations, groups, with and without bias."""
+    """Draw small problems of every kind: strides, paddings, dilations, groups, with and without bias."""
 
     def number(low, high):
         return draw(st.integers(low, high))

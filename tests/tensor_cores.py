@@ -1,4 +1,4 @@
-"""What the tests of pipeline.cu and implicit_gemm.cu share: numbers far apart, float32's errors, changed kernels."""
+"""Helpers for the tests of pipeline.cu and implicit_gemm.cu: wide ranges, errors of float32, changed kernels."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ LARGEST = torch.finfo(torch.float32).max
 
 
 def convolution(x, weight):
-    """Return parameters whose y is the convolution and nothing more."""
+    """Return parameters whose y is the plain convolution."""
     zeros, ones = (function(weight.shape[0], device=x.device) for function in (torch.zeros, torch.ones))
     return Parameters(x, weight, None, zeros, ones, None, None, 1.0, 0.0)
 
@@ -49,7 +49,7 @@ def x_of(problem, kind):
     if kind == "zeros and one":
         x = torch.zeros_like(x)
         x[0, 0, 3, 3] = 1e-20
-    if kind == "a wall":  # left of it are windows that see nothing of what is large
+    if kind == "a wall":  # windows left of it see small numbers only
         x[:, :, :, 6 * problem.width // 10 :] *= 1e12
     if kind == "halves apart":
         x[:, problem.in_channels // 2 :] *= 1e-30
@@ -83,15 +83,15 @@ def weight_of(problem, kind):
 
 
 def roundings(problem, inputs):
-    """Return the largest error of one rounding of each output's sum, as if all its products were positive."""
+    """Return the largest error of rounding each output's sum once, with all its products taken as positive."""
     return oracle(*convolution(inputs.x.abs(), inputs.weight.abs()), **options(problem)) * UNIT + 2.0**-149
 
 
 def assert_errors_are_those_of_float32(problem, run, device, x, weight):
     """Check the sums of ``run`` on numbers of these ranges.
 
-    Errors are no larger than the float32 sum's, in the mean and at the worst, or than eight roundings; what float32
-    cannot hold is not finite.
+    Neither the mean nor the largest error exceeds the float32 sum's (or one and eight roundings), and results beyond
+    float32's range are not finite.
     """
     inputs = convolution(x_of(problem, x).to(device), weight_of(problem, weight).to(device))
     truth, sizes = oracle(*inputs, **options(problem)), roundings(problem, inputs)
@@ -109,23 +109,23 @@ TENSORS = ["x", "weight", "bias", "running_mean", "running_var", "gamma", "beta"
 
 
 def assert_not_finite_where_the_formula_is(problem, run, inputs, name, value, *, place=1, rtol=1e-5, atol=1e-5):
-    """Check y where one element of the input ``name`` is NaN or infinite."""
+    """Check y for inputs of which ``name`` has one element that is NaN or infinite."""
     getattr(inputs, name).view(-1)[place] = value
     expected = oracle(*inputs, **options(problem))
     torch.testing.assert_close(run(problem, inputs).double(), expected, rtol=rtol, atol=atol, equal_nan=True)
 
 
 def run_text(text, plan, problem, inputs):
-    """Return y by ``plan`` with another text for its kernel."""
+    """Return y by ``plan`` with the kernel's text replaced."""
     (launch,) = plan.launches
     changed = dataclasses.replace(plan, launches=(dataclasses.replace(launch, source=text),))
     return run_plan(changed, problem, inputs)
 
 
 def shown(run) -> set[str]:
-    """Return what a watched launch shows: the kinds of its findings, or the kind of error that ends it.
+    """Return the kinds of findings of a watched launch, or of the error that ends it, and the faults of its results.
 
-    ``run`` launches and returns the names of what is wrong with the results.
+    ``run`` launches and returns the names of the faults of the results.
     """
     with watch() as seen:
         try:

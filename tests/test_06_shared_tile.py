@@ -106,7 +106,5 @@ def test_what_does_not_fit_is_refused(device):
 def test_compiles_without_spills(architecture, tmp_path):
     report = compiled(RUNG.candidate, KERNELBENCH_73, architecture, tmp_path)
     assert_no_spills(report)
-    assert shared_bytes(report) - RUNG.candidate.tile_bytes(8, 3) in (
-        0,
-        1024,
-    )  # which sm_90 and newer keep for themselves
+    more = shared_bytes(report) - RUNG.candidate.tile_bytes(8, 3)
+    assert more in (0, 1024)  # 1024 bytes are the system's from sm_90 on

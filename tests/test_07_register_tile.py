@@ -64,7 +64,7 @@ def test_memory_requests():
     assert (x.global_load_requests, x.global_load_sectors) == (8 * 6 * 130 / 32, 4 * 8 * 6 * 130 / 32)
     products = 4 * 4 * 64 * 72  # of a warp
     pixels, weights = (at(counters, RUNG.candidate, text) for text in ("pixels[p] = tile", "&filters[in_channel"))
-    assert pixels.shared_load_requests == 4 * products / 32  # 06 asked twice for each of them
+    assert pixels.shared_load_requests == 4 * products / 32  # 06 requested each of them twice
     assert weights.shared_load_requests == 2 * products / 32
     assert counters.shared_load_requests == 6 * products / 32
     assert counters.shared_load_bank_conflicts == 0

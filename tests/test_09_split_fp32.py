@@ -1,4 +1,4 @@
-"""Rung 09: every number two of fp16, and fp32's accuracy from the tensor cores."""
+"""Rung 09: every number is split into two of fp16, and tensor cores reach the accuracy of fp32."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from tests.tiles import at, compiled, findings, needs_emulator, refused, watched
 from tests.whole_numbers import inputs
 
 RUNG = next(rung for rung in ladder.LADDER if rung.number == 9)
-# Each without which threads race: the text, and which of its occurrences.
+# Barriers without which threads race: the text, and which of its occurrences.
 BARRIERS = [
     ("__syncthreads();", 0),
     ("__syncthreads();", 1),
@@ -131,4 +131,4 @@ def test_compiles_without_spills(architecture, tmp_path):
         pytest.skip("mma multiplies 16 x 16 by 16 x 8 numbers of fp16 from sm_80 on")
     report = compiled(RUNG.candidate, KERNELBENCH_73, architecture, tmp_path)
     assert_no_spills(report)
-    assert shared_bytes(report) - RUNG.candidate.declared in (0, 1024)  # which sm_90 and newer keep for themselves
+    assert shared_bytes(report) - RUNG.candidate.declared in (0, 1024)  # 1024 bytes are the system's from sm_90 on

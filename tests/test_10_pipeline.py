@@ -1,4 +1,4 @@
-"""Rung 10, pipeline.cu: its plans, shapes, errors and ranges, and planted bugs that must show."""
+"""Rung 10, pipeline.cu: its plans, shapes, errors and ranges, and planted bugs that must be found."""
 
 import dataclasses
 import math
@@ -47,7 +47,7 @@ def a_card_that_has_wgmma(device):
 
 
 def pipeline(problem, inputs, multiprocessors=3, precision="fp32"):
-    """Run the kernel, whatever the plan would choose, with so few blocks that each has several tiles."""
+    """Run the kernel, even if the plan would choose another, with so few blocks that each has several tiles."""
     target = EMULATED._replace(multiprocessors=multiprocessors)
     return run_plan(pipeline_plan(problem, target, KernelVariant(precision)), problem, inputs)
 
@@ -174,14 +174,14 @@ class TestShapes:
 
     @pytest.mark.parametrize("problem", [Problem(2, 6, 64, 9, 36, (2, 4)), Problem(2, 8, 64, 10, 34, 3)], ids=str)
     def test_errors_are_no_larger_than_those_of_a_float32_sum(self, device, problem):
-        """At the fewest products that the plan gives to it, and at problem 73's."""
+        """With the fewest products for which the plan chooses it, and with those of problem 73."""
         inputs = convolution(*random_inputs(problem, 0, device)[:2])
         truth = oracle(*inputs)
         ours, plain = ((run(problem, inputs).double() - truth).norm().item() for run in (pipeline, folded))
         assert ours <= plain
 
     def test_errors_at_problem_73(self, device):
-        """Of the first rows of three of its images, with its weights and vectors."""
+        """On the first rows of three of its images, with its weights and vectors."""
         drawn = random_inputs(KERNELBENCH_73, 0, device)
         inputs = drawn._replace(x=drawn.x[:3, :, :10].contiguous())
         truth = oracle(*inputs)
@@ -243,7 +243,7 @@ class TestRange:
 
 
 def run_source(text, problem, inputs):
-    """Return y by another text of the kernel, on one multiprocessor."""
+    """Return y by a changed text of the kernel, on one multiprocessor."""
     return run_text(text, pipeline_plan(problem, EMULATED._replace(multiprocessors=1)), problem, inputs)
 
 
@@ -261,20 +261,20 @@ PLANTED = {
     "the last tile is as long as any":
         ("int(min((long long)RUN, OUT_PLANE - first()))", "RUN", "out-of-bounds"),
     "a row too far": ("tile.row - PAD_TOP + pixel / PITCH", "tile.row - PAD_TOP + 1 + pixel / PITCH", "result"),
-    "a spread tile is split all the same": (PLAIN_TILE, "exponent_of(range)", "range"),
-    "spread weights are split all the same": (" || (ELEMENT == 0 && !range.splits())", "", "range"),
+    "a tile of too wide a range is split anyway": (PLAIN_TILE, "exponent_of(range)", "range"),
+    "weights of too wide a range are split anyway": (" || (ELEMENT == 0 && !range.splits())", "", "range"),
     "weights are read before they are there":
         ("filters.put(fetched, warp, lane);\n    setup_barrier();",
          "setup_barrier(); filters.put(fetched, warp, lane);", "race"),
     "outputs are put where weights are still read": ("ptx::named_barrier_sync(2, CONSUMERS * 32);", "", "race"),
     "a burst's ranges lie where the last's are read": ("shared.ranges[burst % 2]", "shared.ranges[0]", "race"),
-    "an overflow is not looked for": ("exponent + most > 126", "exponent > 500", "range"),
+    "an overflow is not checked for": ("exponent + most > 126", "exponent > 500", "range"),
     "a missing gamma is zero": ("float(in.gamma[channel]) : 1.0f", "float(in.gamma[channel]) : 0.0f", "result"),
     "the next tile's first outputs are left out": ("TAIL && step % 2 == warpgroup", "false", "uninitialised"),
-    "a sector is left to nobody": ("EXTRA && !tile.last() ?", "false ?", "unwritten"),
-    "a stage is handed on without a fence":
+    "no tile stores a sector": ("EXTRA && !tile.last() ?", "false ?", "unwritten"),
+    "a stage is passed on without a fence":
         ("ptx::fence_async_shared();\n    __syncwarp();\n    if", "__syncwarp();\n    if", "race"),
-    "a buffer is handed on without a fence":
+    "a buffer is passed on without a fence":
         ("ptx::fence_async_shared();\n        __syncwarp();\n        if", "__syncwarp();\n        if", "race"),
 }  # fmt: skip
 
@@ -283,7 +283,7 @@ FOUR_TILES = Problem(2, 8, 64, 9, 128, 3)  # of an image: stages and buffers com
 
 
 def what_shows(text, device):
-    """Return what a short form of the tests above finds wrong with the text."""
+    """Return the faults that a short form of the tests above finds in the text."""
 
     def run():
         inputs = random_inputs(FOUR_TILES, 0, device)
@@ -295,7 +295,7 @@ def what_shows(text, device):
 
 
 def wrong_ranges(text, device):
-    """Return "range" where numbers far apart come out wrong, "zero" where a window of zeros does not give zero."""
+    """Return "range" if wide ranges give wrong results, "zero" if a window of zeros does not give zero."""
     wrong = set()
     for x, weight in (("a wall", 1.0), ("no first channel", "a heavy first channel"), (1e30, 1e30)):
         inputs = convolution(x_of(SMALL, x).to(device), weight_of(SMALL, weight).to(device))

@@ -1,4 +1,4 @@
-"""fused_conv_bn_scale refuses wrong arguments, and says which and why."""
+"""fused_conv_bn_scale refuses wrong arguments; the error names the argument and the reason."""
 
 import re
 
@@ -93,7 +93,7 @@ def test_wrong_arguments(device, change, error, words):
         name: value.to(device) if isinstance(value, torch.Tensor) and value.device.type != "meta" else value
         for name, value in {**arguments, **change}.items()
     }
-    for _ in range(2):  # what is remembered of the first call does not make the second one pass
+    for _ in range(2):  # the cache must not make the second call pass
         with pytest.raises(error, match=words):
             fused_conv_bn_scale(**arguments)
 

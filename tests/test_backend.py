@@ -60,7 +60,7 @@ def test_kernel_with_one_argument(device):
 
 def test_emulator_stands_for_the_default_of_plans():
     assert EMULATOR.target(None) == EMULATED
-    assert plan(KERNELBENCH_73) == plan(KERNELBENCH_73, *EMULATED)
+    assert plan(KERNELBENCH_73) == plan(KERNELBENCH_73, *EMULATED[:2])
 
 
 class FakeModule:
@@ -124,11 +124,11 @@ def test_a_module_in_use_stays_loaded(loaded):
 def test_thousands_of_modules_leave_few_loaded(loaded):
     references = [load(loaded, str(number)) for number in range(2000)]
     gc.collect()
-    assert sum(reference() is not None for reference in references) == 3  # two unused, and the one just asked for
+    assert sum(reference() is not None for reference in references) == 3  # two unused ones, and the latest
 
 
 class FakeDriver:
-    """Stands for PyCUDA's context, a stream and its twin; ``log`` has what they were told."""
+    """Stands in for PyCUDA's context, a stream and its twin; ``log`` has their calls."""
 
     def __init__(self, monkeypatch, handle, capturing=False):
         self.log = []

@@ -1,17 +1,14 @@
-"""The compile cache: what it keeps, what it builds again, and where it goes when its folder cannot serve."""
+"""The compile cache: what it keeps, what it builds again, and where it goes if its folder is unusable."""
 
 import os
-import subprocess
-import sys
-import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from fusedref import cache
-
-ROOT = Path(__file__).parents[1]
+from tests import processes
 
 
 @pytest.fixture
@@ -63,7 +60,7 @@ def test_library_stays_where_it_is_built(home):
     assert cache.cached_library("a.so", unexpected) == path
 
 
-def test_library_in_a_folder_of_the_callers(home, tmp_path):
+def test_library_in_a_given_folder(home, tmp_path):
     path = cache.cached_library("a.so", lambda scratch: b"code", str(tmp_path / "mine"))
     assert path == tmp_path / "mine" / "a.so"
     assert cache.cached_library("a.so", unexpected, str(tmp_path / "mine")) == path
@@ -87,7 +84,7 @@ def test_failed_build_leaves_nothing(home):
     assert cache.cached_bytes("a.cubin", lambda scratch: b"code") == b"code"
 
 
-# ------------------------------------------------------------------------------------------- folders that cannot serve
+# ------------------------------------------------------------------------------------------- folders that are unusable
 
 
 @pytest.mark.parametrize("value", ["relative/path", "", "."])
@@ -171,11 +168,7 @@ def test_temporary_folder_is_removed_at_exit_but_not_by_a_child(tmp_path):
     print(path.parent, path.exists())
     """
     (tmp_path / "fusedref").write_text("")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    folder, existed = subprocess.run(
-        command, capture_output=True, text=True, env=environment, check=True
-    ).stdout.split()
+    folder, existed = processes.python(code, XDG_CACHE_HOME=tmp_path).split()
     assert existed == "True"
     assert not Path(folder).exists()
 
@@ -193,15 +186,12 @@ def test_processes_that_want_one_entry_build_it_once(home):
         return b"code"
     assert cache.cached_bytes("a.cubin", build) == b"code"
     """
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(4)]
-    assert "".join(process.communicate(timeout=60)[0] for process in processes) == "built "
-    assert [process.returncode for process in processes] == [0] * 4
+    with ThreadPoolExecutor(4) as pool:
+        assert "".join(pool.map(processes.python, [code] * 4)) == "built "
     assert [path.name for path in home.iterdir()] == ["a.cubin"]
 
 
-def test_lock_that_stays_held_is_not_waited_for_for_ever(home, monkeypatch):
+def test_waiting_for_a_lock_ends(home, monkeypatch):
     monkeypatch.setattr(cache, "LOCK_SECONDS", 0.1)
 
     def outer(scratch):  # holds the lock while a second build of the same entry starts

@@ -1,4 +1,4 @@
-"""`make check` finds a fault of every kind that it is there to find."""
+"""`make check` finds faults of every kind that it checks for."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""What the command lines share: how they end, and the files they write."""
+"""Parts of every command line: its exit status, and the files it writes."""
 
 import argparse
 import os
@@ -30,7 +30,7 @@ def test_ctrl_c_ends_with_one_line_and_130(capsys):
 
 INTERRUPTED = """
 import os, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # where the parent ignores it, Python does too
+signal.signal(signal.SIGINT, signal.default_int_handler)  # Python ignores SIGINT if its parent does
 from fusedref import commandline, __main__ as command
 def main():
     os.kill(os.getpid(), signal.SIGINT)
@@ -82,7 +82,7 @@ def test_text_that_the_terminal_cannot_encode_is_escaped():
     assert processes.python(code, PYTHONIOENCODING="ascii") == "\\udcff \\u2192 x\n"
 
 
-def test_a_file_to_write_may_be_new_or_there(tmp_path):
+def test_an_output_file_may_be_new_or_exist(tmp_path):
     there, new = tmp_path / "there", tmp_path / "a" / "b" / "new"
     there.write_text("old")
     assert commandline.output_file(str(there)) == there
@@ -144,7 +144,7 @@ def test_pictures_of_other_kinds(name, tmp_path):
         commandline.picture_file(str(tmp_path / name))
 
 
-def test_a_file_is_replaced_as_a_whole_or_stays(tmp_path):
+def test_a_file_is_replaced_as_a_whole_or_left_alone(tmp_path):
     path, link = tmp_path / "file", tmp_path / "link"
     link.symlink_to(path)
     for number in range(2):
@@ -196,7 +196,7 @@ def test_a_file_of_other_content_is_not_lost(of_arguments, holds, content, tmp_p
     [(bench.rows_file, "h200.json"), (profile.counters_file, "ncu_h200.json")],
     ids=["bench", "profile"],
 )
-def test_an_empty_file_and_the_committed_one_are_taken(of_arguments, committed, tmp_path):
+def test_an_empty_file_and_the_committed_one_are_accepted(of_arguments, committed, tmp_path):
     path = tmp_path / "file"
     for content in (b"", (processes.ROOT / "lessons" / "measured" / committed).read_bytes()):
         path.write_bytes(content)
@@ -204,7 +204,7 @@ def test_an_empty_file_and_the_committed_one_are_taken(of_arguments, committed, 
         assert path.read_bytes() == content
 
 
-def test_a_progress_bar_shows_on_a_terminal_alone(monkeypatch, capsys):
+def test_a_progress_bar_shows_only_on_a_terminal(monkeypatch, capsys):
     for terminal in (False, True):
         monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
         with commandline.progress_bar() as progress:

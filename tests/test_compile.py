@@ -1,4 +1,4 @@
-"""The cubin cache, with a compiler that only counts; and the real one, where there is an nvcc."""
+"""The cubin cache, with a fake compiler that counts its calls; and with nvcc, if there is one."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ def cache(monkeypatch, tmp_path):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """Every call that reaches the compiler, which here gives back what it was given."""
+    """Return the list of calls of a fake compiler, which returns its arguments as machine code."""
     calls = []
 
     def compile_(source, options, architecture, include_dirs, folder):
@@ -104,7 +104,8 @@ def test_unwritable_home(monkeypatch, compiled, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert cubin("text", (), "sm_90") == cubin("text", (), "sm_90")
     assert len(compiled) == 1
-    assert compile_cache._temporary(os.getpid()).stat().st_mode & 0o777 == 0o700  # nobody else's machine code
+    # No other user can put machine code there.
+    assert compile_cache._temporary(os.getpid()).stat().st_mode & 0o777 == 0o700
 
 
 def test_no_home(monkeypatch, compiled):
@@ -113,7 +114,7 @@ def test_no_home(monkeypatch, compiled):
     assert cubin("text without a home", (), "sm_90") == b"text without a home|()|sm_90"
 
 
-def test_folder_that_goes_away(cache, compiled):
+def test_folder_that_is_deleted(cache, compiled):
     cubin("text", (), "sm_90")
     shutil.rmtree(cache)
     assert cubin("text", (), "sm_90") == b"text|()|sm_90"

@@ -2,9 +2,9 @@
 
 Requests, sectors, and the bank conflicts of every line agree exactly. Nsight Compute computes bank conflicts by
 instruction, from the lanes' addresses. The hardware's own counter is a little larger, differs from run to run and
-belongs to no line: it includes turns that a request lost without a conflict between its lanes. The emulator has none.
+belongs to no line: it includes extra passes without a conflict between lanes. The emulator has none of these.
 
-That holds for every rung. For implicit_gemm, which is no rung, DIFFERS lists the counts that differ on the card.
+That holds for every rung. For implicit_gemm, which is not a rung, DIFFERS lists the counts that differ on the card.
 """
 
 import json
@@ -26,15 +26,15 @@ KERNELS = sorted(profile.kernel_names())
 OF_THE_SOURCE = [name for name in profile.METRICS if name.startswith("global")]
 OF_THE_BANKS = [name for name in profile.METRICS if name.startswith("shared")]
 DIFFERS = {  # (the emulator's, the card's)
-    # Copies of 8 bytes (cp.async) are a request for every 16 lanes: 6912 on the card for 3840 here. Why it counts a
-    # sector more for each of them is not known.
+    # On the card, copies of 8 bytes (cp.async) are one request per 16 lanes: 6912 for 3840 here. Why it counts one more
+    # sector for each of them is not known.
     "global_load_requests": (7392, 7392 - 3840 + 6912),
     "global_load_sectors": (74688, 74688 + 6912),
-    # By instruction Nsight Compute counts a conflict of two lanes where a load of 16 bytes leaves lanes idle.
+    # By instruction, Nsight Compute counts a conflict of two lanes if a load of 16 bytes leaves lanes idle.
     "implicit_gemm_store.cuh: const SumUnit values = *reinterpret_cast<const SumUnit*>(sums);": (
         None, {"shared_load_bank_conflicts": 384}),
 }  # fmt: skip
-LOST = 0.05  # turns for each request to shared memory, at most, that the card's banks lose though no line has conflicts
+NOISE = 0.05  # the most extra passes per request to shared memory that the card counts without a conflict
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def conflicts_by_line(counters) -> dict[str, dict[str, int]]:
     return found
 
 
-def test_the_card_counted_the_same(measured):
+def test_the_card_ran_the_same_kernels(measured):
     assert set(measured["kernels"]) == set(KERNELS)
     assert measured["card"].startswith("NVIDIA")
     assert measured["problems"] == [bench.describe(profile.PROBLEM), bench.describe(profile.WIDER)]
@@ -100,28 +100,28 @@ def test_hardware_conflict_noise_is_small(kernel, name, counted, measured):
     beyond = [run[name] - of_lines for run in card["runs"]]
     requests = getattr(counted[kernel], name.replace("bank_conflicts", "requests")) // counted[kernel].launches
     assert min(beyond) >= 0
-    assert max(beyond) <= LOST * requests
+    assert max(beyond) <= NOISE * requests
     assert max(beyond) == 0 or len(set(beyond)) > 1
 
 
-PARTING = """
-extern "C" __global__ void choice(float* y, const float* x) {  // the ways meet again before the store
+DIVERGING = """
+extern "C" __global__ void choice(float* y, const float* x) {  // the paths join before the store
     for (int i = threadIdx.x; i < 256; i += 32) y[i] = i % 7 < 3 && i / 32 % 4 != 1 ? x[i] : 0.0f;
 }
-extern "C" __global__ void loops(float* y, const float* x) {  // a lane has done when its loop ends, and waits
+extern "C" __global__ void loops(float* y, const float* x) {  // a lane whose loop has ended waits
     float sum = 0.0f;
     for (int j = 0; j < threadIdx.x % 4; j++)
         for (int k = 0; k <= j; k++) sum += x[32 * (j + k) + threadIdx.x];
     y[threadIdx.x] = sum;
 }
-extern "C" __global__ void leaving(float* y, const float* x) {  // those that go on wait for nobody
+extern "C" __global__ void leaving(float* y, const float* x) {  // lanes that go on wait for no others
     for (int i = threadIdx.x; i < 256; i += 32) {
         if (i % 5 == 4) continue;
         if (i > 200) return;
         y[i] = x[i];
     }
 }
-extern "C" __global__ void joint(float* y, const float* x) {  // what lies between two branches is there once
+extern "C" __global__ void joint(float* y, const float* x) {  // the code between two branches runs once
     const bool odd = threadIdx.x % 2;
     float v = 1.0f;
     if (odd) v = x[threadIdx.x];
@@ -134,11 +134,11 @@ extern "C" __global__ void joint(float* y, const float* x) {  // what lies betwe
 @pytest.mark.parametrize(
     ("kernel", "loads", "stores"), [("choice", 6, 8), ("loops", 6, 1), ("leaving", 7, 7), ("joint", 1, 2)]
 )
-def test_lanes_that_part_meet_again(kernel, loads, stores):
-    """Count one request for the whole warp once its lanes have come together again."""
+def test_diverged_lanes_reconverge(kernel, loads, stores):
+    """One request counts for the whole warp once its lanes have reconverged."""
     if build.compiler().clang:
-        pytest.skip("clang copies code into the branches that lead to it, and each copy counts by itself")
-    function = SourceModule(PARTING, no_extern_c=True).get_function(kernel)
+        pytest.skip("clang copies code into the branches that lead to it, and each copy is counted separately")
+    function = SourceModule(DIVERGING, no_extern_c=True).get_function(kernel)
     x, y = gpuarray.zeros(256, "float32"), gpuarray.zeros(256, "float32")
     with watch() as seen:
         function(y, x, block=(32, 1, 1), grid=(1, 1))

@@ -1,4 +1,4 @@
-"""The ctypes side of the runtime, which abi.py reads from the C headers, against the C++ compiler."""
+"""The ctypes side of the runtime, which abi.py reads from the C headers, compared with the C++ compiler."""
 
 import ctypes
 import json
@@ -14,7 +14,7 @@ STRUCTURES = [abi.Parameter, abi.Kernel, abi.Shared, abi.Variable, abi.Module, a
 
 @pytest.fixture(scope="module")
 def layouts(tmp_path_factory):
-    """Return what the compiler says: structure -> [size, offset and size of each field], and every constant's value."""
+    """Return the compiler's numbers: structure -> [size, offset and size of each field], and every constant."""
     lines = []
     for structure in STRUCTURES:
         name = structure.__name__

@@ -13,11 +13,11 @@ AGGREGATED = """__device__ int aggregated(int* counter) {
     return before + __popc(mask & ((1u << lane) - 1));
 }
 """
-HOW = pytest.mark.parametrize("seed", [None, 0, 1, 2], ids=["unwatched", "watched", "seed 1", "seed 2"])
+SEEDS = pytest.mark.parametrize("seed", [None, 0, 1, 2], ids=["unwatched", "watched", "seed 1", "seed 2"])
 
 
 def launch(source, seed, *arrays, block=64, grid=3):
-    """Launch k on the arrays, unwatched or watched under a seed; nothing may be found."""
+    """Launch k on the arrays, unwatched or watched with a seed; check that nothing is found."""
     kernel = SourceModule(source).get_function("k")
     if seed is None:
         kernel(*arrays, block=(block, 1, 1), grid=(grid, 1))
@@ -27,7 +27,7 @@ def launch(source, seed, *arrays, block=64, grid=3):
     assert not seen.findings
 
 
-@HOW
+@SEEDS
 def test_aggregated_increment_in_a_branch(seed):
     source = (
         AGGREGATED
@@ -46,7 +46,7 @@ def test_aggregated_increment_in_a_branch(seed):
     assert counter.get()[0] == 63
 
 
-@HOW
+@SEEDS
 def test_aggregated_increment_in_a_loop(seed):
     source = (
         AGGREGATED
@@ -68,7 +68,7 @@ def test_aggregated_increment_in_a_loop(seed):
     assert list(rounds.get()) == wanted * 3
 
 
-@HOW
+@SEEDS
 def test_each_branch_has_its_own_lanes(seed):
     source = """__global__ void k(unsigned* masks) {
         unsigned mask;
@@ -86,7 +86,7 @@ def test_each_branch_has_its_own_lanes(seed):
     assert list(masks.get()[32:]) == [0xFFFFFFFF] * 32
 
 
-@HOW
+@SEEDS
 def test_lanes_that_have_returned_are_not_active(seed):
     source = """__global__ void k(unsigned* masks) {
         if (threadIdx.x >= 20) return;

@@ -51,7 +51,7 @@ def test_included_files_are_translated(tmp_path):
         result(source, 4, block=(4, 1, 1), include_dirs=[str(tmp_path)])
     finding = raised.value.finding
     assert (finding.source, finding.line, finding.argument, finding.element) == ("tile.cuh", 7, "s", 4)
-    (tmp_path / "size.h").write_text("#define SIZE 5\n")  # another text, so another library
+    (tmp_path / "size.h").write_text("#define SIZE 5\n")  # another text, hence another library
     with pytest.raises(drv.MemoryAccessError, match=r"reads s.5., but s has 5 elements"):
         result(source, 4, block=(4, 1, 1), include_dirs=[str(tmp_path)])
 
@@ -75,7 +75,7 @@ def test_fmad_false():
     ("options", "message"),
     [
         (["-foo"], "Unknown option '-foo'"),
-        (["--lineinfo"], "Unknown option '--lineinfo'"),  # of short names there is but one form
+        (["--lineinfo"], "Unknown option '--lineinfo'"),  # a short name takes one dash only
         (["-DA=1", "-I"], "'-I': expected an argument"),
         (["-std=c++99"], "Value 'c++99' is not defined for option 'std'"),
         (["-arch=sm_1"], "Unsupported gpu architecture 'sm_1'"),
@@ -116,7 +116,7 @@ def test_damaged_library_is_compiled_again(tmp_path, size):
     result(source, 1, block=(1, 1, 1), cache_dir=str(tmp_path))
     (library,) = tmp_path.iterdir()
     whole = library.stat().st_size
-    library.unlink()  # the loader remembers the old file by its place on the disk
+    library.unlink()  # the loader knows the old file by its inode
     library.write_bytes(bytes(size))
     assert result(source, 1, block=(1, 1, 1), cache_dir=str(tmp_path))[0] == size
     assert library.stat().st_size == whole

@@ -87,7 +87,7 @@ def test_bank_conflicts_of_a_load(index, conflicts):
 
 
 @pytest.mark.parametrize(("kind", "conflicts"), [("float2", 0), ("float4", 0)])
-def test_wide_shared_accesses_go_by_parts_of_a_warp(kind, conflicts):
+def test_wide_shared_accesses_are_served_by_parts_of_a_warp(kind, conflicts):
     source = f"""__global__ void k({kind}* y) {{
     __shared__ {kind} s[32];
     s[threadIdx.x] = {kind}();
@@ -98,7 +98,7 @@ def test_wide_shared_accesses_go_by_parts_of_a_warp(kind, conflicts):
     assert (counters.shared_load_requests, counters.bank_conflicts) == (1, conflicts)
 
 
-def test_lanes_that_a_branch_parted_meet_again():
+def test_lanes_reconverge_after_a_branch():
     source = """__global__ void k(int* y, const int* x) {
     int i = threadIdx.x, sum = 0;
     for (int tap = 0; tap < 3; tap++) {
@@ -157,7 +157,7 @@ extern "C" __global__ void k(int* y, const int* x) {
 }"""
 
 
-def test_copies_are_no_stores_of_the_warp():
+def test_copies_do_not_count_as_stores():
     x, y = gpuarray.zeros(256, int32), gpuarray.zeros(256, int32)
     include = [str(COMMON)]
     with watch() as seen:

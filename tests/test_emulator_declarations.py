@@ -115,7 +115,7 @@ VALUES = {
         "__shared__ int s[N * M], t[K]; s[0] = t[0] = 1; out[0] = sizeof(s) + sizeof(t); out[1] = f<M>();",
         [64, 2],
     ),
-    "behind-a-label": (
+    "after-a-label": (
         "__device__ int f(int n) { switch (n) { default: return 0; case 1: __shared__ int s; s = 4; return s; } }",
         "out[0] = f(1);",
         [4],

@@ -1,4 +1,4 @@
-"""Kernels that go wrong: each ends with an error that names the thread, the line and the element."""
+"""Faulty kernels: each ends with an error that names the thread, the line and the element."""
 
 import os
 import threading
@@ -134,7 +134,7 @@ def test_deadlock(body):
 
 @pytest.mark.parametrize("look", ["*(volatile unsigned*)n", "atomicAdd(n, 0)", "atomicCAS(n, 0, 0)"])
 def test_barrier_over_the_grid(look, monkeypatch):
-    """A barrier over the grid holds where all blocks run at once; where they cannot, it is an error and no hang."""
+    """A barrier over the grid works if all blocks run at once; if they cannot, it is an error instead of a hang."""
     source = f"""
     __global__ void k(unsigned* y, unsigned* n) {{
         if (threadIdx.x == 0) {{ atomicAdd(n, 1);

@@ -1,4 +1,4 @@
-"""How launches end that do not end by themselves: Ctrl-C, other threads, fork, faults inside the runtime."""
+"""Launches that do not end by themselves: Ctrl-C, other threads, fork, faults inside the runtime."""
 
 import gc
 import os
@@ -19,7 +19,7 @@ LIMIT = 240  # seconds until a process counts as hanging
 
 
 def python(code, *arguments, **environment):
-    """Return what a fresh process prints that, like a job in the background, was started with SIGINT ignored."""
+    """Return what a new process prints that starts with SIGINT ignored, as a background job does."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         process = subprocess.Popen(

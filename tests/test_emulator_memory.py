@@ -1,4 +1,4 @@
-"""Device memory that is freed is used again, and what the emulator keeps of it goes back to the system."""
+"""Freed device memory is reused, and the emulator's own memory for it goes back to the system."""
 
 import gc
 import os
@@ -54,19 +54,19 @@ print(resident() - before)
 
 
 @needs_proc
-def test_allocations_do_not_add_up():
+def test_allocations_do_not_leak():
     assert growth(f"allocate([1000] * {2 * QUARANTINED})", "allocate([1000] * 20_000)") < 5 * MEGABYTE
 
 
 @needs_proc
-def test_allocations_of_many_sizes_do_not_add_up():
+def test_allocations_of_many_sizes_do_not_leak():
     sizes = f"[1 + 977 * i % 60_000 for i in range({4 * QUARANTINED})]"
     assert growth(f"allocate({sizes})", f"allocate({sizes}[::-1])") < 20 * MEGABYTE
 
 
 @needs_proc
 @pytest.mark.parametrize(("watched", "times"), [(False, 2000), (True, 200)], ids=["unwatched", "watched"])
-def test_calls_do_not_add_up(watched, times):
+def test_calls_do_not_leak(watched, times):
     calls = f"call({times}, {watched})"
     assert growth(calls, calls) < 5 * MEGABYTE
 
@@ -85,7 +85,7 @@ def test_a_freed_address_is_not_used_again_soon():
 
 
 def test_the_oldest_freed_address_is_used_first():
-    """In a new process: what other tests freed would be used before it."""
+    """In a new process, because addresses that other tests freed would be used first."""
     program = f"""
         from fusedref.emulator import driver as drv
         def addresses(count):
@@ -100,7 +100,7 @@ def test_the_oldest_freed_address_is_used_first():
     assert processes.python(program).split() == ["True", str(QUARANTINED)]
 
 
-def test_memory_that_is_used_again_is_fresh():
+def test_reused_memory_is_fresh():
     poisoned = np.full(1000, 0xFF, np.uint8)
     for _ in range(2 * QUARANTINED):
         allocation = drv.mem_alloc(1000)
@@ -149,7 +149,7 @@ def test_an_unregistered_module_gives_back_its_variables():
     ],
     ids=["device function", "kernel"],
 )
-def test_a_shared_array_that_no_block_can_have_is_refused(source):
+def test_a_shared_array_too_large_for_any_block_is_refused(source):
     with pytest.raises(drv.CompileError, match=r"big in [fk] has 15728640 bytes"):
         SourceModule(source)
 

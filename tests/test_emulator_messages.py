@@ -1,4 +1,4 @@
-"""What is said of source that does not compile: one sentence in CUDA's terms, and the line of the source."""
+"""Messages about source that does not compile: one sentence in CUDA's terms, and the line of the source."""
 
 import os
 import signal
@@ -173,7 +173,7 @@ def test_command_line_is_shown_on_request(monkeypatch, capsys):
         SourceModule(source)
 
 
-# ------------------------------------------------------------------------------------------- sources that are a trouble
+# ------------------------------------------------------------------------------------------- unusual sources
 
 
 @pytest.mark.parametrize("name", ['a"b.cu', "a\\b.cu", "a\nb.cu", "a b.cu", "\N{GREEK SMALL LETTER PI}.cu", "100%.cu"])

@@ -1,4 +1,4 @@
-"""Code that people paste: the headers that they include, and operators that llm.c and its like define."""
+"""Code as people paste it: the headers that it includes, and the operators that projects such as llm.c define."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The functions of ptx.cuh on the emulator: fragments, the tensor core's rounding, copies that run on their own."""
+"""The functions of ptx.cuh on the emulator: fragments, the tensor core's rounding, asynchronous copies."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from fusedref import emulator
 from fusedref.csrc import COMMON
 from fusedref.emulator import driver
 
-# One warp a block: d = a b + c, the fragments given and taken lane by lane.
+# One warp per block: d = a b + c, with each lane's fragments in memory.
 MMA = r"""
 #include "ptx.cuh"
 extern "C" __global__ void mma(const uint32_t* a, const uint32_t* b, const float* c, float* d)
@@ -31,9 +31,9 @@ INSTRUCTIONS = {  # name: (call, k, exponent bits, fraction bits)
 }
 
 
-def run_mma(door, name, a, b, c, options=()):
+def run_mma(backend, name, a, b, c, options=()):
     """Return d of the instruction for fragments a [warps, 32, 4], b [warps, 32, 2] and c [warps, 32, 4]."""
-    SourceModule, drv = door
+    SourceModule, drv = backend
     source = MMA.replace("MULTIPLY", f"ptx::{name}{INSTRUCTIONS[name][0]}")
     module = SourceModule(source, no_extern_c=True, options=list(options), include_dirs=[str(COMMON)])
     d = np.empty_like(c)
@@ -55,7 +55,7 @@ def numbers(bits, exponent_bits, fraction_bits):
 
 
 def draw_fragments(name, warps, seed, kind):
-    """Random matrices of the instruction's format: the fragments a, b, c that hold them, and A, B, C themselves."""
+    """Return random matrices of the instruction's format: their fragments a, b, c, and A, B, C themselves."""
     _, k, exponent_bits, fraction_bits = INSTRUCTIONS[name]
     rng = np.random.default_rng(seed)
     width = 1 + exponent_bits + fraction_bits
@@ -102,7 +102,7 @@ class TestMma:
 
     @pytest.mark.parametrize(("rounding", "bits"), [("hopper", 25), ("ampere", 24)])
     def test_bits_below_the_largest_exponent_are_cut(self, rounding, bits):
-        """What is cut off before the sum cannot add up to a bit that is kept."""
+        """Bits that are cut off before the sum cannot carry into a bit that is kept."""
         a, b, c = np.zeros((1, 32, 4), np.uint32), np.zeros((1, 32, 2), np.uint32), np.zeros((1, 32, 4), np.float32)
         one = 0x3C00
         a[0, 0, 0] = one | one << 16  # row 0, k = 0 and 1
@@ -116,7 +116,7 @@ class TestMma:
         c[0, 0, 0] = 0.0
         d = run_mma(EMULATOR, "mma_m16n8k16_f16", a, b, c, [f"-DTENSOR_CORE={rounding}"])
         assert d[0, 0, 0] == np.float32(1 + 2.0**-23)  # both kept: 24 and 25 bits reach 2^-24
-        # With 1 twice as large, 2^-24 is bit 25 behind the largest exponent: Hopper keeps it, Ampere does not.
+        # With 1 doubled, 2^-24 is 25 bits below the largest exponent: Hopper keeps it, Ampere does not.
         b[0, 0, 0] = int(np.float16(2).view(np.uint16)) | small(-24) << 16
         c[0, 0, 0] = 2.0**-23
         d = run_mma(EMULATOR, "mma_m16n8k16_f16", a, b, c, [f"-DTENSOR_CORE={rounding}"])
@@ -132,7 +132,7 @@ class TestMma:
             (np.nan, 0, 0, np.nan),
         ],
     )
-    def test_what_is_not_finite(self, a0, b0, c0, expected):
+    def test_nan_and_infinity(self, a0, b0, c0, expected):
         a, b, c = np.zeros((1, 32, 4), np.uint32), np.zeros((1, 32, 2), np.uint32), np.zeros((1, 32, 4), np.float32)
         a[0, 0, 0], b[0, 0, 0] = int(np.float16(a0).view(np.uint16)), int(np.float16(b0).view(np.uint16))
         c[0, 0, 0] = c0
@@ -257,7 +257,7 @@ def test_a_bulk_load_nobody_waits_for_has_not_happened():
     assert np.isnan(y).all()
 
 
-def test_an_mbarrier_that_nobody_prepared():
+def test_an_mbarrier_without_its_init():
     source = COPIES.replace("if (threadIdx.x == 0) { ptx::mbarrier_init(&full, 1); ptx::mbarrier_init_fence(); }", "")
     source = source.replace(" MBARRIER_WAIT", "").replace(" STORE_WAIT", "").replace(" WAIT", "")
     module = emulator.SourceModule(source, no_extern_c=True, include_dirs=[str(COMMON)])

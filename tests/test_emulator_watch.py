@@ -1,4 +1,4 @@
-"""Watched kernels: each planted bug of the corpus is found and named, and nothing is said of correct kernels."""
+"""Watched kernels: each planted bug of the corpus is found and named, and nothing is found in correct kernels."""
 
 import shutil
 import sys
@@ -80,7 +80,7 @@ def test_the_advice_fits_the_kernel(name, words):
         assert not any("__syncthreads" in message for message in messages)
 
 
-IDIOMS = {  # kernels that keep step by other means than barriers: source, integers of y, threads and blocks
+IDIOMS = {  # kernels that synchronise without barriers: source, size of y, threads and blocks
     "a lock between blocks": (
         """__device__ int lock;
 __global__ void k(int* y) {
@@ -128,7 +128,7 @@ __global__ void k(int* y) {
         1,
         (128, 1),
     ),
-    "all make a fence, one counts": (
+    "every thread makes a fence, one counts": (
         """__device__ unsigned finished[2];
 __global__ void k(int* y) {
     __shared__ bool last;
@@ -297,7 +297,7 @@ def test_products_that_do_not_wait(right, wrong, expected):
         assert (y.get() == 32).all()
 
 
-# ------------------------------------------------------------------------------------------- ways to switch it on
+# ------------------------------------------------------------------------------------------- ways to turn it on
 
 RACY = """__global__ void k(int* y) {
     __shared__ int s[64];
@@ -307,7 +307,7 @@ RACY = """__global__ void k(int* y) {
 MANY = (64, 1, 1)
 
 
-def test_a_module_may_ask_to_be_watched():
+def test_watch_of_a_module():
     function = SourceModule(RACY, watch=True).get_function("k")
     with pytest.raises(drv.FindingError, match="there is no __syncthreads") as raised:
         function(gpuarray.zeros(64, int32), block=MANY)
@@ -318,7 +318,7 @@ def test_a_module_may_ask_to_be_watched():
     assert [finding.kind for finding in seen.findings] == ["race"]
 
 
-def test_the_environment_may_ask(monkeypatch):
+def test_watch_by_the_environment(monkeypatch):
     function = SourceModule(RACY).get_function("k")
     function(gpuarray.zeros(64, int32), block=MANY)
     monkeypatch.setenv("FUSEDREF_WATCH", "1")
@@ -366,7 +366,7 @@ def test_unwatched_launch_writes():
     assert seen.findings == []
 
 
-def test_the_order_of_threads_is_the_seeds():
+def test_the_seed_decides_the_order_of_threads():
     source = """__global__ void k(int* y) {
     __shared__ int turn;
     if (threadIdx.x == 0) turn = 0;

@@ -1,4 +1,4 @@
-"""implicit_gemm.cu: its plans, shapes, errors and ranges, counts, and planted bugs that must show."""
+"""implicit_gemm.cu: its plans, shapes, errors, ranges and counts, and planted bugs that must be found."""
 
 import dataclasses
 import math
@@ -38,7 +38,7 @@ SMALL = Problem(1, 16, 24, 6, 10, 3, padding=1)  # two chunks of input channels,
 
 
 def gemm_plan(problem, variant=KernelVariant(), multiprocessors=2, architecture="sm_90a", **wanted):
-    """Return the plan of this kernel, with the best tile that is as ``wanted``."""
+    """Return the plan of this kernel, with the best tile that has the ``wanted`` properties."""
     tiles = gemm_tiles(problem, Target(architecture, multiprocessors), variant)
     tiles = [tile for tile in tiles if all(getattr(tile, name) == value for name, value in wanted.items())]
     return implicit_gemm_plan(problem, min(tiles, key=lambda tile: tile.cycles), variant)
@@ -201,9 +201,9 @@ PLANTED = {
     "rows are read before they are written":
         (PREPARE + "\n            __syncthreads();", PREPARE, "race"),
     "a run is overwritten while it is stored": (PUT + "\n            __syncwarp();", PUT, "race"),
-    "what does not split is split all the same": (X_UNIT, "shared.x_unscale = power_of_two(-range.shift());", "result"),
+    "too wide a range is split anyway": (X_UNIT, "shared.x_unscale = power_of_two(-range.shift());", "result"),
     "a sum that is not finite stays": ("const bool plain = SCALED &&", "const bool plain = false &&", "result"),
-    "the last channels are no channels":
+    "channels beyond the last are loaded":
         ("(GROUP_IN % CHUNK == 0 || first + channel < GROUP_IN)", "true", "out-of-bounds"),
     "the weights of the second chunk never come": ("(!later_tile && next > 0)", "false", "result"),
 }  # fmt: skip
@@ -211,7 +211,7 @@ CAUGHT = Problem(2, 12, 20, 8, 9, 3)
 
 
 def what_shows(text):
-    """Return what a launch with tiles that come round, and a wall in x, shows to be wrong with the text."""
+    """Return the faults that a launch with several tiles per block, and a wall in x, finds in the text."""
     chosen = gemm_plan(CAUGHT, multiprocessors=1, chunk=8, slots=2, across=4, warp_channels=16, down=1)
 
     def run():
@@ -290,7 +290,7 @@ def test_the_family_at_full_size(device, problem, channels_last):
 
 @pytest.mark.gpu
 def test_memory_that_is_not_aligned(device):
-    """X and weight 4 bytes behind where units of 16 begin."""
+    """X and weight begin 4 bytes after a multiple of 16."""
     problem = Problem(2, 64, 64, 8, 16, 3, padding=1)
     inputs = random_inputs(problem, 0, device)
     moved = [torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape) for t in (inputs.x, inputs.weight)]

@@ -11,7 +11,7 @@ HANGING = """
 import ctypes
 
 def hang_in_c():
-    ctypes.PyDLL(None).pause()  # holds the interpreter's lock: no Python thread and no signal handler runs again
+    ctypes.PyDLL(None).pause()  # holds the GIL: no Python thread and no signal handler runs again
 
 def test_hangs():
     hang_in_c()

@@ -1,4 +1,4 @@
-"""What gets installed: the requirement files, the package alone, and the script that makes .venv."""
+"""Installation: the requirement files, the package alone, and the script that creates .venv."""
 
 import importlib.util
 import os
@@ -56,7 +56,7 @@ def wheel(tmp_path_factory):
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     shutil.copytree(ROOT / "fusedref", copy / "fusedref", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("kernels", "lessons", "tests"):  # which are not to be packed
+    for name in ("kernels", "lessons", "tests"):  # which must not be packed
         (copy / name).mkdir()
         (copy / name / "__init__.py").touch()
     build = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
@@ -101,7 +101,7 @@ def test_the_driver_says_whether_there_is_a_gpu(tmp_path, status, count, seen):
 
 
 def gpu_seen(folder, environment, driver):
-    """Return what driver() prints where libcuda.so.1 is built from `driver`, or is no library if that is None."""
+    """Return what driver() prints if libcuda.so.1 is built from `driver`, or is not a library if that is None."""
     library = folder / "libcuda.so.1"
     if driver is None:
         library.write_text("no library")
@@ -142,7 +142,7 @@ def test_a_python_that_can_make_no_environment_is_told_what_to_install(tmp_path,
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-def test_make_tells_of_a_python_too_old(tmp_path):
+def test_make_refuses_an_old_python(tmp_path):
     command = ["make", "test", "PYTHON=false", f"VENV={tmp_path / 'environment'}"]
     done = processes.run(command, cwd=ROOT)
     assert done.returncode != 0

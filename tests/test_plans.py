@@ -1,4 +1,4 @@
-"""plan: which kernel, launched how, what it should be limited by; that a compiler agrees about registers."""
+"""plan: the kernel, its launch and its limiter; the registers, compared with the compiler's."""
 
 import dataclasses
 from pathlib import Path
@@ -161,7 +161,7 @@ def test_folded_covers_every_output():
 
 
 def fits(chosen, folder, right="", wrong=""):
-    """Whether the compiler needs no more registers than the plan says, and spills none."""
+    """Return whether the compiler needs no more registers than the plan says, and spills none."""
     (launch,) = chosen.launches
     source = launch.source
     if right:

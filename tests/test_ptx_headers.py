@@ -44,7 +44,7 @@ def body(text: str, start: int) -> str:
 
 
 def without_bodies(text: str) -> str:
-    """Return the text with everything between braces left out, nested namespaces with it."""
+    """Return the text without everything between braces, nested namespaces included."""
     kept, depth = "", 0
     for letter in text:
         depth -= letter == "}"
@@ -54,7 +54,7 @@ def without_bodies(text: str) -> str:
 
 
 def parameter_list(text: str) -> tuple[str, ...]:
-    """Return a template's parameters one by one, without those that the size of an array tells."""
+    """Return a template's parameters one by one, without those that the size of an array determines."""
     return tuple(part for part in map(str.strip, text.split(",")) if part and part != "int SUMS")
 
 

@@ -1,4 +1,4 @@
-"""compute-sanitizer finds nothing on any rung, and finds what is planted for it."""
+"""compute-sanitizer finds nothing on any rung, and finds the bug planted for it."""
 
 import shutil
 import subprocess
@@ -20,9 +20,9 @@ pytestmark = [
 
 
 def sanitize(tool: str, what: str) -> subprocess.CompletedProcess:
-    """Run SCRIPT under the tool. Its exit status is 9 where the tool reports an error."""
+    """Run SCRIPT under the tool. Its exit status is 9 if the tool reports an error."""
     command = [SANITIZER, "--tool", tool, "--error-exitcode", "9", sys.executable, SCRIPT, what]
-    # Without the allocator's cache, so that a tensor ends where its memory ends.
+    # Without the allocator's cache, the memory of a tensor ends with it.
     return processes.run(command, env=processes.environment(PYTORCH_NO_CUDA_MEMORY_CACHING="1"), limit=230)
 
 

@@ -1,4 +1,4 @@
-"""The corpus on a card: what compute-sanitizer found there, compared with what the emulator finds here."""
+"""The corpus on a card: the verdicts of compute-sanitizer, compared with the emulator's findings."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.corpus_on_card import FALSE_REPORTS, TOOLS, digest
 
 MEASURED = json.loads((Path(__file__).parents[1] / "lessons" / "measured" / "sanitizer_h200.json").read_text())
 CASES = {case.name: case for case in corpus.CASES}
-# (case, tool) of every report; where a case did not end, the tool said nothing of it.
+# (case, tool) of every report; a case that did not end has none.
 REPORTS = {(name, tool) for name, found in MEASURED["cases"].items() for tool in TOOLS if found[tool] == "found"}
 KINDS_OF = {
     "memcheck": {"out-of-bounds", "misaligned"},

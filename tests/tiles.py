@@ -1,4 +1,4 @@
-"""What the tests of the rungs with compiled-in sizes (06 on) share."""
+"""Helpers for the tests of the rungs with compiled-in sizes, from 06 on."""
 
 import math
 
@@ -15,15 +15,16 @@ needs_emulator = pytest.mark.skipif(cuda.device() == "gpu", reason="counts are t
 
 
 def compiled(tiled: ladder.Tiled, problem: Problem, architecture: str, folder) -> str:
-    """Return what ptxas reports of the kernel. Fails where nvcc warns or refuses."""
+    """Return what ptxas reports of the kernel. Fail if nvcc warns or refuses."""
     return nvcc.report(ladder.KERNELS / f"{tiled.file}.cu", folder, architecture, tiled.options(problem))
 
 
 def refused(rung: ladder.Rung, device) -> bool:
-    """Whether the rung fails, or its result is refused, on a small problem: one shape, so that little is compiled."""
+    """Return whether the rung fails or its result is refused on one small problem, so that little is compiled."""
     problem = Problem(2, 3, 20, 10, 38, 2)
     given = random_inputs(problem, 0, device)
-    torch.full(problem.output_shape, math.nan, device=device)  # what torch gives out next: an output left out shows
+    # torch reuses the memory of this tensor for y, so an unwritten output is NaN.
+    torch.full(problem.output_shape, math.nan, device=device)
     try:
         y = rung.candidate(*given)
     except drv.Error:
@@ -51,7 +52,7 @@ def findings(tiled: ladder.Tiled, *sizes: int) -> list:
 
 
 def at(counters, tiled: ladder.Tiled, text: str):
-    """Return the counters of the one line of the kernel that has ``text`` in it."""
+    """Return the counters of the kernel's only line that contains ``text``."""
     lines = (ladder.KERNELS / f"{tiled.file}.cu").read_text().splitlines()
     (number,) = [number for number, line in enumerate(lines, 1) if text in line]
     return counters.by_line[f"{tiled.file}.cu", number]

@@ -1,4 +1,4 @@
-"""Inputs for which float32 arithmetic makes no rounding error, so that a test can ask for equality.
+"""Inputs for which float32 arithmetic is exact, so that a test can require equality.
 
 Small whole numbers everywhere, and running_var + eps a power of four: its root and the division by it are exact too.
 """
@@ -12,12 +12,12 @@ SIZES = st.tuples(*[st.integers(1, 3)] * 3, *[st.integers(3, 11)] * 2, st.intege
 
 
 def whole(*shape, seed=0, device="cpu"):
-    """Numbers from -4 to 4."""
+    """Return random whole numbers from -4 to 4."""
     return torch.randint(-4, 5, shape, generator=torch.Generator().manual_seed(seed)).float().to(device)
 
 
 def variances(channels, device="cpu"):
-    """Of which EPS more is 1, 4, 16, 1, ..."""
+    """Return variances such that variance + EPS is 1, 4, 16, 1, ..."""
     return (torch.tensor([1.0, 4.0, 16.0]).repeat(channels)[:channels] - EPS).to(device)
 
 

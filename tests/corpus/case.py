@@ -12,7 +12,7 @@ from fusedref.csrc import COMMON
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel ``k``, how it is launched, and what must be found: (kind, argument, element, line), or None for nothing.
+    """A kernel ``k``, its launch, and the finding to expect: (kind, argument, element, line), or None for nothing.
 
     ``arguments``: ``("zeros", n)``, ``("empty", n)`` and ``("arange", n)`` are arrays of ``dtype``, an int is a C int.
     """

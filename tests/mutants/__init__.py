@@ -1,7 +1,7 @@
 """Mutants: kernels and candidates with one small change each, made by rule. The checks must notice the change.
 
 ``python -m tests.mutants`` makes them, runs each through the validator and the watched emulator, and prints the share
-that was caught. ``cuda_rules`` and ``python_rules`` make mutants, ``subjects`` says what is mutated and how it is
+that was caught. ``cuda_rules`` and ``python_rules`` make mutants, ``subjects`` lists what is mutated and how it is
 checked, ``runner`` runs mutants in processes of their own, ``survivors.json`` explains those that nothing can catch.
 """
 
@@ -24,7 +24,7 @@ class Mutant:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """Return what names the mutant wherever its line moves to: rule, file, and both texts of the line."""
+        """Return the mutant's identity, whatever its line number is: rule, file, and both texts of the line."""
         return self.rule, self.file, self.before, self.after
 
 
@@ -42,7 +42,7 @@ def mutant(file: str, text: str, rule: str, start: int, end: int, new: str) -> M
 def chosen(mutants: list[Mutant], most: int) -> list[Mutant]:
     """Return at most ``most`` mutants of each rule, in the order of the file.
 
-    The choice goes by a digest of each mutant's key, so that an edit elsewhere in the file leaves it as it was.
+    The choice depends on a digest of each mutant's key alone, so that an edit elsewhere in the file does not change it.
     """
     kept: set[int] = set()
     by_rule: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""``python -m tests.mutants``: say how many mutants of the kernels and candidates the checks catch."""
+"""``python -m tests.mutants``: count the mutants of the kernels and candidates that the checks catch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-if __name__ == "__main__":  # before anything compiles: what mutants compile to is of no use later
+if __name__ == "__main__":  # before anything compiles: compiled mutants are of no use later
     CACHE = tempfile.TemporaryDirectory(prefix="mutants-cache-")
     os.environ |= {"XDG_CACHE_HOME": CACHE.name, "FUSEDREF_DEVICE": "emulator", "OMP_NUM_THREADS": "1"}
 
@@ -30,7 +30,7 @@ def explained() -> dict[tuple, str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the mutants. Return 1 where one survives that nobody has explained, or one is caught that is explained."""
+    """Run the mutants. Return 1 if one survives without an explanation, or is caught in spite of one."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__.partition(": ")[2])
     parser.add_argument("--only", metavar="FILE", action="append", help="only mutants of this file; may be repeated")
     parser.add_argument("--rule", help="only mutants of this rule")
@@ -70,7 +70,7 @@ def _run(mutants: list[Mutant], jobs: int, limit: float, console: Console) -> li
 
 
 def _report(outcomes: list[runner.Outcome], given: argparse.Namespace, console: Console) -> int:
-    """Print the table and what needs a look, write the JSON, and return the exit status."""
+    """Print the table and the mutants that need attention, write the JSON, and return the exit status."""
     known = {each.mutant.key: "unchanged" for each in outcomes} if given.originals else explained()
     table = Table("file", "made", "compile", "caught", "explained", "unexplained")
     survivors = [each for each in outcomes if each.result == "survived"]

@@ -1,4 +1,4 @@
-"""Run mutants, each in a process of its own: a mutant may hang, crash, or spoil what the process has loaded."""
+"""Run mutants, each in a process of its own: a mutant may hang, crash, or damage the state of its process."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pathlib import Path
 
 from tests.mutants import Mutant, subjects
 
-LIMIT = 60  # seconds of one mutant, of the processor's time: how busy the machine is makes no difference
-PATIENCE = 10  # times as long it may last: one that waits for ever takes no time of the processor
+LIMIT = 60  # seconds of processor time for one mutant: a busy machine makes no difference
+PATIENCE = 10  # times LIMIT is how long a mutant may last: one that only waits uses no processor time
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a mutant: ``caught`` by a check, ``survived``, or ``uncompiled``, which does not count."""
+    """The outcome of a mutant: ``caught`` by a check, ``survived``, or ``uncompiled``, which does not count."""
 
     mutant: Mutant
     result: str

@@ -1,4 +1,4 @@
-"""What is mutated, and the checks that a mutant must fail one of."""
+"""The files to mutate, and for each the checks, of which a mutant must fail at least one."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Check:
     precision: str = "fp32"
     watched: bool = True
     shapes: bool = True  # whether the validator checks it on the shapes around the problem, too
-    others: tuple[str, ...] = ()  # the inputs of _other that it must be right on, too
+    others: tuple[str, ...] = ()  # names of further inputs, from _other, to check it on
 
     @property
     def general(self) -> bool:
@@ -52,7 +52,7 @@ class Check:
 
 
 def folded(*inputs: object, variant: KernelVariant = KernelVariant(), **kept: object) -> torch.Tensor:
-    """Run folded.cu, whatever the plan would choose."""
+    """Run folded.cu, even if the plan would choose another kernel."""
     problem = problem_of(*inputs[:3], **kept)
     return run_plan(folded_plan(problem, variant), problem, Parameters(*inputs))
 
@@ -60,7 +60,7 @@ def folded(*inputs: object, variant: KernelVariant = KernelVariant(), **kept: ob
 def implicit_gemm(
     *inputs: object, variant: KernelVariant = KernelVariant(), warp_channels: int = 16, idle: int = 0, **kept: object
 ) -> torch.Tensor:
-    """Run implicit_gemm.cu with chunks and tiles that come round, and with ``idle`` blocks more than tiles."""
+    """Run implicit_gemm.cu with several chunks, several tiles per block, and ``idle`` blocks without a tile."""
     problem = problem_of(*inputs[:3], **kept)
     tiles = list(gemm_tiles(problem, Target("sm_90a", 1), variant))
     small = [tile for tile in tiles if tile.chunk == 8 and tile.warp_channels == warp_channels]
@@ -75,7 +75,7 @@ def implicit_gemm(
 
 
 def pipeline(*inputs: object, variant: KernelVariant = KernelVariant(), **kept: object) -> torch.Tensor:
-    """Run pipeline.cu on one multiprocessor, so that its stages and buffers come round."""
+    """Run pipeline.cu on one multiprocessor, so that its stages and buffers are used several times."""
     problem = problem_of(*inputs[:3], **kept)
     chosen_plan = pipeline_plan(problem, EMULATED._replace(multiprocessors=1), variant)
     return run_plan(chosen_plan, problem, Parameters(*inputs))
@@ -94,13 +94,13 @@ ONE_SIDE = Problem(1, 2, 3, 5, 6, (1, 3), stride=(1, 3), padding=(0, 1))
 GEMM = Problem(2, 12, 20, 8, 9, 3, stride=(1, 2), padding=(1, 0))
 HALVES = Problem(2, 12, 40, 9, 8, (2, 3), padding=1, dtype=torch.float16)
 ODD = Problem(2, 18, 20, 8, 9, 3, padding=1, groups=2)  # an odd number of weights per channel, in two groups
-FEW = Problem(2, 1, 20, 8, 19, (2, 9))  # so few channels that taps share rows; the last tap has one of its own
+FEW = Problem(2, 1, 20, 8, 19, (2, 9))  # so few channels that taps share rows; the last tap has its own
 UNITS = Problem(2, 32, 40, 8, 9, 3, padding=1, groups=2, dtype=torch.float16)  # an odd number of units per chunk
 TILES = Problem(1, 8, 64, 13, 63, (3, 2), padding=(1, 2), dilation=(2, 1))  # several tiles
 EVEN = Problem(1, 8, 60, 6, 66, 3)  # whole sectors, and fewer channels than a block computes
 TINY = Problem(2, 8, 64, 3, 3, 3)  # runs that begin and end between two multiples of 16 bytes
 LONG = Problem(1, 8, 64, 3, 260, 3)  # rows of two tiles
-TURNS = Problem(5, 8, 64, 22, 128, 3)  # so many that blocks read and store in turns
+TURNS = Problem(5, 8, 64, 22, 128, 3)  # so many tiles that blocks read and store in turns
 SPLIT = (Problem(2, 7, 70, 7, 67, 2), Problem(1, 7, 64, 8, 66, 3))  # an even and an odd number of products
 LAST, TF32 = KernelVariant(channels_last=True), KernelVariant("tf32")
 
@@ -178,7 +178,7 @@ MOST = {"guard always": 3, "guard never": 3}  # mutants of a file; of every othe
 
 
 def path_of(file: str) -> Path:
-    """Return where a mutated file lies in this checkout."""
+    """Return the path of a mutated file in this checkout."""
     if file == CANDIDATES.name:
         return CANDIDATES
     (path,) = [path for folder in (ROOT / "kernels", CSRC) for path in folder.rglob(file)]
@@ -191,7 +191,7 @@ def files() -> list[str]:
 
 
 def mutants_of(file: str) -> list[Mutant]:
-    """Return the mutants of a file, those that a run takes."""
+    """Return the mutants of a file that a run includes."""
     text = path_of(file).read_text()
     if file == CANDIDATES.name:
         return chosen(python_rules.mutants(file, text), 15)
@@ -202,16 +202,16 @@ def mutants_of(file: str) -> list[Mutant]:
 
 
 def original(file: str) -> Mutant:
-    """Return the mutant that changes nothing."""
+    """Return a mutant without any change."""
     return Mutant(file, "none", 1, "", "", path_of(file).read_text())
 
 
 class Uncompiled(Exception):
-    """The mutant does not compile, so that it does not count."""
+    """The mutant does not compile, so it does not count."""
 
 
 def caught_by(mutant: Mutant, folder: Path) -> str | None:
-    """Return the check that notices the mutant, or None. The process is of no use for anything else afterwards.
+    """Return the check that notices the mutant, or None. It changes the process, which must not be used again.
 
     Raises Uncompiled.
     """
@@ -223,7 +223,7 @@ def caught_by(mutant: Mutant, folder: Path) -> str | None:
 
 
 def put_in_place(mutant: Mutant, folder: Path) -> None:
-    """Let everything that this process compiles have the mutant's text, and include it from ``folder``."""
+    """Make this process compile the mutant's text instead of the file's, and include headers from ``folder``."""
     text, compile_ = path_of(mutant.file).read_text(), fusedref.emulator.SourceModule
     for header in CSRC.rglob("*.cu*"):
         copy = folder / header.relative_to(CSRC)
@@ -248,7 +248,7 @@ def _checks_of_kernel(check: Check) -> Iterator[str]:
 
     def wrong(inputs: Parameters) -> bool:
         try:
-            y = candidate(*copy.deepcopy(inputs))  # unlike clone(), it keeps where in their memory tensors begin
+            y = candidate(*copy.deepcopy(inputs))  # unlike clone(), it keeps the alignment of the tensors
         except driver.CompileError as error:
             raise Uncompiled(str(error)) from error
         except (driver.Error, IndexError):
@@ -277,7 +277,7 @@ def _checks_of_kernel(check: Check) -> Iterator[str]:
 def _known(finding: Finding) -> bool:
     """Return whether the original has the finding, too.
 
-    The pipeline, on wide ranges: lane 0 gives a stage back while the other lanes of its warp may still have to read the
+    The pipeline, on wide ranges: lane 0 releases a stage while other lanes of its warp may still have to read the
     stage's exponent.
     """
     if not finding.source.startswith("pipeline") or finding.kind != "race":
@@ -289,27 +289,27 @@ def _other(inputs: Parameters, name: str) -> Parameters:
     """Return inputs of another kind: wide ranges of x or weight, no vectors, or tensors that are not aligned."""
     if name == "no vectors":
         return inputs._replace(bias=None, gamma=None, beta=None)
-    if name == "not aligned":  # 4 bytes behind where units of 16 bytes begin
+    if name == "not aligned":  # they begin 4 bytes after a multiple of 16
         moved = [torch.cat([each.new_zeros(1), each.flatten()])[1:].view(each.shape) for each in inputs[:2]]
         return inputs._replace(x=moved[0], weight=moved[1])
     x, weight = inputs.x.clone(), inputs.weight.clone()
-    if name == "wall":  # left of it are windows that see nothing of what is large
+    if name == "wall":  # windows left of it see small numbers only
         x[..., x.shape[3] // 2 :] *= 1e12
     if name == "huge":
         x, weight = x * 1e30, weight * 1e-20
     if name == "heavy channel":
         weight[:, 0] *= 1e12
-    if name == "outliers":  # at odd and even places of what a thread measures at once
+    if name == "outliers":  # at odd and even places of the numbers whose range a thread finds
         x[0, 3, 4, 5] = x[-1, 0, 2, 4] = 1e9
         weight[1, 2, 0, 1] = weight[4, 3, 1, 0] = 1e9
-    if name == "infinity":  # no other number in its way
+    if name == "infinity":  # all other numbers of the image are zero
         x[0] = 0
         x[0, 3, 4, 5] = math.inf
     if name == "few numbers of x":  # windows see a large one or a small one
         few = torch.zeros_like(x)
         few[..., 0], few[..., -1], few[..., 5] = x[..., 0] * 1e20, x[..., -1] * 1e20, x[..., 5]
         x = few
-    if name == "few weights":  # small ones at every place of a unit, and large ones that meet zeros only
+    if name == "few weights":  # small ones at every place of a unit, and large ones that only zeros are multiplied by
         few = torch.zeros_like(weight)
         few[:, 0, 0] = weight[:, 0, 0] * 1e20
         for channel in range(len(few)):

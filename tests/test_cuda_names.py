@@ -1,4 +1,4 @@
-"""The door: whose names it hands out, and that asking costs nothing."""
+"""fusedref.cuda: whose names it gives, and that importing it loads nothing."""
 
 import threading
 from pathlib import Path
@@ -19,7 +19,7 @@ def no_gpu(monkeypatch):
 
 
 @pytest.fixture
-def pretended_gpu(monkeypatch):
+def fake_gpu(monkeypatch):
     monkeypatch.setattr(backend, "_gpu_count", lambda: 2)
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: object())
     monkeypatch.delenv("FUSEDREF_DEVICE", raising=False)
@@ -34,7 +34,7 @@ def test_names_without_a_gpu(no_gpu):
     assert cuda.gpuarray is emulator.gpuarray
 
 
-def test_environment_decides(pretended_gpu, monkeypatch):
+def test_environment_decides(fake_gpu, monkeypatch):
     assert cuda.device() == "gpu"
     monkeypatch.setenv("FUSEDREF_DEVICE", "emulator")
     assert cuda.device() == "emulator"
