@@ -29,6 +29,12 @@ static __device__ __forceinline__ void ldmatrix_x4(uint32_t (&d)[4], const void*
                  : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(shared_address(row)) : "memory");
 }
 
+// The same with each matrix of 8 x 8 two-byte elements transposed: lane l gets column l / 4 of rows 2 (l % 4) and the next.
+static __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&d)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(shared_address(row)) : "memory");
+}
+
 // ---- mma: the warp computes d[16, 8] = a[16, k] b[k, 8] + c[16, 8], accumulated in fp32 -----------------------------
 // With group = lane / 4 and member = lane % 4, a lane holds
 //   c, d  [0], [1]: row group, columns 2 member and 2 member + 1;  [2], [3]: the same columns of row group + 8

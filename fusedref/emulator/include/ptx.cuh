@@ -33,12 +33,31 @@ EMU_UNWATCHED inline void load(void* const payload[32], uint32_t, const void*) {
     }
 }
 
+// The same transposed: lane l gets the two-byte elements of column l / 4 of rows 2 (l % 4) and the next.
+EMU_UNWATCHED inline void load_transposed(void* const payload[32], uint32_t, const void*) {
+    for (int matrix = 0; matrix < 4; matrix++) {
+        uint16_t rows[8][8];
+        for (int r = 0; r < 8; r++) __builtin_memcpy(rows[r], ((Row*)payload[8 * matrix + r])->row, 16);
+        for (int lane = 0; lane < 32; lane++) {
+            const int column = lane / 4, r = 2 * (lane % 4);
+            ((Row*)payload[lane])->loaded[matrix] = uint32_t(rows[r + 1][column]) << 16 | rows[r][column];
+        }
+    }
+}
+
 }  // namespace fragments
 
 EMU_INLINE void ldmatrix_x4(uint32_t (&d)[4], const void* row) {
     fragments::Row mine = {row, {}};
     emu_access(row, 16, 0);
     emu_warp_meet(0xffffffffu, &mine, fragments::load, 0);
+    for (int matrix = 0; matrix < 4; matrix++) d[matrix] = mine.loaded[matrix];
+}
+
+EMU_INLINE void ldmatrix_x4_trans(uint32_t (&d)[4], const void* row) {
+    fragments::Row mine = {row, {}};
+    emu_access(row, 16, 0);
+    emu_warp_meet(0xffffffffu, &mine, fragments::load_transposed, 0);
     for (int matrix = 0; matrix < 4; matrix++) d[matrix] = mine.loaded[matrix];
 }
 

@@ -1,0 +1,71 @@
+// The one pass over dy, for the gradients of y = a * conv2d(x, weight) + b with batch statistics:
+//   A'[o, (tap, c)] = sum over pixels of dy[o, pixel] x'[c, pixel + tap]      x' = x - pivot, padding too
+//   q[o]            = sum over pixels of dy[o, pixel]
+//   T               = conv_transpose(a dy, weight)                            the part of x's gradient that is linear in dy
+//
+// Persistent blocks of specialised warps share the rows of dy evenly: a block walks down the rows of an image (or of a strip
+// of it, where rows are wide), then of the next. mbarriers pass a row from one kind of warp to the next:
+//   warps 0-3   load: cp.async brings rows of dy to shared memory, RAW_ROWS - 1 ahead; scale, split, write [column][channel];
+//               q in float64                                                                            backward_load.cuh
+//   warps 4-7   A': mma over the pixels of a row, 32 channels and half of the pixels each               backward_sums.cuh
+//   warps 8-11  T: mma over channels and the taps of a row of the filter; the rows of the filter make a sum that rolls
+//               down with the rows of dy                                                           backward_transpose.cuh
+//
+// Float32 from fp16: a power of two scales a row of dy so that its largest magnitude lies in [2^14, 2^15); a number is then
+// hi + lo, both fp16, to 2^-39 of the largest. A product is hi hi' + hi lo' + lo hi'. A sum on the tensor core covers one row
+// at most, then float32 adds it. The tensor core truncates; the lo of x and of the filters compensate the average loss.
+// With PIECES 1 only hi is used. fp16 and bf16 tensors are scaled to fp16 in the same way, which holds all their bits.
+//
+// A block that starts inside an image reads the KERNEL_HEIGHT - 1 rows above its first row too, for T alone.
+// Each block writes its own part of A' and q, so the same bits come out of every run.
+//
+// Serves stride 1, dilation 1, one group, up to 8 input channels, 64 output channels, 9 taps, kernel sides up to 3.
+// Macros, beside those of the problem (IN_CHANNELS HEIGHT WIDTH OUT_CHANNELS OUT_HEIGHT OUT_WIDTH KERNEL_HEIGHT KERNEL_WIDTH
+// PAD_TOP PAD_LEFT ELEMENT):
+//   PIECES                  2: hi and lo, 1: hi alone
+//   WITH_A WITH_T           whether to compute A' and q, and T
+//   STRIPS STRIP_COLUMNS T_TILES CHUNK_BYTES RAW_ROWS     see Geometry in fusedref/plans/backward.py
+//   SHARED_BYTES            dynamic shared memory
+//
+// Launch: block (32 * (4 + 4 WITH_A + 4 WITH_T)), grid (blocks, at best one per multiprocessor).
+#include "backward_load.cuh"
+#include "backward_sums.cuh"
+#include "backward_transpose.cuh"
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(
+    const Element* __restrict__ dy,      // [batch, OUT_CHANNELS, OUT_HEIGHT, OUT_WIDTH], 16-byte aligned
+    const Element* __restrict__ x,       // [batch, IN_CHANNELS, HEIGHT, WIDTH]
+    const double* __restrict__ moments,  // of x: [COLUMNS + COLUMNS * COLUMNS + 16], the last 16: pivot and scale
+    const float* __restrict__ filters,   // of prepare_backward.cu; unused without T
+    float* __restrict__ parts,           // [blocks, 64, COLUMNS + 8] of A' and q (column COLUMNS); unused without A'
+    Element* __restrict__ dx,            // [batch, IN_CHANNELS, HEIGHT, WIDTH]: T; unused without T
+    long long batch) {
+    extern __shared__ __align__(128) unsigned char memory[];
+    Shared& shared = *reinterpret_cast<Shared*>(memory);
+    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
+    // What no row covers is zero: columns beyond the image, channels that do not exist.
+    for (int i = threadIdx.x; i < offsetof(Shared, full) / 16; i += THREADS)
+        reinterpret_cast<uint4*>(memory)[i] = make_uint4(0, 0, 0, 0);
+    if (threadIdx.x < 8) {
+        shared.pivot[threadIdx.x] = WITH_A ? float(moments[COLUMNS + COLUMNS * COLUMNS + threadIdx.x]) : 0.0f;
+        shared.scale[threadIdx.x] = WITH_A ? float(moments[COLUMNS + COLUMNS * COLUMNS + 8 + threadIdx.x]) : 0.0f;
+    }
+    if (threadIdx.x == 0) {
+        for (int s = 0; s < STAGES; s++) {
+            ptx::mbarrier_init(&shared.full[s], LOADERS);
+            ptx::mbarrier_init(&shared.empty[s], SUMMERS + TRANSPOSERS);
+        }
+        ptx::mbarrier_init_fence();
+    }
+    __syncthreads();
+    if (warp < LOADERS) {
+        if (WITH_A && WITH_T) ptx::fewer_registers<128>();
+        load_rows(shared, dy, x, parts, batch, threadIdx.x);
+    } else if (WITH_A && warp < LOADERS + SUMMERS) {
+        if (WITH_T) ptx::more_registers<208>();
+        if constexpr (WITH_A) sum_rows(shared, parts, batch, warp - LOADERS, lane);
+    } else {
+        if (WITH_A) ptx::fewer_registers<168>();
+        if constexpr (WITH_T) transpose_rows(shared, filters, dx, batch, warp - LOADERS - SUMMERS, lane);
+    }
+}

@@ -1,0 +1,115 @@
+// backward.cu: its constants, shared memory, and the walk over the rows of dy.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include "backward_filters.cuh"
+#include "elements.cuh"
+#include "ptx.cuh"
+#include "split.cuh"
+
+constexpr int TAPS = KERNEL_HEIGHT * KERNEL_WIDTH;
+constexpr int COLUMNS = TAPS * 8;          // columns of A': tap * 8 + input channel
+constexpr int PART_COLUMNS = COLUMNS + 8;  // and of a part, where column COLUMNS is q
+constexpr int CHANNELS = 64;
+constexpr int LOADERS = 4, SUMMERS = WITH_A ? 4 : 0, TRANSPOSERS = WITH_T ? 4 : 0;  // warps of each kind
+constexpr int LOADING_THREADS = LOADERS * 32;
+constexpr int THREADS = (LOADERS + SUMMERS + TRANSPOSERS) * 32;
+constexpr long long IN_PLANE = (long long)HEIGHT * WIDTH;
+constexpr long long OUT_PLANE = (long long)OUT_HEIGHT * OUT_WIDTH;
+
+constexpr int STAGES = 2;                 // rows of dy that the tensor cores can read
+constexpr int ABOVE = KERNEL_HEIGHT - 1;  // rows of dy above a row that T reads too
+constexpr int HALO = KERNEL_WIDTH - 1;    // and columns to the left
+constexpr int X_ROWS = ABOVE + STAGES;    // rows of x in shared memory
+
+// A strip has COLUMNS_OF_STRIP columns of dy. Staged column q of a strip is column first - HALO + q of dy.
+constexpr int FIRST_LOADED = STRIPS == 1 ? HALO : 0;  // staged column; those to the left of a single strip are zeros
+constexpr int LOADED = STRIPS == 1 ? OUT_WIDTH : STRIP_COLUMNS + HALO;
+constexpr int LANE_GROUPS = (LOADED + 31) / 32;
+constexpr int RAW_PITCH = LANE_GROUPS * 32;
+constexpr int STEPS_OF_16 = (STRIP_COLUMNS + 15) / 16;  // k-steps of A' in a row
+constexpr int FIRST_OF_T =
+    STRIPS == 1 ? PAD_LEFT : 0;                   // first column of T, counted in the padded input, minus the strip's
+constexpr int TILES_OF_WARP = (T_TILES + 1) / 2;  // tiles of 16 columns of T
+constexpr int END_OF_T = WITH_T ? FIRST_OF_T + TILES_OF_WARP * 2 * 16 : 0;
+constexpr int STAGED = HALO + (STEPS_OF_16 * 16 > END_OF_T ? STEPS_OF_16 * 16 : END_OF_T);
+constexpr int X_COLUMNS = STEPS_OF_16 * 16 + HALO;
+static_assert(LOADED <= 128 && STRIP_COLUMNS + HALO <= LOADING_THREADS, "one loading thread per pixel");
+
+constexpr int CHUNK = CHUNK_BYTES / sizeof(Element);  // elements that one copy moves
+static_assert(OUT_WIDTH % CHUNK == 0 && RAW_PITCH % CHUNK == 0 && LOADED % CHUNK == 0, "the plan's geometry");
+
+constexpr int LO = STAGED * 128;  // bytes from a pixel's hi to its lo
+constexpr int X_LO = X_COLUMNS * 16;
+// The average relative error of a sum of A', because each step truncates what it adds to. The accumulator grows evenly to
+// the sum; with two pieces the small products of a step are added, in two steps, to the accumulator before it.
+constexpr int CHAIN = (STEPS_OF_16 + 1) / 2;
+constexpr float SHORTFALL = ((CHAIN + 1) * 0.5f + (PIECES == 2 ? CHAIN - 1 : 0)) * TRUNCATION;
+
+struct Shared {
+    union {
+        alignas(128) Element raw[RAW_ROWS][LOADERS][16][RAW_PITCH];
+        float4 sums[2][2 * TAPS][32];  // of two warps, at the end
+    };
+    alignas(
+        128) unsigned char dy[STAGES][PIECES * LO];  // [hi, lo][staged column][64 channels], 16-byte chunks swizzled
+    alignas(128) unsigned char x[X_ROWS][PIECES * X_LO];  // [hi, lo][column of the padded input][8 channels]
+    alignas(16) float partial[2][2][WITH_T ? TILES_OF_WARP : 1][32][4];  // of T, between the two warps of a pair
+    alignas(8) uint64_t full[STAGES];
+    uint64_t empty[STAGES];
+    float pivot[8], scale[8];      // of the input channels
+    unsigned largest[2][LOADERS];  // of the row, twice the bits of its largest magnitude
+    int shift[STAGES];             // the row is multiplied by 2^shift
+};
+static_assert(sizeof(Shared) == SHARED_BYTES, "the plan computes another size");
+
+// The position in a block's share of the rows, the same in every warp. A block computes whole rows of strips, in order. In
+// an image, ABOVE steps go before its first row: they fetch rows of x, and rows of dy that T needs.
+struct Walk {
+    int strip;  // image * STRIPS + strip of the image
+    int row;    // of dy; negative in steps above an image's first row
+    int first;  // row of the block in this strip
+    int left;   // rows of the block from here on
+    __device__ __forceinline__ explicit Walk(long long batch) {
+        const long long rows = batch * STRIPS * OUT_HEIGHT;
+        const long long begin = rows * blockIdx.x / gridDim.x;
+        left = int(rows * (blockIdx.x + 1) / gridDim.x - begin);
+        strip = int(begin / OUT_HEIGHT);
+        first = int(begin % OUT_HEIGHT);
+        row = first - ABOVE;
+    }
+    __device__ __forceinline__ bool done() const { return left == 0; }
+    __device__ __forceinline__ bool own() const { return row >= first; }
+    __device__ __forceinline__ bool has_dy() const { return row >= (WITH_T ? 0 : first); }
+    __device__ __forceinline__ long long image() const { return STRIPS == 1 ? strip : strip / STRIPS; }
+    __device__ __forceinline__ int column() const { return STRIPS == 1 ? 0 : strip % STRIPS * STRIP_COLUMNS; }
+    __device__ __forceinline__ void advance() {
+        if (own()) left--;
+        if (++row == OUT_HEIGHT) {
+            strip++;
+            first = 0;
+            row = -ABOVE;
+        }
+    }
+};
+
+template <class Two> __device__ __forceinline__ uint32_t bits(Two h) { return *reinterpret_cast<uint32_t*>(&h); }
+
+// Splits two scaled numbers into hi + lo, both fp16 and of the same scale: v0 goes to the low halves. Adds more * v to lo.
+__device__ __forceinline__ void split_unscaled(float v0, float v1, uint32_t& hi, uint32_t& lo, float more = 0.0f) {
+    const __half2 h = __floats2half2_rn(v0, v1);
+    hi = bits(h);
+    if (PIECES == 2) {
+        const float2 f = __half22float2(h);
+        float l0 = v0 - f.x, l1 = v1 - f.y;
+        if (more != 0.0f) {
+            l0 = fmaf(more, v0, l0);
+            l1 = fmaf(more, v1, l1);
+        }
+        lo = bits(__floats2half2_rn(l0, l1));
+    }
+}
+
+// Byte of channels 8 octet to 8 octet + 7 of a staged column: the swizzle keeps eight columns of an octet in eight banks.
+__device__ __forceinline__ int place(int column, int octet) { return column * 128 + ((octet ^ (column & 7)) << 4); }
