@@ -163,20 +163,22 @@ extern "C" __global__ void load(const uint4* rows, uint32_t* out)
     tile[threadIdx.x] = rows[threadIdx.x];
     __syncwarp();
     uint32_t d[4];
-    ptx::ldmatrix_x4(d, &tile[threadIdx.x]);
+    ptx::LOAD(d, &tile[threadIdx.x]);
     for (int i = 0; i < 4; i++) out[threadIdx.x * 4 + i] = d[i];
 }
 """
 
 
-def test_ldmatrix_x4_gives_every_lane_its_fragments():
+@pytest.mark.parametrize("name", ["ldmatrix_x4", "ldmatrix_x4_trans"])
+def test_ldmatrix_gives_every_lane_its_fragments(name):
     elements = np.arange(32 * 8, dtype=np.uint16).reshape(4, 8, 8)  # matrix, row, column
-    module = emulator.SourceModule(LDMATRIX, no_extern_c=True, include_dirs=[str(COMMON)])
+    module = emulator.SourceModule(LDMATRIX.replace("LOAD", name), no_extern_c=True, include_dirs=[str(COMMON)])
     out = np.empty((32, 4), np.uint32)
     module.get_function("load")(driver.In(elements), driver.Out(out), block=(32, 1, 1))
+    matrices = elements.transpose(0, 2, 1) if name.endswith("trans") else elements
     for lane in range(32):
         for matrix in range(4):
-            low, high = elements[matrix, lane // 4, 2 * (lane % 4) : 2 * (lane % 4) + 2]
+            low, high = matrices[matrix, lane // 4, 2 * (lane % 4) : 2 * (lane % 4) + 2]
             assert out[lane, matrix] == int(high) << 16 | int(low)
 
 
