@@ -23,7 +23,7 @@ PLANTED = {
 
 
 def rungs() -> None:
-    """Run every kernel of the ladder, on sizes that are no multiple of a block."""
+    """Run every kernel of the ladder, on sizes that are not multiples of a block."""
     inputs = random_inputs(fusedref.Problem(2, 3, 5, 19, 23, 3), 0, "cuda")
     x, weight, bias, mean, var, gamma, beta, factor, eps = inputs
     convolved = ladder.conv2d(x, weight, bias)
@@ -36,9 +36,7 @@ def rungs() -> None:
         if isinstance(rung.candidate, ladder.Tiled):
             rung.candidate(*inputs)
     fusedref.fused_conv_bn_scale(*inputs)
-    spread = random_inputs(
-        fusedref.Problem(3, 8, 70, 19, 23, 3), 0, "cuda"
-    )  # for the pipeline, where the card has wgmma
+    spread = random_inputs(fusedref.Problem(3, 8, 70, 19, 23, 3), 0, "cuda")  # for the pipeline, on cards with wgmma
     fusedref.fused_conv_bn_scale(*spread)
     spread.x[1, 2, 3, 4] = 1e30  # a tile that it computes plainly
     fusedref.fused_conv_bn_scale(*spread)

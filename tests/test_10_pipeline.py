@@ -279,7 +279,7 @@ PLANTED = {
 }  # fmt: skip
 
 
-FOUR_TILES = Problem(2, 8, 64, 9, 128, 3)  # of an image: stages and buffers come round; EXTRA is 6
+FOUR_TILES = Problem(2, 8, 64, 9, 128, 3)  # per image: stages and buffers are reused; EXTRA is 6
 
 
 def what_shows(text, device):

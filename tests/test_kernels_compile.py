@@ -21,7 +21,7 @@ pytestmark = nvcc.needs_nvcc
 
 
 def compile_for_all(path, folder, options=None):
-    """Compile the kernel for every architecture that it is for, with the sizes of SMALL_73 where it needs any."""
+    """Compile the kernel for every architecture that it is for, with the sizes of SMALL_73 if it needs any."""
     plans = {"folded": folded_plan, "pipeline": pipeline_plan}
     make_plan = next((plans[name] for name in plans if name in path.name), None)
     if options is None:

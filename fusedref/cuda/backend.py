@@ -45,7 +45,7 @@ class Gpu:
         return {"SourceModule": pycuda.compiler.SourceModule, "drv": pycuda.driver, "gpuarray": pycuda.gpuarray}
 
     def target(self, index: int | None) -> Target:
-        """Return the architecture (``sm_90a`` where there is wgmma) and multiprocessors of CUDA device ``index``."""
+        """Return the architecture (``sm_90a`` for GPUs with wgmma) and multiprocessors of CUDA device ``index``."""
         properties = torch.cuda.get_device_properties(_index(index))
         capability = properties.major, properties.minor
         architecture = "sm_90a" if capability == (9, 0) else f"sm_{capability[0]}{capability[1]}"
@@ -132,7 +132,7 @@ class Emulator:
         """Launch ``kernels`` one after the other on ``tensors``, which are on the CPU, and ``numbers``.
 
         The tensors are copied into the emulator's memory; those that are only written start as NaN there. Those that a
-        kernel is declared to write are copied back, and so are those that it changes all the same: the caller must see
+        kernel is declared to write are copied back, and so are those that it changes anyway: the caller must see
         such a change, as on a GPU.
         """
         from fusedref.emulator import driver

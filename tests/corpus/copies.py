@@ -171,7 +171,7 @@ pair(
     ("race", "full", 0, 9),
 )
 
-# Warp 0 fills two stages in turn, warps 1 and 2 empty them. RELEASE: how a consumer gives a stage back.
+# Warp 0 fills two stages in turn, warps 1 and 2 empty them. RELEASE: how a consumer releases a stage.
 SPECIALISTS = (
     PTX
     + """extern "C" __global__ void k(int* y, const int* x, int tiles) {

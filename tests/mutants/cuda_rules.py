@@ -62,7 +62,7 @@ def _closing(code: str, opening: int) -> int:
 
 def _guards(answer: str):
     def make(code: str) -> Iterator[tuple[int, int, str]]:
-        """Let every condition of an ``if`` hold, or none."""
+        """Make the condition of an ``if`` always true, or never."""
         for found in re.finditer(r"\bif (?:constexpr )?\(", code):
             yield found.end(), _closing(code, found.end() - 1), answer
 
@@ -101,7 +101,7 @@ def _steps(code: str) -> Iterator[tuple[int, int, str]]:
 
 
 def _axes(code: str) -> Iterator[tuple[int, int, str]]:
-    """Take the other axis, where a name is read."""
+    """Read the name of the other axis."""
     names = "|".join(sorted((name for name in AXES if name[0] != "_"), key=len, reverse=True))
     for found in re.finditer(rf"(?<![\w.])(?<!int )({names})(?!\w)(?! =|\[| *[,)] *$)", code):
         yield found.start(), found.end(), AXES[found[0]]
@@ -110,7 +110,7 @@ def _axes(code: str) -> Iterator[tuple[int, int, str]]:
 
 
 def _bounds(code: str) -> Iterator[tuple[int, int, str]]:
-    """Take the larger for the smaller."""
+    """Swap min and max."""
     for found in re.finditer(r"\b(f?)(min|max)(f?)\(", code):
         other = "max" if found[2] == "min" else "min"
         yield found.start(), found.end(), f"{found[1]}{other}{found[3]}("

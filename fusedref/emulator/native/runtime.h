@@ -110,7 +110,7 @@ struct Worker {
     Product* products[32];  // of each warp, the oldest first
     uint32_t product_group[32];
     volatile int critical;    // it holds a lock or is in the allocator: no signal may leave it
-    jmp_buf* volatile probe;  // where a fault goes on while printf tests a pointer
+    jmp_buf* volatile probe;  // where to continue after a fault, while printf tests a pointer
     Error failure;
     jmp_buf scheduler, escape;
     Watch* watch;  // of a watched launch

@@ -70,7 +70,7 @@ struct Sync {  // an atomic or volatile variable, and what has been published th
     Clock* here;     // what the block's threads have published to one another
 };
 
-struct Fences {  // times of a thread's latest fences: everything that it did before is behind them
+struct Fences {  // times of a thread's latest fences, which order everything that it did before
     uint32_t count, at[8];
 };
 

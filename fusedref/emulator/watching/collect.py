@@ -63,7 +63,7 @@ def watch(seed: int = 0) -> Iterator[WatchResult]:
         for address in _expected.addresses(result):
             _check_written(address)
     finally:
-        _expected.forget(result)  # after an exception, unwritten memory is no fault
+        _expected.forget(result)  # after an exception, unwritten memory is not a fault
         _thread.watches.remove(result)
 
 

@@ -190,7 +190,7 @@ class _Report:
 
 
 def finding_for(launch: Launch, report: abi.Report) -> Finding | None:
-    """Return the finding for a report of the runtime; None for one that its lines show to be no bug."""
+    """Return the finding for a report of the runtime; None if its lines show that it is not a bug."""
     found = _Report(launch, report)
     does = "writes" if report.write else "reads"
     did = "wrote" if report.other_write else "read"
