@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fusedref.module import FusedConvBnScale
     from fusedref.ops.inference import fused_conv_bn_scale
+    from fusedref.ops.training_mode import fused_conv_bn_scale_training
     from fusedref.plans import plan
     from fusedref.problem import KERNELBENCH_73, Problem
     from fusedref.reference import ConvBnScale
@@ -22,6 +23,7 @@ __all__ = [
     "Problem",
     "Report",
     "fused_conv_bn_scale",
+    "fused_conv_bn_scale_training",
     "plan",
     "validate",
 ]
@@ -33,6 +35,7 @@ _MODULES = {
     "Problem": "problem",
     "Report": "validation.report",
     "fused_conv_bn_scale": "ops.inference",
+    "fused_conv_bn_scale_training": "ops.training_mode",
     "plan": "plans",
     "validate": "validation.validate",
 }

@@ -16,6 +16,7 @@ from fusedref.problem import ELEMENTS, Problem
 # (shape, dtype, device, layout, is_contiguous, type) of a tensor, None of None
 Description = tuple[torch.Size, torch.dtype, torch.device, torch.layout, bool, type]
 PLAIN_TYPES = (Tensor, nn.Parameter, nn.Buffer)  # only torch's operators know what other subclasses mean
+STATISTICS = ("running_mean", "running_var")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,7 +27,7 @@ class CheckedArguments:
     vector_dtype: torch.dtype  # of running_mean, running_var, gamma and beta
     bias_differs: bool  # bias has another dtype than the other vectors
     contiguous: bool  # every tensor is contiguous
-    plain: bool  # no tensor is of another subclass of torch.Tensor
+    by_torch: bool  # torch's operators serve it: float64, other subclasses of torch.Tensor, other devices
     device: torch.device
     precision: str
 
@@ -44,6 +45,15 @@ def number(name: str, value: object) -> float:
         return float(value)
     except OverflowError:
         raise ValueError(f"{name} must fit into a float, got a number above 1e308 in size") from None
+
+
+def scale(value: object) -> float | Tensor:
+    """Return ``scaling_factor`` as a float, or as the tensor of one element that it is; raise as ``number``."""
+    if not isinstance(value, Tensor):
+        return number("scaling_factor", value)
+    if value.numel() != 1 or value.dim() > 4:
+        raise ValueError(f"scaling_factor must be a number or a tensor of one, got shape {tuple(value.shape)}")
+    return value
 
 
 def check_precision(precision: object, dtype: torch.dtype) -> None:
@@ -100,28 +110,34 @@ def check_arguments(
     dilation: Any,
     groups: Any,
     precision: str,
+    training: bool = False,
 ) -> CheckedArguments:
-    """Check the described tensors and options together; raise TypeError or ValueError if they do not fit."""
+    """Check the described tensors and options together; raise TypeError or ValueError if they do not fit.
+
+    In ``training`` both running statistics may be None, and one pixel per channel is refused.
+    """
+    optional: tuple[str, ...] = OPTIONAL_NAMES
+    if training and descriptions[3] is None and descriptions[4] is None:
+        optional += STATISTICS
     shapes: dict[str, torch.Size] = {}
     dtypes: dict[str, torch.dtype] = {}
     devices: dict[str, torch.device] = {}
-    contiguous = plain = True
+    contiguous, by_torch = True, False
     for name, description in zip(TENSOR_NAMES, descriptions, strict=True):
         if description is None:
-            if name in OPTIONAL_NAMES:
+            if name in optional:
                 continue
             raise TypeError(f"{name} must be a torch.Tensor, got NoneType")
         shapes[name], dtypes[name], devices[name], layout, is_contiguous, type_ = description
-        contiguous, plain = contiguous and is_contiguous, plain and type_ in PLAIN_TYPES
+        contiguous, by_torch = contiguous and is_contiguous, by_torch or type_ not in PLAIN_TYPES
         if layout != torch.strided:
             raise TypeError(f"{name} must be a dense tensor, got a {layout} one")
-        if dtypes[name] not in ELEMENTS:
-            raise TypeError(f"{name} must be float32, float16 or bfloat16, got {dtypes[name]}")
+        if dtypes[name] not in (*ELEMENTS, torch.float64):
+            raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {dtypes[name]}")
         if devices[name] != devices["x"]:
             raise ValueError(f"{name} must be on the device of x, {devices['x']}, got {devices[name]}")
     vector_dtype = _dtype_of_vectors(dtypes)
-    if devices["x"].type not in ("cpu", "cuda"):
-        raise ValueError(f"x must be on a CPU or CUDA device, got {devices['x']}")
+    by_torch = by_torch or dtypes["x"] == torch.float64 or devices["x"].type not in ("cpu", "cuda")
 
     x, weight = shapes["x"], shapes["weight"]
     if len(x) != 4:
@@ -135,7 +151,8 @@ def check_arguments(
         raise ValueError(f"weight must have no size of 0, got shape {tuple(weight)}")
     problem = Problem(
         x[0], x[1], weight[0], x[2], x[3], (weight[2], weight[3]),
-        stride=stride, padding=padding, dilation=dilation, groups=groups, bias="bias" in shapes, dtype=dtypes["x"],
+        stride=stride, padding=padding, dilation=dilation, groups=groups, bias="bias" in shapes,
+        dtype=torch.float32 if dtypes["x"] == torch.float64 else dtypes["x"],
     )  # fmt: skip
     if tuple(weight) != problem.weight_shape:
         raise ValueError(
@@ -147,21 +164,27 @@ def check_arguments(
             raise ValueError(
                 f"{name} must be [out_channels] = ({problem.out_channels},), got shape {tuple(shapes[name])}"
             )
-    check_precision(precision, problem.dtype)
+    check_precision(precision, dtypes["x"])
+    if training and x[0] * problem.out_height * problem.out_width == 1:  # torch's words
+        size = torch.Size(problem.output_shape)
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {size}")
     bias_differs = dtypes.get("bias", vector_dtype) != vector_dtype
-    return CheckedArguments(problem, vector_dtype, bias_differs, contiguous, plain, devices["x"], precision)
+    return CheckedArguments(problem, vector_dtype, bias_differs, contiguous, by_torch, devices["x"], precision)
 
 
 def _dtype_of_vectors(dtypes: dict[str, torch.dtype]) -> torch.dtype:
-    """Return the dtype of BatchNorm's vectors; raise TypeError on a mismatch."""
+    """Return the dtype of BatchNorm's vectors, that of x where there are none; raise TypeError on a mismatch."""
     if dtypes["weight"] != dtypes["x"]:
         raise TypeError(f"weight must have the dtype of x, {dtypes['x']}, got {dtypes['weight']}")
     vectors = {name: dtype for name, dtype in dtypes.items() if name not in ("x", "weight")}
+    allowed = (dtypes["x"], dtypes["x"] if dtypes["x"] == torch.float64 else torch.float32)
     for name, dtype in vectors.items():
-        if dtype not in (dtypes["x"], torch.float32):
-            raise TypeError(f"{name} must have the dtype of x, {dtypes['x']}, or float32, got {dtype}")
-    common = vectors["running_mean"]
+        if dtype not in allowed:
+            or_float32 = "" if allowed[1] == torch.float64 else ", or float32"
+            raise TypeError(f"{name} must have the dtype of x, {dtypes['x']}{or_float32}, got {dtype}")
+    first = next((name for name in vectors if name != "bias"), "bias" if "bias" in vectors else "x")
+    common = dtypes[first]
     for name, dtype in vectors.items():
         if dtype != common and (name != "bias" or common != torch.float32):
-            raise TypeError(f"{name} must have the dtype of running_mean, {common}, got {dtype}")
+            raise TypeError(f"{name} must have the dtype of {first}, {common}, got {dtype}")
     return common

@@ -8,9 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from fusedref.arguments import check_precision, number
+from fusedref.arguments import check_precision, scale
 from fusedref.ops.inference import fused_conv_bn_scale
+from fusedref.ops.training_mode import fused_conv_bn_scale_training
 from fusedref.reference import ConvBnScale
+
+# torch.fx.symbolic_trace takes the calls below for one node each.
+torch.fx.wrap("fused_conv_bn_scale")
+torch.fx.wrap("fused_conv_bn_scale_training")
 
 
 class FusedConvBnScale(ConvBnScale):
@@ -20,11 +25,11 @@ class FusedConvBnScale(ConvBnScale):
     state_dicts carry over both ways. x is [batch, in_channels, height, width]. ``precision="tf32"`` allows to round the
     factors of float32 products to tf32; it has no meaning for a module in half precision.
 
-    The kernel serves evaluation mode without gradients in float32, float16 and bfloat16 (``.half()``, ``.bfloat16()``,
-    also with ``bn`` kept in float32), see ``fused_conv_bn_scale``, which also says what is refused. torch's own
-    operators run where BatchNorm uses the statistics of the batch (training mode, or no running statistics), where a
-    gradient is needed, under autocast, and where a layer is not the plain one: a padding_mode other than zeros, a hook
-    (the layer's own or a global one), a subclass, a replaced ``forward``.
+    ``fused_conv_bn_scale`` serves evaluation mode and ``fused_conv_bn_scale_training`` training mode; both say what
+    they refuse. They take float32, float16 and bfloat16 (``.half()``, ``.bfloat16()``, also with ``bn`` kept in
+    float32), and float64 by torch's operators. The layers themselves run where one of them is not the plain one: a
+    padding_mode other than zeros, a hook (the layer's own or a global one), a subclass, another kind of layer, a
+    replaced ``forward``.
     """
 
     def __init__(
@@ -32,7 +37,7 @@ class FusedConvBnScale(ConvBnScale):
         in_channels: int,
         out_channels: int,
         kernel_size: int | tuple[int, int],
-        scaling_factor: float,
+        scaling_factor: float | Tensor,
         *,
         precision: str = "fp32",
         **options: Any,
@@ -44,7 +49,7 @@ class FusedConvBnScale(ConvBnScale):
 
     @classmethod
     def from_modules(
-        cls, conv: nn.Conv2d, bn: nn.BatchNorm2d, scaling_factor: float, *, precision: str = "fp32"
+        cls, conv: nn.Conv2d, bn: nn.BatchNorm2d, scaling_factor: float | Tensor, *, precision: str = "fp32"
     ) -> FusedConvBnScale:
         """Return a module that shares the given layers, without a copy, and takes its mode from ``bn``.
 
@@ -62,30 +67,37 @@ class FusedConvBnScale(ConvBnScale):
             )
         module = cls.__new__(cls)
         nn.Module.__init__(module)
-        module.conv, module.bn, module.scaling_factor = conv, bn, number("scaling_factor", scaling_factor)
+        module.conv, module.bn, module.scaling_factor = conv, bn, scale(scaling_factor)
         module.precision = precision
         module.training = bn.training
         return module
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return y of x: by one fused kernel in evaluation mode where it serves, else by torch's own operators."""
+        """Return y of x: by fused kernels where they serve, else by torch's own operators."""
         conv, bn = self.conv, self.bn
-        mean = bn.running_mean
-        if (
-            bn.training
-            or mean is None
-            or conv.padding_mode != "zeros"
-            or not (_is_plain(conv, nn.Conv2d) and _is_plain(bn, nn.BatchNorm2d))
-            or _has_global_hook()
-            or (isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type))
+        if not (
+            _is_plain(conv, nn.Conv2d)
+            and _is_plain(bn, nn.BatchNorm2d)
+            and conv.padding_mode == "zeros"
+            and not _has_global_hook()
         ):
             return super().forward(x)
-        y: Tensor = fused_conv_bn_scale(
-            x, conv.weight, conv.bias, mean, bn.running_var, bn.weight, bn.bias, self.scaling_factor, bn.eps,
-            stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups,
-            precision=self.precision if isinstance(x, Tensor) and x.dtype == torch.float32 else "fp32",
+        mean, var = bn.running_mean, bn.running_var
+        training = bn.training
+        given: tuple[Any, ...] = (
+            x, conv.weight, conv.bias, mean, var, bn.weight, bn.bias, self.scaling_factor, bn.eps,
         )  # fmt: skip
-        return y
+        options: dict[str, Any] = {
+            "stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation, "groups": conv.groups,
+            "precision": self.precision if isinstance(x, Tensor) and x.dtype == torch.float32 else "fp32",
+        }  # fmt: skip
+        if not training and mean is not None:
+            return fused_conv_bn_scale(*given, **options)
+        if not training or not bn.track_running_stats:  # the batch's statistics, and nothing to update
+            given = (*given[:3], None, None, *given[5:])
+        return fused_conv_bn_scale_training(
+            *given, momentum=bn.momentum, num_batches_tracked=bn.num_batches_tracked, **options
+        )
 
     def extra_repr(self) -> str:
         """Return what ``repr`` adds to the two layers."""

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 from fusedref import Problem, fused_conv_bn_scale, plan, validate
 from fusedref.emulator import driver
-from fusedref.ops import inference
+from fusedref.ops import calls
 from fusedref.ops.runner import run_plan
 from fusedref.plans import KernelVariant, folded_plan
 from fusedref.reference import conv_bn_scale, oracle
@@ -35,10 +35,10 @@ def torch_on_the_cpu(monkeypatch):
 def kernel(request, monkeypatch):
     """Return the kernel that the plan chooses, or the general one, chosen for a card without newer tensor cores."""
     if request.param == "general":
-        monkeypatch.setattr(inference, "target_of", lambda device: Target("sm_75", 40))
-    inference._case.cache_clear()
+        monkeypatch.setattr(calls, "target_of", lambda device: Target("sm_75", 40))
+    calls.forget()
     yield
-    inference._case.cache_clear()
+    calls.forget()
 
 
 @pytest.mark.usefixtures("kernel")
@@ -99,7 +99,7 @@ class TestKernel:
         y = fused_conv_bn_scale(*inputs, **options(PROBLEM))
         strided = inputs._replace(
             x=inputs.x.transpose(2, 3).contiguous().transpose(2, 3),
-            weight=inputs.weight.contiguous(memory_format=torch.channels_last),
+            weight=inputs.weight.transpose(2, 3).contiguous().transpose(2, 3),
             gamma=torch.stack([inputs.gamma, inputs.beta], 1)[:, 0],
         )
         assert not strided.x.is_contiguous()
@@ -108,9 +108,11 @@ class TestKernel:
         assert torch.equal(y, again)
         assert again.is_contiguous()
         channels_last = inputs._replace(x=inputs.x.contiguous(memory_format=torch.channels_last))
-        again = fused_conv_bn_scale(*channels_last, **options(PROBLEM))
-        assert torch.equal(y, again)
-        assert again.is_contiguous(memory_format=torch.channels_last)
+        filters_last = inputs._replace(weight=inputs.weight.contiguous(memory_format=torch.channels_last))
+        for last in (channels_last, filters_last):
+            again = fused_conv_bn_scale(*last, **options(PROBLEM))
+            assert torch.equal(y, again)
+            assert again.is_contiguous(memory_format=torch.channels_last)
 
     def test_inputs_stay(self, device):
         inputs = random_inputs(PROBLEM, 0, device)

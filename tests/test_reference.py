@@ -46,9 +46,11 @@ def test_model():
     ids=["ConvBnScale", "FusedConvBnScale", "from_modules"],
 )
 def test_wrong_scaling_factor(build):
-    for wrong, kind in ((None, "NoneType"), ("2", "str"), (True, "bool"), (torch.ones(()), "Tensor")):
+    for wrong, kind in ((None, "NoneType"), ("2", "str"), (True, "bool")):
         with pytest.raises(TypeError, match=f"scaling_factor must be a number, got {kind}"):
             build(wrong)
     with pytest.raises(ValueError, match="scaling_factor must fit into a float"):
         build(10**400)
+    with pytest.raises(ValueError, match=r"scaling_factor must be a number or a tensor of one, got shape \(3,\)"):
+        build(torch.ones(3))
     assert build(2).scaling_factor == 2.0

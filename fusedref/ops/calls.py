@@ -1,0 +1,161 @@
+"""What is known of a call from the properties of its arguments: found again at once when they come again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fusedref.arguments import CheckedArguments, check_arguments, check_precision, check_size_option, describe
+from fusedref.ops.runner import PlanRunner, target_of
+from fusedref.ops.training import TrainingRunner, training_runner
+from fusedref.plans import KernelVariant, plan_for
+
+Tensors = Sequence[Tensor | None]
+
+MOST_REMEMBERED = 1024
+_NONE = torch.empty(0)  # stands for None in a guard, which takes tensors alone; no vector is that short
+
+
+class Case:
+    """Checked arguments, and the runners that serve them, each made when first needed."""
+
+    def __init__(self, checked: CheckedArguments, channels_last: bool) -> None:
+        self.checked, self.channels_last = checked, channels_last
+        self.problem, self.vector_dtype = checked.problem, checked.vector_dtype
+        self.bias_differs, self.by_torch = checked.bias_differs, checked.by_torch
+
+    @cached_property
+    def runner(self) -> PlanRunner:
+        """Return the runner of evaluation mode."""
+        device = self.checked.device
+        variant = KernelVariant(self.checked.precision, self.channels_last, self.vector_dtype)
+        return PlanRunner(plan_for(self.problem, target_of(device), variant), self.problem, device)
+
+    @cached_property
+    def training_runner(self) -> TrainingRunner | None:
+        """Return the runner of training and of gradients, None where torch's operators serve."""
+        if self.by_torch or not self.problem.batch:
+            return None
+        checked = self.checked
+        return training_runner(self.problem, checked.device, checked.precision, self.channels_last, self.vector_dtype)
+
+    def launch(self, tensors: Tensors, scaling_factor: float, eps: float, ready: bool) -> Tensor:
+        """Return y with running statistics, by a kernel. ``ready`` says that the tensors lie as it reads them."""
+        runner = self.runner
+        return runner(tensors if ready else runner.contiguous(tensors), scaling_factor, eps)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Return the order of x and y in memory."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+
+class Call(NamedTuple):
+    """A case, and what else is the same in calls whose arguments have the same properties."""
+
+    case: Case
+    ready: bool  # the tensors lie in memory as kernels read them
+    requires_grad: bool  # one of the tensors does
+    options: tuple[Any, ...]  # stride, padding, dilation, groups, precision, as they were given
+    check: Callable[..., bool]  # returns whether tensors have these properties
+    complete: bool  # no tensor is None
+
+
+_recent: dict[Any, Call] = {}
+
+
+def find(
+    tensors: tuple[Tensor | None, ...],
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    precision: str,
+    training: bool = False,
+) -> Call:
+    """Return the call with x, weight and the five vectors; raise TypeError or ValueError as ``check_arguments``."""
+    key = id(tensors[1]), getattr(tensors[0], "shape", None), training
+    call = _recent.get(key)
+    if call is not None:
+        a, b, c, d, e = call.options
+        # By identity: 1, 1.0 and True are equal.
+        if (
+            a is stride and b is padding and c is dilation and d is groups and e is precision
+            and call.check(*(tensors if call.complete else [_NONE if t is None else t for t in tensors]))
+        ):  # fmt: skip
+            return call
+    if precision != "fp32":  # it may be anything, even what has no hash
+        check_precision(precision, torch.float32)
+    descriptions = describe(tensors)
+    case = _case(
+        descriptions,
+        check_size_option("stride", stride),
+        check_size_option("padding", padding),
+        check_size_option("dilation", dilation),
+        check_size_option("groups", groups),
+        precision,
+        any(t is not None and is_channels_last(t) for t in tensors[:2]),
+        training,
+    )
+    options = (stride, padding, dilation, groups, precision)
+    x, *others = given = [_NONE if t is None else t for t in tensors]
+    ready = x.is_contiguous(memory_format=case.memory_format) and all(t.is_contiguous() for t in others)
+    requires_grad = any(t.requires_grad for t in given)
+    complete = not any(t is _NONE for t in given)
+    call = Call(case, ready, requires_grad, options, _guard(given), complete)
+    if len(_recent) >= MOST_REMEMBERED:
+        _recent.clear()
+    if all(type(option) in (int, str) or type(option) is tuple for option in options):  # nothing that can change
+        _recent[key] = call
+    return call
+
+
+@lru_cache(maxsize=MOST_REMEMBERED)
+def _case(
+    descriptions: Any, stride: Any, padding: Any, dilation: Any, groups: Any, precision: str, channels_last: bool,
+    training: bool,
+) -> Case:  # fmt: skip
+    """Return the case of these arguments, from the cache if it was checked before; raise as ``check_arguments``."""
+    return Case(check_arguments(descriptions, stride, padding, dilation, groups, precision, training), channels_last)
+
+
+def forget() -> None:
+    """Forget every case, as tests need that change what a plan chooses."""
+    _recent.clear()
+    _case.cache_clear()
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Return whether torch takes the tensor's order in memory for channels_last, as a convolution asks it.
+
+    After ``c10::is_channels_last_strides_2d``. Sizes of 1 make some orders ambiguous; they count as NCHW.
+    """
+    if tensor.layout != torch.strided or tensor.dim() != 4:
+        return False
+    shape, strides, least = tensor.shape, tensor.stride(), 0
+    if strides[1] == 0:
+        return False
+    for axis in (1, 3, 2, 0):
+        if shape[axis] == 0 or strides[axis] < least or (axis == 0 and least == strides[1]):
+            return False
+        least = strides[axis] * (shape[axis] if shape[axis] > 1 else 1)
+    return True
+
+
+def _guard(tensors: list[Tensor]) -> Callable[..., bool]:
+    """Return a function that tells whether tensors are like these.
+
+    torch's guards compare type, dtype, device, sizes, strides, requires_grad and dispatch keys (which know autocast,
+    inference mode and functorch) in under a microsecond. Where they have changed, every call is checked anew.
+    """
+    try:
+        from torch._C._dynamo.guards import TensorGuards
+
+        check: Callable[..., bool] = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+        return check
+    except (ImportError, TypeError):
+        return lambda *tensors: False

@@ -1,0 +1,86 @@
+"""y = BatchNorm(Conv2d(x)) * scaling_factor in training mode: with the statistics of the batch, and with gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedref.arguments import check_memory, number
+from fusedref.ops import autocast, autograd, by_torch, tracing
+from fusedref.ops.calls import find
+from fusedref.ops.scaling import scaled_by_tensor
+from fusedref.ops.training import Running
+from fusedref.parameters import Parameters
+
+
+def fused_conv_bn_scale_training(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    scaling_factor: float | Tensor,
+    eps: float = 1e-5,
+    *,
+    momentum: float | None = 0.1,
+    num_batches_tracked: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    precision: str = "fp32",
+) -> Tensor:
+    """Compute convolution, BatchNorm with the statistics of the batch and a scale, and update the running statistics.
+
+        z = conv2d(x, weight) + bias;  y = ((z - mean(z)) / sqrt(var(z) + eps) * gamma + beta) * scaling_factor
+
+    mean and var are over batch, height and width, and var is biased. Tensors and options are those of
+    ``fused_conv_bn_scale``. Both running statistics may be None. Else they are updated in place as ``nn.BatchNorm2d``
+    does: running = (1 - momentum) * running + momentum * new, with the unbiased variance. ``num_batches_tracked``
+    (int64, without dimensions), if given, is increased by one; ``momentum=None`` then means 1 / num_batches_tracked.
+
+    Raises what ``fused_conv_bn_scale`` raises, and ValueError where a channel has one pixel alone, as torch does.
+    """
+    options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    traced = torch.compiler.is_dynamo_compiling() or tracing.is_traced()
+    if type(scaling_factor) is not float and isinstance(scaling_factor, Tensor):
+        return scaled_by_tensor(
+            fused_conv_bn_scale_training, traced, x, weight, bias, running_mean, running_var, gamma, beta,
+            scaling_factor, eps, momentum=momentum, num_batches_tracked=num_batches_tracked, **options,
+            precision=precision,
+        )  # fmt: skip
+    running = None
+    if running_mean is not None and running_var is not None:
+        running = Running(running_mean, running_var, num_batches_tracked, momentum)
+    if traced:
+        given = Parameters(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps)  # type: ignore[arg-type]
+        return tracing.train(given, running, options, precision)
+    if autocast.is_any_enabled():
+        x, weight, bias, precision = autocast.cast(x, weight, bias, precision)
+    call = find(
+        (x, weight, bias, running_mean, running_var, gamma, beta), **options, precision=precision, training=True
+    )
+    if type(scaling_factor) is not float or type(eps) is not float:
+        scaling_factor, eps = number("scaling_factor", scaling_factor), number("eps", eps)
+    if eps < 0:
+        raise ValueError(f"eps must be at least 0, got {eps}")
+    case = call.case
+    if case.bias_differs:
+        assert bias is not None
+        bias = bias.to(case.vector_dtype)
+    tensors = (x, weight, bias, gamma, beta)
+    if case.training_runner is None or autograd.has_tangent(tensors):
+        if case.checked.device.type == "meta":
+            given = Parameters(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps)  # type: ignore[arg-type]
+            return tracing.train(given, running, options, precision)
+        if not case.by_torch:
+            check_memory((x, weight, bias, running_mean, running_var, gamma, beta))
+        return by_torch.train(*tensors, scaling_factor, eps, running, case.problem.conv_options)
+    if call.requires_grad and torch.is_grad_enabled():
+        y: Tensor = autograd.Training.apply(call, scaling_factor, eps, running, *tensors)  # type: ignore[no-untyped-call]
+        return y
+    return autograd.train(case, tensors, scaling_factor, eps, running, call.ready)[0]
