@@ -27,6 +27,17 @@ def primary(index: int) -> Any:
     return keep(drv.Device(index).retain_primary_context())
 
 
+@cache
+def bandwidth(index: int) -> float:
+    """Return the bytes a second that the memory of CUDA device ``index`` transfers at its clock, twice in each cycle."""
+    import pycuda.driver as drv
+
+    drv.init()
+    device, attribute = drv.Device(index), drv.device_attribute
+    kilohertz, bits = attribute.MEMORY_CLOCK_RATE, attribute.GLOBAL_MEMORY_BUS_WIDTH
+    return float(2000 * device.get_attribute(kilohertz) * device.get_attribute(bits) / 8)
+
+
 def keep(thing: T) -> T:
     """Return ``thing``, an object of PyCUDA's, which is then never freed.
 

@@ -14,7 +14,7 @@ from fusedref.plans.variant import KernelVariant, common_macros
 from fusedref.problem import Problem
 from fusedref.target import EMULATED, Target
 
-STEADY = 3.96e12  # bytes a second that the turns allow for: the best of those tried on an H200
+TURN_LATENCY = 900  # nanoseconds of a turn beyond those that memory moves its bytes in: the best of those tried on an H100
 
 
 class Geometry(NamedTuple):
@@ -72,7 +72,7 @@ def pipeline_plan(
     macros = common_macros(problem, variant) | {
         "PIECES": variant.pieces(problem.dtype),
         "PIVOT": pivot,
-        "TURN": _turn(problem, target.multiprocessors, geometry),
+        "TURN": _turn(problem, target, geometry),
         **{name.upper(): size for name, size in geometry._asdict().items()},
     }
     return Plan(
@@ -153,7 +153,7 @@ def _geometry_of(problem: Problem, variant: KernelVariant, rows: int, columns: i
     return Geometry(rows, columns, stages, grain, extra, run_pitch, tiles_in_flight, units, tail, shared_bytes)
 
 
-def _turn(problem: Problem, multiprocessors: int, geometry: Geometry) -> int:
+def _turn(problem: Problem, target: Target, geometry: Geometry) -> int:
     """Return the nanoseconds from one burst of reads to the next, 0 for no bursts.
 
     In a turn every multiprocessor stores as many tiles as it loads in one burst.
@@ -164,7 +164,7 @@ def _turn(problem: Problem, multiprocessors: int, geometry: Geometry) -> int:
     image = problem.in_channels * problem.height * problem.width + math.prod(problem.output_shape[1:])
     tiles = math.ceil(problem.out_height / geometry.tile_rows) * math.ceil(problem.out_width / geometry.tile_columns)
     tile = image * problem.dtype.itemsize / tiles / math.ceil(problem.out_channels / 64)
-    return round(1e9 * burst * tile * multiprocessors / STEADY)
+    return TURN_LATENCY + round(1e9 * burst * tile * target.multiprocessors / target.bandwidth)
 
 
 def _round_up(number: int, unit: int) -> int:
