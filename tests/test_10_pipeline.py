@@ -12,10 +12,10 @@ from fusedref import KERNELBENCH_73, Problem, fused_conv_bn_scale, plan
 from fusedref.csrc import INFERENCE
 from fusedref.emulator import watch
 from fusedref.ops.runner import run_plan, target_of
-from fusedref.plans import KernelVariant, pipeline_plan
+from fusedref.plans import KernelVariant, pipeline_plan, plan_for
 from fusedref.problem import SMALL_73
 from fusedref.reference import conv_bn_scale, oracle
-from fusedref.target import EMULATED
+from fusedref.target import EMULATED, Target
 from fusedref.validation import compare, random_inputs
 from kernels import ladder
 from tests.sources import inlined
@@ -93,12 +93,14 @@ class TestPlan:
     def test_turns(self):
         """A turn lasts as long as memory needs for a burst of every multiprocessor: two tiles of float32."""
 
-        def turn(problem, multiprocessors):
-            return dict(plan(problem, "sm_90a", multiprocessors).launches[0].macros)["TURN"]
+        def turn(problem, multiprocessors, bandwidth):
+            target = Target("sm_90a", multiprocessors, bandwidth)
+            return dict(plan_for(problem, target, KernelVariant()).launches[0].macros)["TURN"]
 
-        assert turn(KERNELBENCH_73, 132) == 4856  # ns: 19.2 MB at 3.96 TB/s
-        assert turn(KERNELBENCH_73, 66) == 4856 / 2
-        assert turn(dataclasses.replace(KERNELBENCH_73, dtype=torch.float16), 132) == 0
+        assert turn(KERNELBENCH_73, 132, 3.352e12) == 5736 + 950  # ns: an H100's bandwidth for 19.2 MB, and a latency
+        assert turn(KERNELBENCH_73, 132, 4.8e12) == 4006 + 950
+        assert turn(KERNELBENCH_73, 66, 4.8e12) == 4006 / 2 + 950
+        assert turn(dataclasses.replace(KERNELBENCH_73, dtype=torch.float16), 132, 4.8e12) == 0
 
     def test_it_is_what_the_package_runs(self, device):
         inputs = random_inputs(SMALL_73, 3, device)
