@@ -14,7 +14,7 @@ from fusedref.plans.variant import KernelVariant, common_macros
 from fusedref.problem import Problem
 from fusedref.target import EMULATED, Target
 
-TURN_LATENCY = 950  # nanoseconds of a turn beyond those that memory moves its bytes in: the best of those tried on an H100
+TURN_LATENCY = 950  # nanoseconds of a turn beyond those that memory moves its bytes in: the best on an H100
 
 
 class Geometry(NamedTuple):
