@@ -29,7 +29,7 @@ def primary(index: int) -> Any:
 
 @cache
 def bandwidth(index: int) -> float:
-    """Return the bytes a second that the memory of CUDA device ``index`` transfers at its clock, twice in each cycle."""
+    """Return the bytes a second that the memory of CUDA device ``index`` transfers, twice in each cycle."""
     import pycuda.driver as drv
 
     drv.init()
