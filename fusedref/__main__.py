@@ -1,10 +1,13 @@
-"""The command line: ``python -m fusedref validate FILE.cu --kernel NAME`` and ``python -m fusedref bench``."""
+"""The command line: ``python -m fusedref validate [FILE]`` and ``python -m fusedref bench``."""
 
 from __future__ import annotations
 
 import argparse
 import re
+import runpy
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fusedref.commandline import expect_interrupts
 
@@ -13,16 +16,22 @@ if __name__ == "__main__":
 
 import torch
 from rich.console import Console
+from torch import nn
 
-from fusedref import Problem, bench, cuda, validate
+from fusedref import FusedConvBnScale, Problem, bench, cuda, validate
 from fusedref.commandline import DONE, REFUSED, help_texts, not_run, picture_file, progress_bar, run
 from fusedref.cuda.compile import source_module
-from fusedref.problem import SMALL_73
-from fusedref.validation import Report, candidate_from_kernel, shapes_around
+from fusedref.problem import KERNELBENCH_73, SMALL_73
+from fusedref.validation import MODES, Report, candidate_from_kernel, cases_of
 
 PROGRAM = "python -m fusedref"
 OUT_OF_MEMORY = re.compile(r": raised (OutOfMemory|Memory)Error: ")  # torch's; PyCUDA's, Python's and the emulator's
+SCALE = 1.7  # of the modules that are validated: one that takes it for 2 is refused
 SIZES = "BATCH,IN_CHANNELS,OUT_CHANNELS,HEIGHT,WIDTH,KERNEL_SIZE"
+
+
+class NotRun(Exception):
+    """Say why a command is not run."""
 
 
 def problem(text: str) -> Problem:
@@ -63,17 +72,26 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser(
         "validate",
-        help="say whether a kernel of your own computes convolution + BatchNorm + scale",
+        help="say whether a kernel or module of your own computes convolution + BatchNorm + scale",
         **help_texts(
-            "Compare a kernel with float64 on random inputs of several shapes. It needs the signature of `fused` in "
-            "kernels/04_fused.cu and is launched like it: a thread for each output, in blocks of 256. Without a GPU it "
-            "runs on the emulator.",
+            "Compare a kernel, a module or this package with float64 on inputs of several shapes and kinds. The kernel "
+            "in FILE.cu needs the signature of `fused` in kernels/04_fused.cu and is launched like it: a thread for "
+            "each output, in blocks of 256. FILE.py defines ModelNew as for KernelBench's problem 73: "
+            "ModelNew(in_channels, out_channels, kernel_size, scaling_factor) makes a module with conv and bn. Without "
+            "FILE, this package's module is validated. Without a GPU, kernels run on the emulator.",
             f"{PROGRAM} validate kernels/04_fused.cu --kernel fused --problem 2,8,16,20,24,3",
             "0 validated, 1 refused",
         ),
     )
-    command.add_argument("file", type=Path, metavar="FILE.cu", help="CUDA C source")
-    command.add_argument("--kernel", required=True, metavar="NAME", help='the kernel\'s name, marked extern "C"')
+    command.add_argument("file", type=Path, nargs="?", metavar="FILE", help="CUDA C source, or Python with ModelNew")
+    command.add_argument("--kernel", metavar="NAME", help='the name of the kernel in FILE.cu, marked extern "C"')
+    command.add_argument(
+        "--mode",
+        choices=MODES,
+        default="eval",
+        help="eval: y by the running statistics; train: y by the batch's, and the running statistics after it; "
+        "backward: all gradients (default: eval; a kernel in FILE.cu is validated in eval)",
+    )
     command.add_argument(
         "--problem",
         type=problem,
@@ -87,41 +105,36 @@ def parser() -> argparse.ArgumentParser:
         help="time the floor, PyTorch and this package on a GPU",
         **help_texts(
             "Time the floor (a copy on the device), PyTorch (eager, compiled, folded by hand) and this package in all "
-            "precisions at problem 73 and at twelve other problems, each with its error against float64; and the time "
-            "that the host takes for a call. It takes minutes and needs a GPU.",
+            "precisions at problem 73 and at twelve other problems, each with its error against float64: evaluation "
+            "mode, then training and gradients with the memory that they take; then as KernelBench's harness does; and "
+            "the time that the host takes for a call. It takes minutes and needs a GPU.",
             f"{PROGRAM} bench --json build/times.json --plot build/times.png",
             "0 done",
         ),
     )
+    command.add_argument(
+        "--only", choices=bench.PARTS, action="append", help="time this part alone; may be given several times"
+    )
     command.add_argument("--json", type=bench.rows_file, metavar="FILE", help="add the rows to FILE")
     command.add_argument(
-        "--plot", type=picture_file, metavar="FILE", help="draw the rows into FILE (.png, .svg or .pdf)"
+        "--plot", type=picture_file, metavar="FILE", help="draw evaluation mode into FILE (.png, .svg or .pdf)"
     )
     return result
 
 
-def run_validate(file: Path, kernel: str, problem: Problem | None, seed: int) -> int:
-    """Validate one kernel and print the report; return the exit status."""
+def run_validate(file: Path | None, kernel: str | None, mode: str, problem: Problem | None, seed: int) -> int:
+    """Validate a kernel, a module or this package and print the report; return the exit status.
+
+    Raises NotRun where there is nothing to validate.
+    """
     device = torch.device("cuda" if cuda.device() == "gpu" else "cpu")
-    if not file.is_file():
-        return not_run(PROGRAM, f"there is no file {file}")
+    candidate: Callable[..., Any]
+    if file is None:
+        candidate = _own_module(problem or (KERNELBENCH_73 if device.type == "cuda" else SMALL_73), device)
+    else:
+        candidate = _candidate(file, kernel, mode, problem or SMALL_73, device)
     try:
-        file.read_text(encoding="utf-8")
-    except OSError as error:
-        return not_run(PROGRAM, f"{file} cannot be read: {error.strerror}")
-    except UnicodeDecodeError:
-        return not_run(PROGRAM, f"{file} is not text in UTF-8")
-    try:
-        torch.zeros(1, device=device)  # on a GPU: the context that the module is loaded into
-        module = source_module(file, device=device)
-    except Exception as error:  # nvcc's, PyCUDA's or the emulator's
-        return not_run(PROGRAM, f"{file} does not compile: {type(error).__name__}: {error}")
-    try:
-        module.get_function(kernel)
-    except Exception as error:  # as above
-        return not_run(PROGRAM, f'{file} has no kernel {kernel!r} marked extern "C": {type(error).__name__}: {error}')
-    try:
-        report = _validated(file, kernel, problem, device, seed)
+        report = _validated(candidate, kernel or "a module", mode, problem, device, seed)
     except ValueError as error:  # it names the argument
         return not_run(PROGRAM, str(error))
     except (MemoryError, RuntimeError) as error:  # torch's, of memory for the inputs or the comparison
@@ -133,6 +146,51 @@ def run_validate(file: Path, kernel: str, problem: Problem | None, seed: int) ->
     return DONE if report.ok else REFUSED
 
 
+def _own_module(problem: Problem, device: torch.device) -> nn.Module:
+    """Return this package's module for the problem."""
+    return FusedConvBnScale(problem.in_channels, problem.out_channels, problem.kernel, SCALE).to(device)
+
+
+def _candidate(file: Path, kernel: str | None, mode: str, problem: Problem, device: torch.device) -> Callable[..., Any]:
+    """Return the kernel or the module of ``file``; raise NotRun where there is none."""
+    if not file.is_file():
+        raise NotRun(f"there is no file {file}")
+    try:
+        file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise NotRun(f"{file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise NotRun(f"{file} is not text in UTF-8") from None
+    if file.suffix == ".py":
+        return _model_new(file, problem, device)
+    if kernel is None:
+        raise NotRun(f"--kernel must name a kernel in {file}")
+    if mode != "eval":
+        raise NotRun(f"a kernel is validated with --mode eval, got --mode {mode}: give a module in FILE.py")
+    try:
+        torch.zeros(1, device=device)  # on a GPU: the context that the module is loaded into
+        module = source_module(file, device=device)
+    except Exception as error:  # nvcc's, PyCUDA's or the emulator's
+        raise NotRun(f"{file} does not compile: {type(error).__name__}: {error}") from error
+    try:
+        module.get_function(kernel)
+    except Exception as error:  # as above
+        raise NotRun(f'{file} has no kernel {kernel!r} marked extern "C": {type(error).__name__}: {error}') from error
+    return candidate_from_kernel(file, kernel)
+
+
+def _model_new(file: Path, problem: Problem, device: torch.device) -> nn.Module:
+    """Return the module that ``file`` defines as ModelNew; raise NotRun where it defines none."""
+    try:
+        model_new = runpy.run_path(str(file)).get("ModelNew")
+        if model_new is not None:
+            module: nn.Module = model_new(problem.in_channels, problem.out_channels, problem.kernel[0], SCALE)
+            return module.to(device)
+    except Exception as error:  # whatever the file raises
+        raise NotRun(f"ModelNew of {file} cannot be made: {type(error).__name__}: {error}") from error
+    raise NotRun(f"{file} defines no ModelNew")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Carry out the command line; return its exit status."""
     given = parser().parse_args(arguments)
@@ -141,7 +199,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (RuntimeError, ValueError) as error:  # FUSEDREF_DEVICE names a device that is not here
         return not_run(PROGRAM, str(error))
     if given.command == "validate":
-        return run_validate(given.file, given.kernel, given.problem, given.seed)
+        try:
+            return run_validate(given.file, given.kernel, given.mode, given.problem, given.seed)
+        except (NotRun, TypeError) as error:  # TypeError: of ModelNew; it names what is missing
+            return not_run(PROGRAM, str(error))
     if device != "gpu":
         return not_run(
             PROGRAM,
@@ -149,18 +210,22 @@ def main(arguments: list[str] | None = None) -> int:
             "it).\nWithout one, `make ladder` shows what can be counted, beside the committed times of a card.",
         )
     try:
-        bench.bench_all(given.json, given.plot, Console())
+        bench.bench_all(given.json, given.plot, Console(), tuple(given.only or bench.PARTS))
     except torch.OutOfMemoryError as error:
         return not_run(PROGRAM, f"the GPU's memory is too small: {error}")
     return DONE
 
 
-def _validated(file: Path, kernel: str, problem: Problem | None, device: torch.device, seed: int) -> Report:
+def _validated(
+    candidate: Callable[..., Any], name: str, mode: str, problem: Problem | None, device: torch.device, seed: int
+) -> Report:
     with progress_bar() as progress:
-        task = progress.add_task(f"validating {kernel}", total=len(shapes_around(problem or SMALL_73)))
+        total = len(cases_of(problem or SMALL_73, mode, isinstance(candidate, nn.Module)))
+        task = progress.add_task(f"validating {name}", total=total)
         return validate(
-            candidate_from_kernel(file, kernel),
+            candidate,
             problem,
+            mode=mode,
             device=device,
             seed=seed,
             on_case=lambda case: progress.advance(task),

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from fusedref import KERNELBENCH_73, Problem, bench
+from fusedref import KERNELBENCH_73, ConvBnScale, Problem, bench
 from fusedref.reference import oracle
 from fusedref.validation import random_inputs
 
@@ -38,8 +38,19 @@ def test_save_and_load(card, tmp_path):
     bench.save(path, [row("a"), row("b")])
     assert bench.load(path) == ("Test Card", [row("a"), row("b")])
     assert list(json.loads(path.read_text())["rows"][0]) == [
-        "name", "mode", "precision", "layout", "problem", "us", "us_spread", "relative_l2", "floor_us",
+        "name", "mode", "precision", "layout", "problem", "us", "us_spread", "relative_l2", "floor_us", "peak_mib",
+        "passed",
     ]  # fmt: skip
+
+
+def test_rows_from_before_training_was_measured(card, tmp_path):
+    path = tmp_path / "card.json"
+    bench.save(path, [row("a")])
+    text = json.loads(path.read_text())
+    for name in ("peak_mib", "passed"):
+        del text["rows"][0][name]
+    path.write_text(json.dumps(text))
+    assert bench.load(path)[1] == [row("a")]
 
 
 def test_save_replaces_rows_of_the_same_key(card, tmp_path):
@@ -154,6 +165,82 @@ def test_picture_has_a_bar_for_each_row():
     assert "Test Card" in axes.get_title()
 
 
+def test_floors_of_training():
+    """In units of x and y: what a pass reads or writes."""
+    bytes_of = {step.mode: step.floor_bytes(KERNELBENCH_73) for step in bench.STEPS}
+    x, y = 4 * 128 * 8 * 128 * 128, 4 * 128 * 64 * 126 * 126
+    assert bytes_of == {
+        "train": 2 * x + y,
+        "train, gradients of parameters": 2 * x + y + y + x,
+        "train, gradients of x too": 2 * x + y + y + x + x + 3 * x,
+        "eval, gradients enabled": x + y,
+        "eval, gradients of x too": x + y + y + x + x,
+    }
+    half = dataclasses.replace(KERNELBENCH_73, dtype=torch.float16)
+    assert bench.STEPS[0].floor_bytes(half) == x + y // 2
+
+
+@pytest.mark.parametrize("step", bench.STEPS, ids=lambda step: step.mode)
+def test_steps_return_what_they_are_for(step):
+    work = bench.Work(step, SMALL, "fp32", device="cpu")
+    model = ConvBnScale(8, 16, 3, 2.0)
+    call = work.call_of(model)
+    results = call()
+    assert {"y", *step.needs} == set(results)
+    assert results["y"].requires_grad == (step.mode != "train")
+    assert model.training == step.mode.startswith("train")
+    assert work.error(results) < 1e-6
+    again = call()
+    for name, value in results.items():
+        assert torch.equal(value, again[name])  # gradients are not added to those of the call before
+    for name in {"y", *step.needs} - {"dbias"}:
+        assert work.error({**results, name: results[name] * 1.001}) == pytest.approx(1e-3, rel=0.01)
+
+
+def test_kernelbench_check():
+    model, same = (bench.made(ConvBnScale, SMALL, True, torch.device("cpu")) for _ in range(2))
+    for one, other in zip(model.parameters(), same.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert all(parameter.requires_grad for parameter in same.parameters())
+    assert bench.agrees(model, same, SMALL, torch.device("cpu"))
+    same.conv.weight.data[0] += 1e-3
+    assert not bench.agrees(model, same, SMALL, torch.device("cpu"))
+
+
+def cells_of(table):
+    return [list(cells) for cells in zip(*(column.cells for column in table.columns), strict=True)]
+
+
+def test_table_of_training():
+    rows = [row(bench.FLOOR, us=5.0, relative_l2=None), row("fusedref", mode="train", peak_mib=20.25)]
+    assert cells_of(bench.training_table(rows, "Test Card")) == [
+        ["eval", "device copy", "fp32", "5.0", "1.0", "1.00", "", ""],
+        ["train", "fusedref", "fp32", "10.0", "1.0", "2.00", "1.0e-07", "20"],
+    ]
+
+
+def test_table_of_training_at_other_problems():
+    rows = [
+        row(name, us=us, mode="train")
+        for name, us in ((bench.FLOOR, 1.0), ("eager PyTorch", 30.0), ("torch.compile", 16.0), ("fusedref", 8.0))
+    ]
+    table = bench.other_problems_training_table(rows, "Test Card")
+    assert cells_of(table) == [["somewhere", "1.0", "30.0", "16.0", "8.0", "3.75", "2.00"]]
+    assert bench.training_speedups(rows, "torch.compile") == {"somewhere": 2.0}
+
+
+def test_table_of_kernelbench():
+    rows = [
+        row(name, us=us, mode="KernelBench, train", precision=precision, passed=precision == "fp32")
+        for precision in ("fp32", "tf32")
+        for name, us in (("eager PyTorch", 40.0), ("fusedref", 5.0))
+    ]
+    assert cells_of(bench.kernelbench_table(rows, "Test Card")) == [
+        ["train", "fp32", "40.0", "5.0", "8.00", "yes"],
+        ["train", "tf32", "40.0", "5.0", "8.00", "NO"],
+    ]
+
+
 def test_cudnn_uses_tf32_only_where_asked():
     before = torch.backends.cudnn.allow_tf32
     for precision, allowed in (("fp32", False), ("tf32", True), ("fp16", False)):
@@ -190,6 +277,30 @@ def test_host_rows():
         )
     ]  # fmt: skip
     assert all(found.us > 0 and found.floor_us == rows[0].us for found in rows)
+
+
+@pytest.mark.gpu
+def test_training_on_a_gpu():
+    names = ("eager PyTorch", "fusedref")
+    rows = list(bench.training_rows([SMALL], precisions=("fp32", "bf16"), names=names))
+    assert [found.name for found in rows] == [bench.FLOOR, *names] * 10
+    for found in rows:
+        assert found.us > 0
+        assert found.name == bench.FLOOR or found.relative_l2 < {"fp32": 2e-6, "bf16": 4e-2}[found.precision]
+        assert found.name == bench.FLOOR or found.peak_mib > 0
+    assert [found.mode for found in bench.training_host_rows()] == [step.mode for step in bench.STEPS for _ in names]
+
+
+@pytest.mark.gpu
+def test_kernelbench_on_a_gpu():
+    rows = bench.kernelbench_rows(SMALL)
+    assert [(found.name, found.mode, found.precision) for found in rows] == [
+        (name, f"KernelBench, {mode}", precision)
+        for mode in ("train", "eval")
+        for precision in ("fp32", "tf32")
+        for name in ("eager PyTorch", "fusedref")
+    ]
+    assert all(found.passed for found in rows if found.precision == "fp32")
 
 
 @pytest.mark.gpu

@@ -49,6 +49,64 @@ def test_wrong_kernel(kernel, capsys, right, wrong):
     assert capsys.readouterr().out.strip()
 
 
+MODEL_NEW = """
+import torch
+
+
+class ModelNew(torch.nn.Module):
+    def __init__(self, in_channels, out_channels, kernel_size, scaling_factor):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(in_channels, out_channels, kernel_size)
+        self.bn = torch.nn.BatchNorm2d(out_channels)
+        self.scaling_factor = scaling_factor
+
+    def forward(self, x):
+        return self.bn(self.conv(x)) * self.scaling_factor
+"""
+
+
+@pytest.mark.parametrize("mode", ["eval", "train", "backward"])
+@pytest.mark.parametrize(("scale", "status"), [("self.scaling_factor", 0), ("2.0", 1)], ids=["right", "scale fixed"])
+def test_model_new(mode, scale, status, tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text(MODEL_NEW.replace("* self.scaling_factor", f"* {scale}"))
+    assert main(["validate", str(path), "--mode", mode, *SMALL]) == status
+    assert ("y: every element is wrong" in capsys.readouterr().out) == (status == 1 and mode != "eval")
+
+
+@pytest.mark.parametrize("mode", ["eval", "train", "backward"])
+def test_this_package(mode, capsys):
+    assert main(["validate", "--mode", mode, *SMALL]) == 0
+    assert capsys.readouterr().out.startswith("right to float32 rounding")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("x = 1", "mine.py defines no ModelNew"),
+        ("import nowhere", "ModelNew of mine.py cannot be made: ModuleNotFoundError: No module named 'nowhere'"),
+        ("def ModelNew(*sizes): return 3", "ModelNew of mine.py cannot be made: AttributeError: 'int' object has no"),
+        ("import torch\ndef ModelNew(*sizes): return torch.nn.ReLU()", "scaling_factor; this ReLU has no conv"),
+        (
+            MODEL_NEW.replace("kernel_size)\n        self.bn", "2)\n        self.bn"),
+            "problem must be the module's",
+        ),
+    ],
+)
+def test_wrong_python_files(content, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(content)
+    assert main(["validate", "mine.py", "--mode", "train", *SMALL]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_what_a_kernel_needs(kernel, capsys):
+    assert main(["validate", kernel(), *SMALL]) == 2
+    assert "--kernel must name a kernel in" in capsys.readouterr().err
+    assert main(["validate", kernel(), "--kernel", "fused", "--mode", "train", *SMALL]) == 2
+    assert "a kernel is validated with --mode eval, got --mode train" in capsys.readouterr().err
+
+
 def test_missing_file(capsys):
     assert main(["validate", "nowhere.cu", "--kernel", "fused"]) == 2
     assert "there is no file nowhere.cu" in capsys.readouterr().err
@@ -209,6 +267,12 @@ def test_example_in_the_help_runs(capsys, monkeypatch):
         main(["validate", "--help"])
     example = capsys.readouterr().out.partition("example:\n  python -m fusedref ")[2].splitlines()[0]
     assert main(example.split()) == 0
+
+
+def test_bench_parts(capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "--only", "everything"])
+    assert "(choose from" in capsys.readouterr().err
 
 
 def test_bench_without_a_gpu(monkeypatch, capsys, tmp_path):

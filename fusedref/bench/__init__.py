@@ -5,25 +5,45 @@ that it finds its data in memory. All calls are queued before the device begins 
 time does not count, however small the problem is. The floor is the time that the device takes to copy as many bytes as
 the operator must move. Each time comes with the error against float64 of the same call.
 
+Training and gradients are measured by modules: ``training`` says what each step's floor moves, and each row has the
+memory that the call takes beyond its data. ``kernelbench`` measures as KernelBench's harness does.
+
 The host's time for a call is measured separately, on a tiny input, in rows whose names begin with "host:".
 """
 
-from fusedref.bench.command import bench_all
+from fusedref.bench.command import PARTS, bench_all
+from fusedref.bench.kernelbench import agrees, kernelbench_rows, made
 from fusedref.bench.measure import compile_ours, host_rows, relative_l2, run
 from fusedref.bench.peers import OURS, PEERS, PEERS_AT_OTHER_PROBLEMS, Peer, eager, folded, ours
 from fusedref.bench.problems import OTHER_PROBLEMS, describe, in_family
 from fusedref.bench.rows import FLOOR, Row, load, rows_file, save, versions
-from fusedref.bench.tables import fastest, other_problems_table, picture, speedup, table
+from fusedref.bench.tables import (
+    fastest,
+    kernelbench_table,
+    other_problems_table,
+    other_problems_training_table,
+    picture,
+    speedup,
+    table,
+    training_speedups,
+    training_table,
+)
 from fusedref.bench.timing import arithmetic, host_samples, microseconds, samples
+from fusedref.bench.training import STEPS, Step, Work, peak_bytes, training_host_rows, training_rows
 
 __all__ = [
     "FLOOR",
     "OTHER_PROBLEMS",
     "OURS",
+    "PARTS",
     "PEERS",
     "PEERS_AT_OTHER_PROBLEMS",
+    "STEPS",
     "Peer",
     "Row",
+    "Step",
+    "Work",
+    "agrees",
     "arithmetic",
     "bench_all",
     "compile_ours",
@@ -34,10 +54,15 @@ __all__ = [
     "host_rows",
     "host_samples",
     "in_family",
+    "kernelbench_rows",
+    "kernelbench_table",
     "load",
+    "made",
     "microseconds",
     "other_problems_table",
+    "other_problems_training_table",
     "ours",
+    "peak_bytes",
     "picture",
     "relative_l2",
     "rows_file",
@@ -46,5 +71,9 @@ __all__ = [
     "save",
     "speedup",
     "table",
+    "training_host_rows",
+    "training_rows",
+    "training_speedups",
+    "training_table",
     "versions",
 ]

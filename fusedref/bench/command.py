@@ -7,18 +7,48 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from fusedref.bench.kernelbench import kernelbench_rows
 from fusedref.bench.measure import compile_ours, host_rows, run
-from fusedref.bench.peers import OURS, PEERS, PEERS_AT_OTHER_PROBLEMS
+from fusedref.bench.peers import DTYPES, OURS, PEERS, PEERS_AT_OTHER_PROBLEMS
 from fusedref.bench.problems import OTHER_PROBLEMS, describe, in_family
-from fusedref.bench.rows import save
-from fusedref.bench.tables import other_problems_table, picture, speedup, table
+from fusedref.bench.rows import Row, save
+from fusedref.bench.tables import (
+    geometric_mean,
+    kernelbench_table,
+    other_problems_table,
+    other_problems_training_table,
+    picture,
+    speedup,
+    table,
+    training_speedups,
+    training_table,
+)
+from fusedref.bench.training import WHOLE, training_host_rows, training_rows
 from fusedref.commandline import written_whole
 from fusedref.problem import KERNELBENCH_73
 
+PARTS = ("eval", "train", "kernelbench", "host")
 
-def bench_all(json_file: Path | None, plot: Path | None, console: Console) -> None:
-    """Time everything on the current GPU, print tables, add the rows to ``json_file`` and draw them into ``plot``."""
+
+def bench_all(json_file: Path | None, plot: Path | None, console: Console, parts: tuple[str, ...] = PARTS) -> None:
+    """Time what ``parts`` name on the current GPU and print tables.
+
+    Add the rows to ``json_file`` as each part ends, and draw those of evaluation mode into ``plot``.
+    """
     card = torch.cuda.get_device_name()
+    measured = {"eval": _evaluation, "train": _training, "kernelbench": _kernelbench, "host": _host}
+    for part in parts:
+        rows = measured[part](console, card)
+        if json_file is not None:
+            save(json_file, rows)
+        if plot is not None and part == "eval":
+            at_73 = [row for row in rows if row.problem == describe(KERNELBENCH_73)]
+            with written_whole(plot) as aside:
+                picture(at_73, card).savefig(aside, dpi=150)
+
+
+def _evaluation(console: Console, card: str) -> list[Row]:
+    """Measure evaluation mode without gradients."""
     compile_ours([KERNELBENCH_73, *OTHER_PROBLEMS])
     rows = run([(KERNELBENCH_73, PEERS + OURS)])
     console.print(table(rows, card))
@@ -30,10 +60,31 @@ def bench_all(json_file: Path | None, plot: Path | None, console: Console) -> No
         f"fp32, the {len(family)} of them with one group and up to 64 input channels: {ratio:.2f} times as fast as the "
         "best of PyTorch's (geometric mean)"
     )
-    host = host_rows()
-    console.print(table(host, card))
-    if json_file is not None:
-        save(json_file, rows + others + host)
-    if plot is not None:
-        with written_whole(plot) as aside:
-            picture(rows, card).savefig(aside, dpi=150)
+    return rows + others
+
+
+def _training(console: Console, card: str) -> list[Row]:
+    """Measure training and gradients."""
+    rows = list(training_rows([KERNELBENCH_73], precisions=tuple(DTYPES)))
+    console.print(training_table(rows, card))
+    others = list(training_rows(OTHER_PROBLEMS, steps=(WHOLE,)))
+    console.print(other_problems_training_table(others, card))
+    ratio = geometric_mean(training_speedups(others, "torch.compile").values())
+    console.print(f"{WHOLE.mode}, fp32: {ratio:.2f} times as fast as torch.compile (geometric mean)")
+    return rows + others
+
+
+def _kernelbench(console: Console, card: str) -> list[Row]:
+    """Measure as KernelBench's harness does."""
+    rows = kernelbench_rows()
+    console.print(kernelbench_table(rows, card))
+    return rows
+
+
+def _host(console: Console, card: str) -> list[Row]:
+    """Measure the host's time for a call."""
+    rows = host_rows()
+    console.print(table(rows, card))
+    training = training_host_rows()
+    console.print(training_table(training, card))
+    return rows + training

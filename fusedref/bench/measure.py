@@ -14,7 +14,7 @@ from torch import Tensor
 from fusedref.bench.peers import DTYPES, OURS, Peer, eager, folded, ours
 from fusedref.bench.problems import TINY, describe
 from fusedref.bench.rows import FLOOR, HOST, Row
-from fusedref.bench.timing import arithmetic, host_samples, samples, spread
+from fusedref.bench.timing import arithmetic, copy_samples, host_samples, samples, spread
 from fusedref.commandline import progress_bar
 from fusedref.module import FusedConvBnScale
 from fusedref.ops.inference import compile_inference
@@ -28,9 +28,7 @@ IMAGES_AT_A_TIME = 16  # compared in float64, or not every card had the memory
 
 def measure_floor(problem: Problem) -> Row:
     """Time the floor: a copy on the device that reads and writes problem.least_bytes altogether."""
-    source = torch.empty(problem.least_bytes // 2, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    times = samples(lambda: target.copy_(source))
+    times = copy_samples(problem.least_bytes)
     us = statistics.median(times)
     precision = "fp32" if problem.dtype == torch.float32 else "fp16"  # also for bf16, which moves as many bytes
     return Row(FLOOR, "eval", precision, "NCHW", describe(problem), us, spread(times), None, us)

@@ -20,14 +20,16 @@ class Row:
     """One measurement: a line of the JSON file."""
 
     name: str
-    mode: str  # of BatchNorm: "eval"
+    mode: str  # "eval", of BatchNorm without gradients; or what else is measured, such as "train"
     precision: str  # of the arithmetic and, for fp16 and bf16, of every tensor
     layout: str  # of x and y: "NCHW" or "channels_last"
     problem: str  # describe(problem)
     us: float  # median, in microseconds
     us_spread: float  # from the first to the third quartile, in microseconds
     relative_l2: float | None  # ||y - oracle|| / ||oracle||, both in float64; None where there is no y
-    floor_us: float  # time of a copy that moves problem.least_bytes
+    floor_us: float  # time of a copy that moves problem.least_bytes, or the bytes of a step in training
+    peak_mib: float | None = None  # memory during the call beyond x, dy and the parameters; None: not measured
+    passed: bool | None = None  # KernelBench's check against the model; None: not checked
 
     @property
     def key(self) -> tuple[str, ...]:

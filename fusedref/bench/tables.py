@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -24,7 +25,7 @@ def speedup(rows: list[Row]) -> float:
     """Return the fastest peer's time / ours in fp32: the geometric mean over the problems of the rows."""
     problems = {row.problem: [other for other in rows if other.problem == row.problem] for row in rows}
     ratios = [fastest(of_one, "fp32", False).us / fastest(of_one, "fp32", True).us for of_one in problems.values()]
-    return math.exp(statistics.mean(map(math.log, ratios)))
+    return geometric_mean(ratios)
 
 
 def other_problems_table(rows: list[Row], card: str) -> Table:
@@ -55,6 +56,66 @@ def table(rows: list[Row], card: str) -> Table:
         times = f"{row.us:.1f}", f"{row.us_spread:.1f}", f"{row.us / row.floor_us:.2f}"
         result.add_row(row.name, row.precision, row.layout, *times, error)
     return result
+
+
+def training_table(rows: list[Row], card: str) -> Table:
+    """Return a table with a line for each row of training, and how much memory the call takes."""
+    result = Table(title=f"{rows[0].problem}, {card}")
+    for heading in ("", "", "precision"):
+        result.add_column(heading)
+    for heading in ("us", "+-", "x floor", "relative L2", "peak MiB"):
+        result.add_column(heading, justify="right")
+    for number, row in enumerate(rows):
+        error = "" if row.relative_l2 is None else f"{row.relative_l2:.1e}"
+        peak = "" if row.peak_mib is None else f"{row.peak_mib:.0f}"
+        times = f"{row.us:.1f}", f"{row.us_spread:.1f}", f"{row.us / row.floor_us:.2f}"
+        following = rows[number + 1] if number + 1 < len(rows) else row
+        result.add_row(
+            row.mode, row.name, row.precision, *times, error, peak,
+            end_section=(following.mode, following.precision) != (row.mode, row.precision),
+        )  # fmt: skip
+    return result
+
+
+def training_speedups(rows: list[Row], peer: str) -> dict[str, float]:
+    """Return, for each problem of the rows, the peer's time / ours."""
+    times = {(row.problem, row.name): row.us for row in rows}
+    return {problem: us / times[problem, "fusedref"] for (problem, name), us in times.items() if name == peer}
+
+
+def other_problems_training_table(rows: list[Row], card: str) -> Table:
+    """Return a table with a line for each problem: the floor, eager PyTorch, torch.compile, ours and the speed-ups."""
+    result = Table(title=f"Other problems, {rows[0].mode}, {rows[0].precision}, microseconds on {card}")
+    result.add_column("")
+    names = [FLOOR, "eager PyTorch", "torch.compile", "fusedref"]
+    for heading in (*names, "eager / ours", "compile / ours"):
+        result.add_column(heading, justify="right")
+    times = {(row.problem, row.name): row.us for row in rows}
+    eager, compiled = (training_speedups(rows, peer) for peer in names[1:3])
+    for problem in dict.fromkeys(row.problem for row in rows):
+        cells = [f"{times[problem, name]:.1f}" for name in names]
+        result.add_row(problem, *cells, f"{eager[problem]:.2f}", f"{compiled[problem]:.2f}")
+    return result
+
+
+def kernelbench_table(rows: list[Row], card: str) -> Table:
+    """Return a table with a line for each mode and precision: eager's time, ours, the speed-up and the check."""
+    result = Table(title=f"KernelBench's protocol, {rows[0].problem}, {card}")
+    for heading in ("", "convolutions"):
+        result.add_column(heading)
+    for heading in ("eager us", "fusedref us", "speed-up", "within 1e-4"):
+        result.add_column(heading, justify="right")
+    found = {(row.mode, row.precision, row.name): row for row in rows}
+    for mode, precision in dict.fromkeys((row.mode, row.precision) for row in rows):
+        eager, ours = (found[mode, precision, name] for name in ("eager PyTorch", "fusedref"))
+        times = f"{eager.us:.1f}", f"{ours.us:.1f}", f"{eager.us / ours.us:.2f}"
+        result.add_row(mode.partition(", ")[2], precision, *times, "yes" if ours.passed else "NO")
+    return result
+
+
+def geometric_mean(ratios: Iterable[float]) -> float:
+    """Return the geometric mean."""
+    return math.exp(statistics.mean(map(math.log, ratios)))
 
 
 def picture(rows: list[Row], card: str) -> Figure:

@@ -42,6 +42,13 @@ def samples(call: Callable[[], object], repeats: int = 30) -> list[float]:
     return [1000 * start.elapsed_time(end) for start, end in zip(starts, ends, strict=True)]
 
 
+def copy_samples(moved_bytes: int) -> list[float]:
+    """Return the device times in microseconds of a copy that reads and writes ``moved_bytes`` altogether."""
+    source = torch.empty(moved_bytes // 2, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return samples(lambda: target.copy_(source))
+
+
 def host_samples(call: Callable[[], object], repeats: int = 30, calls: int = 100) -> list[float]:
     """Return the host's time for a call in microseconds, ``repeats`` times, each the mean of ``calls`` in a row."""
     times = []

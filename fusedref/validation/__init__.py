@@ -9,13 +9,15 @@ from fusedref.validation.inputs import random_inputs, shapes_around
 from fusedref.validation.kernel import candidate_from_kernel
 from fusedref.validation.report import Report
 from fusedref.validation.subjects import by_autograd
-from fusedref.validation.validate import validate
+from fusedref.validation.validate import MODES, cases_of, validate
 
 __all__ = [
+    "MODES",
     "Candidate",
     "Report",
     "by_autograd",
     "candidate_from_kernel",
+    "cases_of",
     "compare",
     "random_inputs",
     "shapes_around",

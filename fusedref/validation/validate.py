@@ -22,7 +22,7 @@ from fusedref.validation.compare import OUTPUTS_AT_A_TIME, compare
 from fusedref.validation.inputs import random_inputs, shapes_around
 from fusedref.validation.report import Report
 from fusedref.validation.subjects import ModuleSubject, Subject, has_layers, subject_of
-from fusedref.validation.training import training_cases
+from fusedref.validation.training import settings, training_cases
 
 MODES = ("eval", "train", "backward")
 TRAINING_TENSORS = 8  # of y's size and in float64, that a comparison in training needs at a time
@@ -123,6 +123,13 @@ def validate(
             if on_case is not None:
                 on_case(case)
     return Report(problem, precision, str(device), seed, tuple(cases), mode)
+
+
+def cases_of(problem: Problem, mode: str, is_module: bool) -> list[str]:
+    """Return the names of the cases of a validation."""
+    if mode == "eval":
+        return [name for name, _ in shapes_around(problem)]
+    return [setting.name for setting in settings(problem, mode, is_module)]
 
 
 def _evaluation_cases(
