@@ -1,0 +1,139 @@
+"""The launches of moments.cu and statistics.cu: batch statistics from the second moments of the patches, on sm_90a."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from fusedref.csrc import TRAINING
+from fusedref.plans.base import Argument, Launch
+from fusedref.plans.variant import KernelVariant, common_macros
+from fusedref.problem import Problem
+from fusedref.target import EMULATED, Target
+
+MOMENTS_SIGNATURE = (Argument("x", "in"), Argument("parts", "out"), Argument("batch", "int64"))
+STATISTICS_SIGNATURE = (
+    Argument("parts", "in"),
+    Argument("weight", "in"),
+    Argument("bias", "in"),
+    Argument("running_mean", "inout"),
+    Argument("running_var", "inout"),
+    Argument("batches", "inout"),
+    Argument("momentum", "float32"),
+    Argument("mean", "out"),
+    Argument("var", "out"),
+    Argument("centre", "out"),
+    Argument("moments", "out"),
+    Argument("squares", "out"),
+    Argument("finished", "inout"),
+    Argument("batch", "int64"),
+)
+INTERIOR_WARPS, BORDER_WARPS = 8, 4  # as in moments.cu
+GROUP = 4  # rows of a unit
+WIDEST = 128  # columns of a unit, at most
+
+
+class Geometry(NamedTuple):
+    """Sizes that moments.cu is compiled with, as the macros of the same names in upper case."""
+
+    stride: int  # columns between the pixels of a fragment: a quarter of a unit's
+    units_across: int  # units that share rows
+    stages: int  # units in shared memory
+    shares: int  # blocks that share an edge of the images
+    shared_bytes: int  # of struct Shared
+
+
+class MomentsPlan(NamedTuple):
+    """The two launches, and what they need beside tensors of the problem."""
+
+    launches: tuple[Launch, Launch]
+    parts: int  # elements of ``parts``, float64
+    moments: int  # elements of ``moments``, float64
+    squares: int  # elements of ``squares``, float64
+
+
+def unserved_by_moments(
+    problem: Problem, target: Target, variant: KernelVariant = KernelVariant()
+) -> str | None:
+    """Return why moments.cu is not the kernel for the statistics of ``problem``, None where it is."""
+    if target.architecture != "sm_90a":
+        return f"the moments of x need float64 tensor cores, which sm_90a has and {target.architecture} has not"
+    if variant.channels_last:
+        return "the moments of x are for tensors in NCHW order"
+    if problem.strides != (1, 1) or problem.dilations != (1, 1) or problem.groups != 1:
+        return "the moments of x serve stride 1, dilation 1 and one group"
+    if problem.in_channels > 8 or problem.out_channels > 64:
+        return "the moments of x serve up to 8 input and 64 output channels"
+    if max(problem.kernel) > 3:
+        return "the moments of x serve kernels up to 3 x 3"
+    if any(max(pads) >= kernel for pads, kernel in zip(problem.pads, problem.kernel, strict=True)):
+        return "the moments of x serve padding below the kernel's size"
+    if problem.batch * problem.height * problem.width >= 2**30:
+        return "the moments of x count pixels in 32 bits"
+    return None
+
+
+def moments_plan(
+    problem: Problem, target: Target = EMULATED, variant: KernelVariant = KernelVariant()
+) -> MomentsPlan:
+    """Return the launches of moments.cu and statistics.cu for ``problem``."""
+    rows, columns = (kernel - 1 for kernel in problem.kernel)
+    (top, bottom), (left, right) = problem.pads
+    lines_down = min((rows - top) + (rows - bottom), problem.height)
+    lines_across = min((columns - left) + (columns - right), problem.width)
+    inner_rows, inner_columns = problem.height - lines_down, problem.width - lines_across
+
+    units_across = max(math.ceil(inner_columns / WIDEST), 1)
+    units = problem.batch * math.ceil(inner_rows / GROUP) * units_across if inner_columns else 0
+    blocks = max(min(units, target.multiprocessors), 1)
+    edges, corners = lines_down + lines_across, lines_down * lines_across
+    # An edge needs 8 pieces of at most 8 pixels for each step of a warp.
+    steps = problem.batch * math.ceil(max(inner_rows, inner_columns) / 64)
+    shares = max(min((blocks - corners) // max(edges, 1), math.ceil(steps / BORDER_WARPS)), 1)
+
+    size = problem.dtype.itemsize
+    stride = max(math.ceil(inner_columns / (4 * units_across)), 1)
+    lags = columns + 1 + rows * (2 * columns + 1)
+    region = 8 * (lags * 64 + 8 + 64)
+    row = _round_up(min(4 * stride + 2 * columns, problem.width) * size + 16 - size, 16)
+    stage = problem.in_channels * (_round_up((GROUP + rows) * row, 128) + 16)
+    border = BORDER_WARPS * region
+
+    def shared_bytes(stages: int) -> int:
+        """Return the bytes of shared memory with so many stages."""
+        held = _round_up(max(stages * stage, INTERIOR_WARPS * region), 128)
+        return _round_up(held + border + 16 * stages, 128)
+
+    stages = next(n for n in range(8, 0, -1) if shared_bytes(n) <= target.shared_limit)
+    geometry = Geometry(stride, units_across, stages, shares, shared_bytes(stages))
+    macros = common_macros(problem, variant) | {name.upper(): size for name, size in geometry._asdict().items()}
+    taps = math.prod(problem.kernel)
+    pairs = taps * (taps + 1) // 2
+    return MomentsPlan(
+        launches=(
+            Launch(
+                source=TRAINING / "moments.cu",
+                symbol="moments",
+                signature=MOMENTS_SIGNATURE,
+                macros=tuple(macros.items()),
+                grid=(blocks, 1, 1),
+                block=(32 * (INTERIOR_WARPS + BORDER_WARPS), 1, 1),
+                shared=geometry.shared_bytes,
+            ),
+            Launch(
+                source=TRAINING / "statistics.cu",
+                symbol="finish_statistics",
+                signature=STATISTICS_SIGNATURE,
+                macros=(*macros.items(), ("INTERIOR_PARTS", blocks)),
+                grid=(pairs + taps + 1, 1, 1),
+                block=(256, 1, 1),
+            ),
+        ),
+        parts=(blocks + edges * shares + corners) * (lags * 64 + 8),
+        moments=taps * 8 + (taps * 8) ** 2 + 16,
+        squares=pairs * 64,
+    )
+
+
+def _round_up(number: int, unit: int) -> int:
+    return math.ceil(number / unit) * unit
