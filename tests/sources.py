@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from fusedref.csrc import COMMON, INFERENCE
+from fusedref.csrc import COMMON, INFERENCE, TRAINING
 
 
 def inlined(path: Path) -> str:
@@ -22,7 +22,7 @@ def inlined(path: Path) -> str:
         if name in seen:
             return include[0] if name == "ptx.cuh" else ""
         seen.add(name)
-        (file,) = (folder / name for folder in (COMMON, INFERENCE) if (folder / name).exists())
+        (file,) = (folder / name for folder in (COMMON, INFERENCE, TRAINING) if (folder / name).exists())
         return text_of(file)
 
     return text_of(path)

@@ -36,6 +36,7 @@ WIDEST = 128  # columns of a unit, at most
 class Geometry(NamedTuple):
     """Sizes that moments.cu is compiled with, as the macros of the same names in upper case."""
 
+    most_blocks: int  # one per multiprocessor
     stride: int  # columns between the pixels of a fragment: a quarter of a unit's
     units_across: int  # units that share rows
     stages: int  # units in shared memory
@@ -52,9 +53,7 @@ class MomentsPlan(NamedTuple):
     squares: int  # elements of ``squares``, float64
 
 
-def unserved_by_moments(
-    problem: Problem, target: Target, variant: KernelVariant = KernelVariant()
-) -> str | None:
+def unserved_by_moments(problem: Problem, target: Target, variant: KernelVariant = KernelVariant()) -> str | None:
     """Return why moments.cu is not the kernel for the statistics of ``problem``, None where it is."""
     if target.architecture != "sm_90a":
         return f"the moments of x need float64 tensor cores, which sm_90a has and {target.architecture} has not"
@@ -73,9 +72,7 @@ def unserved_by_moments(
     return None
 
 
-def moments_plan(
-    problem: Problem, target: Target = EMULATED, variant: KernelVariant = KernelVariant()
-) -> MomentsPlan:
+def moments_plan(problem: Problem, target: Target = EMULATED, variant: KernelVariant = KernelVariant()) -> MomentsPlan:
     """Return the launches of moments.cu and statistics.cu for ``problem``."""
     rows, columns = (kernel - 1 for kernel in problem.kernel)
     (top, bottom), (left, right) = problem.pads
@@ -87,9 +84,7 @@ def moments_plan(
     units = problem.batch * math.ceil(inner_rows / GROUP) * units_across if inner_columns else 0
     blocks = max(min(units, target.multiprocessors), 1)
     edges, corners = lines_down + lines_across, lines_down * lines_across
-    # An edge needs 8 pieces of at most 8 pixels for each step of a warp.
-    steps = problem.batch * math.ceil(max(inner_rows, inner_columns) / 64)
-    shares = max(min((blocks - corners) // max(edges, 1), math.ceil(steps / BORDER_WARPS)), 1)
+    shares = max((target.multiprocessors - corners) // max(edges, 1), 1)
 
     size = problem.dtype.itemsize
     stride = max(math.ceil(inner_columns / (4 * units_across)), 1)
@@ -105,7 +100,7 @@ def moments_plan(
         return _round_up(held + border + 16 * stages, 128)
 
     stages = next(n for n in range(8, 0, -1) if shared_bytes(n) <= target.shared_limit)
-    geometry = Geometry(stride, units_across, stages, shares, shared_bytes(stages))
+    geometry = Geometry(target.multiprocessors, stride, units_across, stages, shares, shared_bytes(stages))
     macros = common_macros(problem, variant) | {name.upper(): size for name, size in geometry._asdict().items()}
     taps = math.prod(problem.kernel)
     pairs = taps * (taps + 1) // 2
@@ -124,7 +119,7 @@ def moments_plan(
                 source=TRAINING / "statistics.cu",
                 symbol="finish_statistics",
                 signature=STATISTICS_SIGNATURE,
-                macros=(*macros.items(), ("INTERIOR_PARTS", blocks)),
+                macros=tuple(macros.items()),
                 grid=(pairs + taps + 1, 1, 1),
                 block=(256, 1, 1),
             ),

@@ -16,17 +16,17 @@
 // Sizes are compile-time constants:
 //   IN_CHANNELS HEIGHT WIDTH OUT_HEIGHT OUT_WIDTH KERNEL_HEIGHT KERNEL_WIDTH PAD_TOP PAD_LEFT
 //   ELEMENT VECTOR   the types, see elements.cuh
-//   STRIDE UNITS_ACROSS STAGES SHARES
+//   MOST_BLOCKS STRIDE UNITS_ACROSS STAGES SHARES
 //                    the rest of the geometry: see Geometry in fusedref/plans/moments.py
 //   SHARED_BYTES     dynamic shared memory
 //
-// Launch: block (384), grid (any number of blocks, at best one per multiprocessor).
+// Launch: block (384), grid (blocks_of(batch)).
 #include "moments_border.cuh"
 #include "moments_interior.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) moments(
     const Element* __restrict__ x,  // [batch, IN_CHANNELS, HEIGHT, WIDTH]
-    double* __restrict__ parts,     // [gridDim.x + BORDER_PARTS, SUMS]: the interior by blocks, then the borders
+    double* __restrict__ parts,     // [BORDER_PARTS + gridDim.x, SUMS], see moments_layout.cuh
     long long batch) {
     extern __shared__ __align__(128) unsigned char memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
@@ -41,9 +41,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) moments(
     __syncthreads();
     if (warp < INTERIOR_WARPS) {
         ptx::more_registers<176>();
-        sum_interior(shared, x, parts + (long long)blockIdx.x * SUMS, batch, warp, lane);
+        sum_interior(shared, x, parts + (BORDER_PARTS + blockIdx.x) * SUMS, batch, warp, lane);
     } else {
         ptx::fewer_registers<152>();
-        sum_border(shared, x, parts + (long long)gridDim.x * SUMS, batch, warp - INTERIOR_WARPS, lane);
+        sum_border(shared, x, parts, batch, warp - INTERIOR_WARPS, lane);
     }
 }

@@ -143,7 +143,7 @@ __device__ __forceinline__ void sum_border(
             double sum = 0.0;
             #pragma unroll
             for (int k = 0; k < BORDER_WARPS; k++) sum += shared.border[k][i];
-            parts[(long long)part * SUMS + i] = sum;
+            parts[part * SUMS + i] = sum;
         }
         ptx::named_barrier_sync(2, BORDER_WARPS * 32);
     }

@@ -114,22 +114,21 @@ __device__ __forceinline__ void add_quarter(
     #pragma unroll
     for (int row = 0; row < WINDOW_ROWS; row++) {
         const Element* start = unit.start(x, held, row);
-        from[row] = reinterpret_cast<const Element*>(stage + held * CHANNEL_BYTES + row * ROW_BYTES) + shift(start) +
-            column - unit.first();
+        from[row] = reinterpret_cast<const Element*>(stage + held * CHANNEL_BYTES + row * ROW_BYTES) + shift(start)
+            + column - unit.first();
     }
     double window[WINDOW_ROWS][WINDOW_COLUMNS];
     const auto fetch = [&](int row, int place, int offset) {
-        const bool there = (IN_CHANNELS == 8 || channel < IN_CHANNELS) && (!OPEN_ROWS || unit.row + row < HEIGHT) &&
-            (!OPEN_COLUMNS || (unsigned)(column + offset) < WIDTH);
+        const bool there = (IN_CHANNELS == 8 || channel < IN_CHANNELS) && (!OPEN_ROWS || unit.row + row < HEIGHT)
+            && (!OPEN_COLUMNS || (unsigned)(column + offset) < WIDTH);
         window[row][place] = there ? number(from[row][offset]) : 0.0;
     };
     #pragma unroll
     for (int i = 0; i < WINDOW_COLUMNS - 1; i++)
         #pragma unroll
         for (int row = 0; row < WINDOW_ROWS; row++) fetch(row, i, i - REACH);
-    #pragma unroll
-    for (int step = 0; step < (STRIDE + 3) / 4; step++) {
-        if (step >= STRIDE / 4 && step >= steps) break;
+    #pragma unroll 1
+    for (int step = 0; step < steps; step++) {
         #pragma unroll
         for (int row = 0; row < WINDOW_ROWS; row++) fetch(row, WINDOW_COLUMNS - 1, step + REACH);
         add_step(sums, window, column + step < WIDTH - RIGHT, HEIGHT - BOTTOM - unit.row);
@@ -150,7 +149,8 @@ __device__ __forceinline__ void sum_interior(
     InteriorSums sums = {};
     if constexpr (UNITS_PER_IMAGE > 0) {
         const auto load = [&](int i) {
-            load_unit(shared.stage + i % STAGES * STAGE_BYTES, &shared.full[i % STAGES], x, x_end, Unit(first + i), lane);
+            load_unit(
+                shared.stage + i % STAGES * STAGE_BYTES, &shared.full[i % STAGES], x, x_end, Unit(first + i), lane);
         };
         for (int i = warp; i < min(STAGES, count); i += INTERIOR_WARPS) load(i);
         // Four warps, one on each tensor core, share a unit; the other four have the next one.
@@ -177,7 +177,7 @@ __device__ __forceinline__ void sum_interior(
     }
     if constexpr (SPLIT) {
         put(region + SINGLE * 64, sums.products[PAIRS][0], sums.products[PAIRS][1], lane);
-        put(region + TURNED, sums.products[PAIRS][2], sums.products[PAIRS][3], lane);
+        put(region + SUMS, sums.products[PAIRS][2], sums.products[PAIRS][3], lane);
     }
     put_pixels(region, sums.pixels, lane);
     ptx::named_barrier_sync(1, INTERIOR_WARPS * 32);
@@ -186,7 +186,7 @@ __device__ __forceinline__ void sum_interior(
         #pragma unroll
         for (int k = 0; k < INTERIOR_WARPS; k++) {
             sum += shared.interior[k][i];
-            if (SPLIT && i / 64 == SINGLE) sum += shared.interior[k][TURNED + i % 8 * 8 + i / 8 % 8];
+            if (SPLIT && i / 64 == SINGLE) sum += shared.interior[k][SUMS + i % 8 * 8 + i / 8 % 8];
         }
         part[i] = sum;
     }

@@ -9,18 +9,14 @@ __host__ __device__ constexpr int round_up(int n, int unit) { return (n + unit -
 constexpr int INTERIOR_WARPS = 8, BORDER_WARPS = 4;
 constexpr int THREADS = (INTERIOR_WARPS + BORDER_WARPS) * 32;
 
-constexpr int REGION = SUMS + 64;      // and the products of lag (-1, 0), see moments_interior.cuh
-constexpr int TURNED = LAGS * 64 + 8;  // where those stand
+constexpr int REGION = SUMS + 64;  // the sums of a warp: SUMS, and the products of lag (-1, 0)
 
-constexpr int GROUP = 4;  // rows of pixels of a unit
 constexpr int WINDOW_ROWS = GROUP + KERNEL_HEIGHT - 1;
-constexpr int UNITS_DOWN = (INNER_ROWS + GROUP - 1) / GROUP;
-constexpr int UNITS_PER_IMAGE = INNER_COLUMNS > 0 ? UNITS_DOWN * UNITS_ACROSS : 0;
-static_assert(4 * STRIDE * UNITS_ACROSS >= INNER_COLUMNS, "units must cover the columns");
 
 // Bytes of a row of a unit in shared memory, with what lies before it in its first 16 bytes; of a channel, which starts
 // 4 banks after the one before it; of all.
-constexpr int ROW_BYTES = round_up(least(4 * STRIDE + 2 * REACH, WIDTH) * int(sizeof(Element)) + 16 - int(sizeof(Element)), 16);
+constexpr int SIZE = sizeof(Element);
+constexpr int ROW_BYTES = round_up(least(4 * STRIDE + 2 * REACH, WIDTH) * SIZE + 16 - SIZE, 16);
 constexpr int CHANNEL_BYTES = round_up(WINDOW_ROWS * ROW_BYTES, 128) + 16;
 constexpr int STAGE_BYTES = IN_CHANNELS * CHANNEL_BYTES;
 
@@ -36,16 +32,13 @@ static_assert(sizeof(Shared) == SHARED_BYTES, "the plan computes another size");
 
 // Sums of a warp: for each pair of lags the fragment of d, with rows 0 to 7 for the channels of the first lag's partner and
 // rows 8 to 15 for the second's; columns are the channels of the pixel.
-template <int PAIRS> struct Sums {
-    double products[PAIRS][4], pixels;
-};
+template <int PAIRS> struct Sums { double products[PAIRS][4], pixels; };
 
 __device__ __forceinline__ double number(Element value) { return double(float(value)); }
 
 // Writes a lag's half of a fragment to its 8 x 8 numbers, partners down.
 __device__ __forceinline__ void put(double* lag, double first, double second, int lane) {
-    lag[lane / 4 * 8 + lane % 4 * 2] = first;
-    lag[lane / 4 * 8 + lane % 4 * 2 + 1] = second;
+    *reinterpret_cast<double2*>(lag + lane * 2) = make_double2(first, second);
 }
 
 // Writes the sum of the pixels over the lanes of each channel.

@@ -10,10 +10,7 @@
 // share of every channel's weight' M weight; or one tap's p; or the sums of x. The last block to finish does the rest. All
 // sums are taken in a fixed order.
 //
-// Serves what moments.cu serves, up to 64 output channels. Its macros, without STRIDE, UNITS_ACROSS, STAGES and SHARED_BYTES,
-// and
-//   OUT_CHANNELS
-//   INTERIOR_PARTS   the blocks of moments.cu
+// Serves what moments.cu serves, up to 64 output channels. Its macros, and OUT_CHANNELS.
 //
 // Launch: block (256), grid (STATISTICS_BLOCKS).
 #include "moments_layout.cuh"
@@ -22,7 +19,6 @@ constexpr int WARPS = 8;
 constexpr int TAPS = KERNEL_HEIGHT * KERNEL_WIDTH, COLUMNS = TAPS * 8;
 constexpr int PAIRS = TAPS * (TAPS + 1) / 2;
 constexpr int STATISTICS_BLOCKS = PAIRS + TAPS + 1;
-constexpr int PARTS = INTERIOR_PARTS + BORDER_PARTS;
 constexpr int PIVOT_AT = COLUMNS + COLUMNS * COLUMNS, SCALE_AT = PIVOT_AT + 8;  // in `moments`
 static_assert(OUT_CHANNELS <= 64, "statistics.cu does not serve this problem");
 
@@ -37,15 +33,13 @@ __device__ __forceinline__ bool reaches_column(int kernel_column, int column) {
 // Whether a tap reaches the pixels of a part.
 __device__ __forceinline__ bool reaches(int tap, int part) {
     const int kernel_row = tap / KERNEL_WIDTH, kernel_column = tap % KERNEL_WIDTH;
-    const int border = part - INTERIOR_PARTS;
-    if (border < 0) return true;
-    if (border < LINES_DOWN * SHARES) return reaches_row(kernel_row, row_of(border / SHARES));
-    if (border < EDGES * SHARES)
-        return reaches_column(kernel_column, column_of(border / SHARES - LINES_DOWN));
+    if (part >= BORDER_PARTS) return true;
+    if (part < LINES_DOWN * SHARES) return reaches_row(kernel_row, row_of(part / SHARES));
+    if (part < EDGES * SHARES) return reaches_column(kernel_column, column_of(part / SHARES - LINES_DOWN));
     if constexpr (CORNERS > 0) {
-        const int corner = border - EDGES * SHARES;
-        return reaches_row(kernel_row, row_of(corner / LINES_ACROSS)) &&
-            reaches_column(kernel_column, column_of(corner % LINES_ACROSS));
+        const int corner = part - EDGES * SHARES;
+        return reaches_row(kernel_row, row_of(corner / LINES_ACROSS))
+            && reaches_column(kernel_column, column_of(corner % LINES_ACROSS));
     }
     return false;
 }
@@ -63,8 +57,9 @@ __device__ __forceinline__ double sum_of_four(double value) {
 
 // The elements of M of two taps, first <= second, and their share of weight' M weight.
 __device__ void sum_products(
-    const double* parts, const Element* weight, double* moments, double* squares, int first, int second) {
-    __shared__ double sums[WARPS][64];
+    const double* parts, int count, const Element* weight, double* moments, double* squares, int first, int second) {
+    __shared__ __align__(16) double sums[WARPS][64];
+    __shared__ double elements[8][9];  // 9: rows that are read together start in different banks
     const int thread = threadIdx.x, lane = thread % 32, channel = thread / 4;
     double left[2], right[8];  // of this thread's output channel, whose second factors four threads share
     #pragma unroll
@@ -77,14 +72,13 @@ __device__ void sum_products(
     const int lag = down == 0 ? across : KERNEL_WIDTH + (down - 1) * WINDOW_COLUMNS + across + REACH;
     double2 sum = make_double2(0.0, 0.0);
     #pragma unroll 16
-    for (int part = thread / 32; part < PARTS; part += WARPS) {
+    for (int part = thread / 32; part < count; part += WARPS) {
         if (!reaches(first, part)) continue;
         const double2 two = *reinterpret_cast<const double2*>(parts + part * SUMS + lag * 64 + lane * 2);
         sum.x += two.x;
         sum.y += two.y;
     }
-    sums[thread / 32][lane * 2] = sum.x;
-    sums[thread / 32][lane * 2 + 1] = sum.y;
+    *reinterpret_cast<double2*>(&sums[thread / 32][lane * 2]) = sum;
     __syncthreads();
     if (thread < 64) {
         double total = 0.0;
@@ -93,7 +87,7 @@ __device__ void sum_products(
         const int row = second * 8 + thread / 8, column = first * 8 + thread % 8;
         moments[COLUMNS + row * COLUMNS + column] = total;
         moments[COLUMNS + column * COLUMNS + row] = total;
-        sums[0][thread] = total;
+        elements[thread / 8][thread % 8] = total;
     }
     __syncthreads();
     double square = 0.0;
@@ -101,7 +95,7 @@ __device__ void sum_products(
     for (int i = 0; i < 2; i++) {
         double inner = 0.0;
         #pragma unroll
-        for (int k = 0; k < 8; k++) inner += sums[0][(thread % 4 * 2 + i) * 8 + k] * right[k];
+        for (int k = 0; k < 8; k++) inner += elements[thread % 4 * 2 + i][k] * right[k];
         square += inner * left[i];
     }
     square = sum_of_four(square) * (first == second ? 1.0 : 2.0);
@@ -109,12 +103,12 @@ __device__ void sum_products(
 }
 
 // The sums of x over the pixels that a tap reaches; a tap below 0 stands for all pixels.
-__device__ void sum_pixels(const double* parts, double* sums_of_pixels, int tap) {
+__device__ void sum_pixels(const double* parts, int count, double* sums_of_pixels, int tap) {
     __shared__ double sums[WARPS][8];
     const int thread = threadIdx.x;
     double sum = 0.0;
     #pragma unroll 8
-    for (int part = thread / 8; part < PARTS; part += WARPS * 4)
+    for (int part = thread / 8; part < count; part += WARPS * 4)
         if (tap < 0 || reaches(tap, part)) sum += parts[part * SUMS + LAGS * 64 + thread % 8];
     sum += __shfl_xor_sync(~0u, sum, 8);
     sum += __shfl_xor_sync(~0u, sum, 16);
@@ -149,7 +143,7 @@ __device__ __forceinline__ void update(Vector* running, int channel, double valu
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32) finish_statistics(
-    const double* __restrict__ parts,    // [PARTS, SUMS], by moments.cu
+    const double* __restrict__ parts,    // by moments.cu
     const Element* __restrict__ weight,  // [OUT_CHANNELS, IN_CHANNELS, KERNEL_HEIGHT, KERNEL_WIDTH]
     const Vector* __restrict__ bias,     // [OUT_CHANNELS] or null: zeros
     Vector* __restrict__ running_mean,   // [OUT_CHANNELS] or null: not kept
@@ -163,15 +157,15 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) finish_statistics(
     double* squares,                     // [PAIRS, 64]: workspace
     unsigned* finished,                  // [1]: blocks that have finished; zero before and after
     long long batch) {
-    const int block = blockIdx.x, thread = threadIdx.x;
+    const int block = blockIdx.x, thread = threadIdx.x, parts_count = BORDER_PARTS + blocks_of(batch);
     if (block < PAIRS) {
         int first = 0, second = block;  // pairs in rows: (0, 0) to (0, TAPS - 1), (1, 1) to (1, TAPS - 1), ...
         while (second >= TAPS - first) second -= TAPS - first++;
-        sum_products(parts, weight, moments, squares + block * 64, first, first + second);
+        sum_products(parts, parts_count, weight, moments, squares + block * 64, first, first + second);
     } else if (block < PAIRS + TAPS) {
-        sum_pixels(parts, moments + (block - PAIRS) * 8, block - PAIRS);
+        sum_pixels(parts, parts_count, moments + (block - PAIRS) * 8, block - PAIRS);
     } else {
-        sum_pixels(parts, moments + PIVOT_AT, -1);
+        sum_pixels(parts, parts_count, moments + PIVOT_AT, -1);
     }
 
     __shared__ bool last;

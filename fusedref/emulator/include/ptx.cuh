@@ -141,9 +141,7 @@ EMU_INLINE uint32_t to_tf32(float x) {
 
 namespace fragments {
 
-struct Doubles {
-    double a[4], b[2], c[4], d[4];
-};
+struct Doubles { double a[4], b[2], c[4], d[4]; };
 
 // The warp's d[16, 8] = a[16, 8] b[8, 8] + c[16, 8], as a chain of FMAs in the order of k.
 EMU_UNWATCHED inline void multiply_doubles(void* const payload[32], uint32_t, const void*) {
