@@ -50,7 +50,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pipeline(
     Element* __restrict__ y,                  // [batch, OUT_CHANNELS, OUT_HEIGHT, OUT_WIDTH], 32-byte aligned
     long long batch
 #if PIVOT
-    , const double* __restrict__ moments  // of x, from moments.cu
+    ,
+    const double* __restrict__ moments  // of x, from moments.cu
 #endif
 ) {
     extern __shared__ __align__(128) unsigned char memory[];
