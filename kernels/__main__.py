@@ -98,9 +98,8 @@ def ladder_rows(rows: list[bench.Row]) -> list[bench.Row]:
     """Select the rows that the ladder shows: the floor, the peers and the rungs, in this order."""
     order = [(bench.FLOOR, "fp32", "NCHW"), *[(peer.name, peer.precision, peer.layout) for peer in PEERS]]
     order += [(rung.title, rung.precision, "NCHW") for rung in LADDER]
-    found = {
-        (row.name, row.precision, row.layout): row for row in rows if row.problem == bench.describe(KERNELBENCH_73)
-    }
+    at_73 = [row for row in rows if row.problem == bench.describe(KERNELBENCH_73) and row.mode == "eval"]
+    found = {(row.name, row.precision, row.layout): row for row in at_73}
     return [found[key] for key in order if key in found]
 
 

@@ -11,6 +11,7 @@ import torch
 from fusedref import KERNELBENCH_73, ConvBnScale, Problem, bench
 from fusedref.reference import oracle
 from fusedref.validation import random_inputs
+from kernels.__main__ import ladder_rows
 
 SMALL = Problem(2, 8, 16, 20, 24, 3)
 
@@ -205,6 +206,13 @@ def test_kernelbench_check():
     assert bench.agrees(model, same, SMALL, torch.device("cpu"))
     same.conv.weight.data[0] += 1e-3
     assert not bench.agrees(model, same, SMALL, torch.device("cpu"))
+
+
+def test_the_ladder_shows_evaluation_mode_alone():
+    evaluation, training = (
+        row("eager PyTorch", mode=mode, problem=bench.describe(KERNELBENCH_73)) for mode in ("eval", "train")
+    )
+    assert ladder_rows([evaluation, training]) == [evaluation]
 
 
 def cells_of(table):

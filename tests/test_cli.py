@@ -75,7 +75,8 @@ def test_model_new(mode, scale, status, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("mode", ["eval", "train", "backward"])
-def test_this_package(mode, capsys):
+def test_this_package(mode, monkeypatch, capsys):
+    monkeypatch.delenv("FUSEDREF_DEVICE", raising=False)  # of the command line here, not of kernels
     assert main(["validate", "--mode", mode, *SMALL]) == 0
     assert capsys.readouterr().out.startswith("right to float32 rounding")
 

@@ -82,7 +82,8 @@ def test_wrong_modules(change, case, words):
 
 @pytest.mark.parametrize("mode", ["eval", "train", "backward"])
 @pytest.mark.parametrize("kind", [ConvBnScale, FusedConvBnScale])
-def test_modules_are_validated_in_every_mode(kind, mode):
+def test_modules_are_validated_in_every_mode(kind, mode, monkeypatch):
+    monkeypatch.delenv("FUSEDREF_DEVICE", raising=False)  # by torch's operators: of the validator, not of kernels
     report = validate(module(kind), PROBLEM, mode=mode)
     assert report.ok, str(report)
     assert len(report.cases) == {"eval": 5, "train": 16, "backward": 20}[mode]
@@ -246,8 +247,19 @@ def test_wrong_arguments_are_named(arguments, error, words):
 
 def test_the_table_of_a_report():
     text = str(validate(by_autograd(trained()), PROBLEM, mode="backward", device="cpu"))
-    head, *lines = text.splitlines()[2:]
+    head, *lines, last = text.splitlines()[2:]
     assert head.split() == ["dx", "dweight", "dbias", "dgamma", "dbeta", "worst"]
     assert len(lines) == 17
     assert lines[4] == "  ok  one pixel            refused, as it must be"
     assert all(len(line) < 120 for line in lines)
+    assert last.startswith("  largest error beside that of PyTorch's operators: ")
+
+
+def test_errors_beside_those_of_torch():
+    def doubtful(*inputs):
+        return trained()(*inputs) * (1 + 2e-6)
+
+    ratio, where = validate(doubtful, PROBLEM, mode="train", device="cpu").beside_eager
+    assert 10 < ratio < 2.2e-6 / 2**-24
+    assert where.startswith("y, ")
+    assert validate(trained(), PROBLEM, mode="train", device="cpu").beside_eager[0] < 10

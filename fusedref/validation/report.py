@@ -7,6 +7,7 @@ import html
 import math
 
 from fusedref.problem import Problem
+from fusedref.validation.bounds import UNIT
 from fusedref.validation.cases import Case, Errors, Worst, rounding_of
 from fusedref.validation.picture import picture_of
 
@@ -42,6 +43,20 @@ class Report:
         return max(found, key=lambda worst: worst.bounds, default=None)
 
     @property
+    def beside_eager(self) -> tuple[float, str]:
+        """The largest ratio of an error to that of PyTorch's operators, and where it is.
+
+        PyTorch's counts as 2**-24 at least, which is one rounding. (0, "") where nothing was compared with them, as in mode "eval".
+        """
+        ratios = [
+            (compared.relative_l2 / max(compared.eager, UNIT), f"{compared.name}, {case.name}")
+            for case in self.cases
+            for compared in case.tensors
+            if compared.eager is not None
+        ]
+        return max(ratios, default=(0.0, ""))
+
+    @property
     def reasons(self) -> tuple[str, ...]:
         """Why the candidate is refused: each reason with the cases that show it; empty if it is right."""
         names: dict[str, list[str]] = {}
@@ -69,6 +84,9 @@ class Report:
                 found = f"relative L2 {case.relative_l2:.1e}, worst {case.worst.bounds:.2g} of the bound"
             shapes = f"{_by(case.problem.input_shape)} -> {_by(case.problem.output_shape)}"
             lines.append(f"  {'ok ' if case.ok else 'BAD'} {case.name:20} {shapes}: {found}")
+        if self.beside_eager[1]:
+            ratio, where = self.beside_eager
+            lines.append(f"  largest error beside that of PyTorch's operators: {ratio:.2f} times ({where})")
         lines += [f"  - {reason}" for reason in self.reasons]
         if not self.ok and self.worst is not None:
             lines.append(f"  {self.worst}")
