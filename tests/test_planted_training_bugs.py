@@ -105,6 +105,76 @@ def test_right_training_candidate():
     }  # fmt: skip
 
 
+def by_raw_moments(x, weight, bias, running_mean, running_var, gamma, beta, s, eps, momentum):
+    """Take the variance as a mean of squares less the square of the mean, in float32."""
+    z = F.conv2d(x, weight, bias)
+    mean, _ = statistics_of(z)
+    var = (z.square().mean(ALL, keepdim=True) - mean.square()).clamp(min=0)
+    y = ((z - mean) * torch.rsqrt(var + eps) * vector(gamma) + vector(beta)) * s
+    pixels = z.numel() / z.shape[1]
+    running_mean.lerp_(mean.flatten(), momentum)
+    running_var.lerp_(var.flatten() * pixels / (pixels - 1), momentum)
+    return y
+
+
+def by_moments_of_x(x, weight, bias, running_mean, running_var, gamma, beta, s, eps, momentum):
+    """Take the variance from the covariance of the patches, in float32."""
+    z = F.conv2d(x, weight, bias)
+    mean, _ = statistics_of(z)
+    patches = F.unfold(x, weight.shape[2:]).transpose(0, 1).flatten(1)
+    patches = patches - patches.mean(1, keepdim=True)
+    covariance = patches @ patches.T / patches.shape[1]
+    filters = weight.flatten(1)
+    var = vector(((filters @ covariance) * filters).sum(1).clamp(min=0))
+    y = ((z - mean) * torch.rsqrt(var + eps) * vector(gamma) + vector(beta)) * s
+    running_mean.lerp_(mean.flatten(), momentum)
+    running_var.lerp_(var.flatten() * patches.shape[1] / (patches.shape[1] - 1), momentum)
+    return y
+
+
+def with_x(change):
+    """Return a candidate of mode "train" that is right for x changed by ``change``."""
+    return lambda x, *rest: trained()(change(x), *rest)
+
+
+def scaled_to_one(x):
+    size = x.square().mean().sqrt()  # 0 where the squares underflow
+    return x / size * size
+
+
+def with_dy(change):
+    """Return a candidate of mode "backward" that is right for dy changed by ``change``."""
+    return lambda dy, *rest: differentiated()(change(dy), *rest)
+
+
+def in_two_halves(dy):
+    high = dy.half()
+    return high.float() + (dy - high.float()).half().float()
+
+
+HARD = {
+    "raw moments": (by_raw_moments, "train", {"mean 100"}),
+    "moments of x": (by_moments_of_x, "train", {"smooth, Laplacian"}),
+    "scaled to one": (with_x(scaled_to_one), "train", {"subnormal"}),
+    "NaN swallowed": (with_x(torch.nan_to_num), "train", {"NaN in x"}),
+    "dy in two fp16 numbers": (with_dy(in_two_halves), "backward", {"small dy"}),
+    "NaN in dy swallowed": (with_dy(torch.nan_to_num), "backward", {"NaN in dy"}),
+    "dy cut off": (
+        with_dy(lambda dy: dy.clamp(*(dy.abs().median() * torch.tensor([-20, 20])))),
+        "backward",
+        {"outliers"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_what_a_family_of_data_is_for(name):
+    candidate, mode, families = HARD[name]
+    report = validate(candidate, PROBLEM, mode=mode, device="cpu")
+    assert {case.name for case in report.cases if not case.ok} >= families, str(report)
+    assert all(case.ok for case in report.cases[:5]), str(report)  # random numbers do not show it
+
+
 @pytest.mark.parametrize("name", TRAINING)
 def test_wrong_training(name):
     candidate, words = TRAINING[name]
