@@ -208,6 +208,13 @@ def forced_to_emulator() -> bool:
     return os.environ.get("FUSEDREF_DEVICE") == "emulator"
 
 
+def can_launch(device: torch.device) -> bool:
+    """Return whether kernels serve ``device``: CUDA's where PyCUDA is, the CPU if FUSEDREF_DEVICE=emulator."""
+    if device.type == "cpu":
+        return forced_to_emulator()
+    return device.type == "cuda" and chosen() is GPU
+
+
 @cache
 def _gpu_count() -> int:
     """Return how many devices libcuda sees, 0 if there is no libcuda. Create no context."""

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from fusedref.arguments import CheckedArguments, check_arguments, check_precision, check_size_option, describe
+from fusedref.cuda.backend import forced_to_emulator
 from fusedref.ops.runner import PlanRunner, target_of
-from fusedref.ops.training import TrainingRunner, training_runner
+from fusedref.ops.training import TrainingRunner
+from fusedref.ops.training_runner import training_runner
 from fusedref.plans import KernelVariant, plan_for
 
 Tensors = Sequence[Tensor | None]
@@ -27,6 +29,8 @@ class Case:
         self.checked, self.channels_last = checked, channels_last
         self.problem, self.vector_dtype = checked.problem, checked.vector_dtype
         self.bias_differs, self.by_torch = checked.bias_differs, checked.by_torch
+        self.on_cpu = checked.device.type == "cpu"
+        self._training_runners: dict[bool, TrainingRunner | None] = {}  # by whether the emulator stands for a GPU
 
     @cached_property
     def runner(self) -> PlanRunner:
@@ -35,13 +39,18 @@ class Case:
         variant = KernelVariant(self.checked.precision, self.channels_last, self.vector_dtype)
         return PlanRunner(plan_for(self.problem, target_of(device), variant), self.problem, device)
 
-    @cached_property
+    @property
     def training_runner(self) -> TrainingRunner | None:
         """Return the runner of training and of gradients, None where torch's operators serve."""
         if self.by_torch or not self.problem.batch:
             return None
-        checked = self.checked
-        return training_runner(self.problem, checked.device, checked.precision, self.channels_last, self.vector_dtype)
+        emulated = self.on_cpu and forced_to_emulator()
+        if emulated not in self._training_runners:
+            checked = self.checked
+            self._training_runners[emulated] = training_runner(
+                self.problem, checked.device, checked.precision, self.channels_last, self.vector_dtype
+            )
+        return self._training_runners[emulated]
 
     def launch(self, tensors: Tensors, scaling_factor: float, eps: float, ready: bool) -> Tensor:
         """Return y with running statistics, by a kernel. ``ready`` says that the tensors lie as it reads them."""

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 from fusedref.ops import autocast, autograd, by_torch, inference
 from fusedref.ops.calls import Case, find, is_channels_last
 from fusedref.ops.tracing import options
-from fusedref.ops.training import training_runner
+from fusedref.ops.training_runner import training_runner
 from fusedref.parameters import TENSOR_NAMES, Parameters
 from fusedref.problem import ELEMENTS, Problem
 

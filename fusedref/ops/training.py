@@ -1,4 +1,4 @@
-"""What runs in training: the running statistics, what a runner does, and which runner serves a problem."""
+"""What runs in training: the running statistics, and what a runner does."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-
-from fusedref.problem import Problem
 
 Needs = tuple[bool, bool, bool, bool, bool]  # which gradients: of x, weight, bias, gamma, beta
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
@@ -86,13 +84,3 @@ class TrainingRunner(Protocol):
         ``saved`` is None in evaluation mode, where ``mean`` and ``var`` are the running statistics, as the vectors are
         stored.
         """
-
-
-def training_runner(
-    problem: Problem, device: torch.device, precision: str, channels_last: bool, vector_dtype: torch.dtype
-) -> TrainingRunner | None:
-    """Return the runner that serves ``problem``, None where torch's own operators do.
-
-    The choice does not depend on the batch or on the size of the images, so that a trace may leave them open.
-    """
-    return None
