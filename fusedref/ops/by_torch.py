@@ -55,7 +55,7 @@ def forward(
 
     The statistics are float64 for a float64 x, else float32.
     """
-    z = F.conv2d(x, weight, _like(bias, x), **conv_options)
+    z = convolve(x, weight, _like(bias, x), **conv_options)
     wide = z if z.dtype == torch.float64 else z.float()
     if z.numel():
         var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
@@ -88,7 +88,7 @@ def backward(
     needs_dz = any(needs[:3])
     vector = mean if gamma is None else gamma
     if z is None and (training or needs[3]):
-        z = F.conv2d(x, weight, _like(bias, x), **conv_options)
+        z = convolve(x, weight, _like(bias, x), **conv_options)
     scaled = dy * scaling_factor
     inverse = torch.rsqrt(var + eps)
     if training:
@@ -119,28 +119,43 @@ def backward(
     )
 
 
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Tensor:
+    """Return the convolution. Unlike conv2d with padding='same', take a weight whose sizes a trace leaves open."""
+    (top, bottom), (left, right) = _pads(weight, padding, dilation)
+    even = top == bottom and left == right
+    if not even:
+        x = F.pad(x, (left, right, top, bottom))
+    pads = (top, left) if even else (0, 0)
+    return torch.convolution(x, weight, bias, _pair(stride), pads, _pair(dilation), False, (0, 0), groups)
+
+
 def _convolution_backward(
     dz: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool], stride: Any, padding: Any, dilation: Any,
     groups: int,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """Return the convolution's gradients. torch's operator pads both sides alike, so other padding is written out."""
-    stride, dilation = _pair(stride), _pair(dilation)
-    if padding == "same":
-        down, across = (d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True))
-    else:
-        down, across = (2 * pad for pad in ((0, 0) if padding == "valid" else _pair(padding)))
-    top, left = down // 2, across // 2
-    bottom, right = down - top, across - left
+    (top, bottom), (left, right) = _pads(weight, padding, dilation)
     even = top == bottom and left == right
     if not even:
         x = F.pad(x, (left, right, top, bottom))
+    pads = (top, left) if even else (0, 0)
     dx, dweight, dbias = torch.ops.aten.convolution_backward(
-        dz, x, weight, [weight.shape[0]], stride, (top, left) if even else (0, 0), dilation, False, (0, 0), groups,
-        needs,
+        dz, x, weight, [weight.shape[0]], _pair(stride), pads, _pair(dilation), False, (0, 0), groups, needs
     )  # fmt: skip
     if needs[0] and not even:
         dx = dx[:, :, top : dx.shape[2] - bottom, left : dx.shape[3] - right]
     return dx, dweight, dbias
+
+
+def _pads(weight: Tensor, padding: Any, dilation: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return ((top, bottom), (left, right)); 'same' puts an odd row or column at the bottom or right."""
+    if padding == "same":
+        down, across = (d * (k - 1) for d, k in zip(_pair(dilation), weight.shape[2:], strict=True))
+        return (down // 2, down - down // 2), (across // 2, across - across // 2)
+    vertical, horizontal = (0, 0) if padding == "valid" else _pair(padding)
+    return (vertical, vertical), (horizontal, horizontal)
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
@@ -154,7 +153,7 @@ def _fake_y(x: Tensor, weight: Tensor, vectors: tuple[Tensor | None, ...], convo
     for name, vector in zip(TENSOR_NAMES[2:], vectors, strict=True):
         if vector is not None and (vector.dim() != 1 or vector.shape[0] != weight.shape[0]):
             raise ValueError(f"{name} must be [out_channels], got shape {tuple(vector.shape)}")
-    z = F.conv2d(x, weight, None, **options(*numbers))
+    z = by_torch.convolve(x, weight, None, **options(*numbers))
     return torch.empty_like(z, memory_format=_format_of(weight, x))
 
 
@@ -231,7 +230,7 @@ def _differentiate_backward(ctx: Any, grads: list[Tensor | None]) -> Any:
         pairs = [
             (gradient, given)
             for gradient, given in zip([g for g in found if g is not None], grads, strict=True)
-            if given is not None
+            if given is not None and gradient.requires_grad
         ]
         places = [place for place, needed in enumerate(ctx.needs_input_grad[:5]) if needed]
         results = torch.autograd.grad(
