@@ -3,12 +3,13 @@
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tests import processes
 
 ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("check", ROOT / "tools" / "check.py")
@@ -21,7 +22,7 @@ CONFIGURATION = ("pyproject.toml", ".clang-format", "tools/check.py")
 def run_check(root, *names):
     """Run tools/check.py of a copy of the repository."""
     command = [sys.executable, root / "tools" / "check.py", *names]
-    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return processes.run(command, env=dict(os.environ))  # without this checkout on PYTHONPATH
 
 
 @pytest.fixture
@@ -160,6 +161,6 @@ def test_ci_checks_then_tests(tmp_path, failing, status):
     make.write_text(f'#!/bin/sh\necho "make $1"\n[ "$1" != {failing} ]\n')
     make.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run([ROOT / ".ci" / "run"], capture_output=True, text=True, env=environment)
+    done = processes.run([ROOT / ".ci" / "run"], env=environment)
     assert done.stdout == "make check\nmake test\n"
     assert done.returncode == status
