@@ -219,7 +219,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _validated(
     candidate: Callable[..., Any], name: str, mode: str, problem: Problem | None, device: torch.device, seed: int
 ) -> Report:
-    with progress_bar() as progress:
+    # torch's own convolutions, which a module may call, use tf32 unless they are told not to.
+    with progress_bar() as progress, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         total = len(cases_of(problem or SMALL_73, mode, isinstance(candidate, nn.Module)))
         task = progress.add_task(f"validating {name}", total=total)
         return validate(
