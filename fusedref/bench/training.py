@@ -41,11 +41,7 @@ class Step:
     needs: tuple[str, ...]
     x_passes: int
     y_passes: int
-
-    @property
-    def gradients(self) -> bool:
-        """Return whether the call computes gradients."""
-        return bool(self.needs)
+    enabled: bool = True  # whether autograd records the call, so that gradients could follow
 
     def floor_bytes(self, problem: Problem) -> int:
         """Return the bytes that the floor moves."""
@@ -53,12 +49,13 @@ class Step:
         return problem.dtype.itemsize * (self.x_passes * x + self.y_passes * y)
 
 
-FORWARD = Step("train", True, (), 2, 1)
+FORWARD = Step("train", True, (), 2, 1, enabled=False)
+RECORDED = Step("train, gradients enabled", True, (), 2, 1)
 PARAMETERS = Step("train, gradients of parameters", True, GRADIENTS[1:], 3, 2)
 WHOLE = Step("train, gradients of x too", True, GRADIENTS, 7, 2)
 EVALUATION = Step("eval, gradients of x too", False, GRADIENTS, 3, 2)
 EVALUATION_FORWARD = Step("eval, gradients enabled", False, (), 1, 1)
-STEPS = (FORWARD, PARAMETERS, WHOLE, EVALUATION_FORWARD, EVALUATION)
+STEPS = (FORWARD, RECORDED, PARAMETERS, WHOLE, EVALUATION_FORWARD, EVALUATION)
 
 
 def _eager(problem: Problem, precision: str) -> nn.Module:
@@ -99,7 +96,7 @@ class Work:
         found = forward(problem, self.inputs, training=step.training)
         self.expected = {"y": found.y}
         self.dy: Tensor | None = None
-        if step.gradients:
+        if step.needs:
             self.dy = family_dy(NORMAL, problem, found, 0)
             right = gradients(problem, self.inputs, self.dy, found, training=step.training)
             self.expected |= {
@@ -121,11 +118,10 @@ class Work:
         module.train(self.step.training)
         x, dy = self.inputs.x.detach().requires_grad_("dx" in self.step.needs), self.dy
         if dy is None:
-            enabled = not self.step.training  # a forward pass in training is timed without gradients
 
             def only_forward() -> dict[str, Tensor]:
                 """Compute y."""
-                with torch.set_grad_enabled(enabled):
+                with torch.set_grad_enabled(self.step.enabled):
                     return {"y": module(x)}
 
             return only_forward
