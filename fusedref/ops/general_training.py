@@ -107,7 +107,7 @@ class GeneralTraining:
         y = torch.empty_like(z)
         slices, kernels = self._forward_kernels
         parts = torch.empty(slices, self.sizes[1], 2, dtype=torch.float64, device=z.device)
-        mean, var = torch.empty(2, self.sizes[1], dtype=torch.float32, device=z.device).unbind()
+        mean, var = (torch.empty(self.sizes[1], dtype=torch.float32, device=z.device) for _ in range(2))
         running_mean = running_var = batches = None
         momentum = 0.0
         if running is not None:
