@@ -35,8 +35,7 @@ class Geometry(NamedTuple):
 
     strips: int  # of an image, side by side
     strip_columns: int  # columns of dy in a strip
-    t_tiles: int  # tiles of 16 columns of T that a strip computes
-    chunk_bytes: int  # bytes that one copy of dy moves
+    t_blocks: int  # blocks of 64 columns of T that a strip computes
     raw_rows: int  # rows of dy in shared memory as they come
     shared_bytes: int  # of struct Shared
 
@@ -62,7 +61,7 @@ def unserved_by_backward(problem: Problem, target: Target, variant: KernelVarian
 
 def filters_size(problem: Problem) -> int:
     """Return the float32 numbers that ``prepare_backward`` writes for ``backward``."""
-    return math.prod(problem.kernel) * 4 * 32 * 4 + CHANNELS + 1
+    return math.prod(problem.kernel) * 8 * CHANNELS + 1
 
 
 def parts_shape(problem: Problem, target: Target = EMULATED) -> tuple[int, int, int]:
@@ -78,7 +77,7 @@ def prepare_backward_launch(problem: Problem, variant: KernelVariant = KernelVar
         signature=PREPARE_SIGNATURE,
         macros=tuple(common_macros(problem, variant).items()),
         grid=(1, 1, 1),
-        block=(512, 1, 1),
+        block=(1024, 1, 1),
     )
 
 
@@ -110,36 +109,45 @@ def backward_launch(
 
 
 def _geometry(problem: Problem, variant: KernelVariant, with_t: bool) -> Geometry:
-    (_, _), (left, _) = problem.pads
-    height, width = problem.kernel
-    halo, size, pieces = width - 1, problem.dtype.itemsize, variant.pieces(problem.dtype)
+    """Return the geometry whose strips cost the least, among columns of all multiples of 16."""
+    halo = problem.kernel[1] - 1
     if problem.out_width + halo <= PIXELS:
-        strips, columns, first_of_t = 1, problem.out_width, left
-        tiles = math.ceil(problem.width / 16)
-        loaded, aligned = columns, problem.out_width * size
-    else:
-        most = (PIXELS - halo) // 16 * 16
-        strips = math.ceil(problem.out_width / most)
-        columns, first_of_t = _round_up(math.ceil(problem.out_width / strips), 16), 0
-        tiles = math.ceil((columns + halo) / 16)
-        loaded = columns + halo
-        aligned = math.gcd(problem.out_width * size, halo * size)
-    chunk = math.gcd(16, aligned, loaded * size)
-    steps = math.ceil(columns / 16) * 16
-    tiles_of_warp = math.ceil(tiles / 2)
-    staged = halo + max(steps, first_of_t + tiles_of_warp * 32 if with_t else 0)
-    raw_row = size * CHANNELS * _round_up(loaded, 32)
-    sums = 2 * 2 * height * width * 32 * 16
+        return _geometry_of(problem, variant, with_t, 1, problem.out_width)
+    choices = [(math.ceil(problem.out_width / columns), columns) for columns in range(16, PIXELS - halo + 1, 16)]
+
+    def cost(choice: tuple[int, int]) -> int:
+        """Return the columns that the warps of each kind compute: those of T, those of A' and those that are loaded."""
+        strips, columns = choice
+        return strips * (64 * _t_blocks(problem, *choice) + columns + _round_up(columns + halo, 32))
+
+    return _geometry_of(problem, variant, with_t, *min(choices, key=cost))
+
+
+def _t_blocks(problem: Problem, strips: int, columns: int) -> int:
+    """Return the blocks of 64 columns that cover every strip's columns of T; the last strip's reach to the border."""
+    return math.ceil(max(columns if strips > 1 else 0, problem.width - (strips - 1) * columns) / 64)
+
+
+def _geometry_of(problem: Problem, variant: KernelVariant, with_t: bool, strips: int, columns: int) -> Geometry:
+    """Return the geometry for so many strips of so many columns."""
+    height, width = problem.kernel
+    (_, _), (pad_left, _) = problem.pads
+    halo, size, pieces = width - 1, problem.dtype.itemsize, variant.pieces(problem.dtype)
+    left = halo - pad_left
+    loaded = columns if strips == 1 else columns + halo
+    t_blocks = _t_blocks(problem, strips, columns)
+    steps = _round_up(columns, 16)
+    staged = halo + max(steps, 64 * t_blocks if with_t else 0)
+    atom = 16 // size
+    most_offset = atom - math.gcd(problem.out_width, atom, 0 if strips == 1 else left)
+    raw_row = CHANNELS * 16 * math.ceil((loaded + most_offset) / atom)
     dy = STAGES * pieces * staged * 128
     x = (height - 1 + STAGES) * pieces * (steps + halo) * 16
-    partial = 4 * 2 * 2 * (tiles_of_warp if with_t else 1) * 32 * 4
+    filters = pieces * (height * width * 8 * CHANNELS * 2 if with_t else 16)
     rest = 8 * 2 * STAGES + 4 * 16 + 4 * 2 * LOADERS + 4 * STAGES
-
-    def total(rows: int) -> int:
-        return _round_up(_round_up(max(rows * raw_row, sums), 128) + dy + x + partial + rest, 128)
-
-    raw_rows = next((rows for rows in (4, 3) if total(rows) <= 227 * 1024), 2)
-    return Geometry(strips, columns, tiles, chunk, raw_rows, total(raw_rows))
+    raw_rows = 3
+    shared_bytes = _round_up(raw_rows * raw_row + dy + _round_up(x, 128) + _round_up(filters, 8) + rest, 128)
+    return Geometry(strips, columns, t_blocks, raw_rows, shared_bytes)
 
 
 def _blocks(problem: Problem, target: Target) -> int:

@@ -113,6 +113,12 @@ static __device__ __forceinline__ void cp_async_16(void* shared, const void* glo
                  :: "r"(shared_address(shared)), "l"(global), "r"(valid ? 16 : 0) : "memory");
 }
 
+// Reads only the first `bytes` (1 to 16) of the 16 bytes and writes zeros for the rest.
+static __device__ __forceinline__ void cp_async_16_partly(void* shared, const void* global, int bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :: "r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
+}
+
 // Commits this thread's cp.async copies so far as a group.
 static __device__ __forceinline__ void cp_async_commit() {
     asm volatile("cp.async.commit_group;" ::: "memory");
@@ -237,7 +243,7 @@ static __device__ __forceinline__ uint32_t nanoseconds() {
 }
 
 // ---- wgmma [sm_90a]: a warpgroup (four consecutive warps) multiplies asynchronously ---------------------------------
-// d[64, N] = a[64, 16] b[16, N] + (accumulate ? d : 0), fp16 or bf16 in, fp32 accumulated; N is 8, 16 or 32.
+// d[64, N] = a[64, 16] b[16, N] + (accumulate ? d : 0), fp16 or bf16 in, fp32 accumulated; N is 8, 16, 24 or 32.
 // Warp w of the group holds rows 16 w to 16 w + 15 of a and d: a in the layout of mma_m16n8k16_f16's a; d[4 j] to
 // d[4 j + 3] in the layout of its d, for columns 8 j to 8 j + 7.
 // Call wgmma_fence before the first. Until wgmma_wait, do not touch d and a, and do not write b's shared memory.
@@ -270,23 +276,41 @@ struct Columns {
     }
 };
 
-#define PTX_WGMMA(name, type, n, d_names, a_names, b_name, accumulate_name, ...)                                          \
+// b in shared memory, the other way round: row k is the 16 bytes (8 columns) at rows + 16 k, columns 8 j to 8 j + 7 are
+// 16 j bytes after them. So the rows of consecutive j overlap: b[k][8 j + c] = row k + j, element c.
+struct Windows {
+    uint64_t descriptor;  // matrices of 8 rows of 16 bytes, 128 bytes apart along k, 16 bytes along n
+    __device__ __forceinline__ explicit Windows(const void* rows)
+        : descriptor((uint64_t)(16 >> 4) << 32 | (128 >> 4) << 16 | shared_address(rows) >> 4) {}
+    // The windows that begin `bytes` further on.
+    __device__ __forceinline__ Windows at(int bytes) const {
+        Windows there = *this;
+        there.descriptor += (uint32_t)bytes >> 4;
+        return there;
+    }
+};
+
+#define PTX_WGMMA(name, type, n, b_type, transposed, d_names, a_names, b_name, accumulate_name, ...)                     \
     static __device__ __forceinline__ void name(float (&d)[n / 2], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,   \
-                                                Columns b, bool accumulate)                                              \
+                                                b_type b, bool accumulate)                                               \
     {                                                                                                                    \
         asm volatile("{ .reg .pred p; setp.ne.b32 p, " accumulate_name ", 0;\n"                                          \
             "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." #type "." #type " "                                        \
-            "{" d_names "}, {" a_names "}, " b_name ", p, 1, 1, 0; }"                                                    \
+            "{" d_names "}, {" a_names "}, " b_name ", p, 1, 1, " #transposed "; }"                                      \
             : __VA_ARGS__ : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b.descriptor), "r"((int)accumulate));                \
     }
 #define PTX_FOUR(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define PTX_WGMMAS(name, type)                                                                                           \
-    PTX_WGMMA(name, type, 8, "%0,%1,%2,%3", "%4,%5,%6,%7", "%8", "%9", PTX_FOUR(0))                                      \
-    PTX_WGMMA(name, type, 16, "%0,%1,%2,%3,%4,%5,%6,%7", "%8,%9,%10,%11", "%12", "%13", PTX_FOUR(0), PTX_FOUR(4))        \
-    PTX_WGMMA(name, type, 32, "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15", "%16,%17,%18,%19", "%20", "%21",  \
-              PTX_FOUR(0), PTX_FOUR(4), PTX_FOUR(8), PTX_FOUR(12))
-PTX_WGMMAS(wgmma_f16, f16)
-PTX_WGMMAS(wgmma_bf16, bf16)
+#define PTX_WGMMAS(name, type, b_type, transposed)                                                                       \
+    PTX_WGMMA(name, type, 8, b_type, transposed, "%0,%1,%2,%3", "%4,%5,%6,%7", "%8", "%9", PTX_FOUR(0))                  \
+    PTX_WGMMA(name, type, 16, b_type, transposed, "%0,%1,%2,%3,%4,%5,%6,%7", "%8,%9,%10,%11", "%12", "%13",              \
+              PTX_FOUR(0), PTX_FOUR(4))                                                                                  \
+    PTX_WGMMA(name, type, 24, b_type, transposed, "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11", "%12,%13,%14,%15", "%16",     \
+              "%17", PTX_FOUR(0), PTX_FOUR(4), PTX_FOUR(8))                                                              \
+    PTX_WGMMA(name, type, 32, b_type, transposed, "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15",               \
+              "%16,%17,%18,%19", "%20", "%21", PTX_FOUR(0), PTX_FOUR(4), PTX_FOUR(8), PTX_FOUR(12))
+PTX_WGMMAS(wgmma_f16, f16, Columns, 0)
+PTX_WGMMAS(wgmma_bf16, bf16, Columns, 0)
+PTX_WGMMAS(wgmma_f16, f16, Windows, 1)
 #undef PTX_WGMMAS
 #undef PTX_FOUR
 #undef PTX_WGMMA

@@ -7,9 +7,9 @@
 // of it, where rows are wide), then of the next. mbarriers pass a row from one kind of warp to the next:
 //   warps 0-3   load: cp.async brings rows of dy to shared memory, RAW_ROWS - 1 ahead; scale, split, write [column][channel];
 //               q in float64                                                                            backward_load.cuh
-//   warps 4-7   A': mma over the pixels of a row, 32 channels and half of the pixels each               backward_sums.cuh
-//   warps 8-11  T: mma over channels and the taps of a row of the filter; the rows of the filter make a sum that rolls
-//               down with the rows of dy                                                           backward_transpose.cuh
+//   warps 4-7   A': wgmma over the pixels of a row; a is dy, in registers, b windows of x in shared memory  backward_sums.cuh
+//   warps 8-11  T: wgmma over channels and the taps of a row of the filter; a is dy, in registers, b the filters. The rows
+//               of the filter make a sum that rolls down with the rows of dy                       backward_transpose.cuh
 //
 // Float32 from fp16: a power of two scales a row of dy so that its largest magnitude lies in [2^14, 2^15); a number is then
 // hi + lo, both fp16, to 2^-39 of the largest. A product is hi hi' + hi lo' + lo hi'. A sum on the tensor core covers one row
@@ -24,7 +24,7 @@
 // PAD_TOP PAD_LEFT ELEMENT):
 //   PIECES                  2: hi and lo, 1: hi alone
 //   WITH_A WITH_T           whether to compute A' and q, and T
-//   STRIPS STRIP_COLUMNS T_TILES CHUNK_BYTES RAW_ROWS     see Geometry in fusedref/plans/backward.py
+//   STRIPS STRIP_COLUMNS T_BLOCKS RAW_ROWS     see Geometry in fusedref/plans/backward.py
 //   SHARED_BYTES            dynamic shared memory
 //
 // Launch: block (32 * (4 + 4 WITH_A + 4 WITH_T)), grid (blocks, at best one per multiprocessor).
@@ -59,13 +59,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(
     }
     __syncthreads();
     if (warp < LOADERS) {
-        if (WITH_A && WITH_T) ptx::fewer_registers<128>();
         load_rows(shared, dy, x, parts, batch, threadIdx.x);
     } else if (WITH_A && warp < LOADERS + SUMMERS) {
-        if (WITH_T) ptx::more_registers<208>();
         if constexpr (WITH_A) sum_rows(shared, parts, batch, warp - LOADERS, lane);
     } else {
-        if (WITH_A) ptx::fewer_registers<168>();
         if constexpr (WITH_T) transpose_rows(shared, filters, dx, batch, warp - LOADERS - SUMMERS, lane);
     }
 }

@@ -1,11 +1,12 @@
-// The layout of the tensor that prepare_backward.cu writes and backward.cu reads, in float32:
-//   [tap][step of 16 output channels][lane][hi, hi, lo, lo]     fragments: two fp16 each, b of mma_m16n8k16_f16
-//   [64] a = scale * gamma / sqrt(var + eps)                    zero for channels that do not exist
-//   [1]  FILTER_FACTOR: the factor that undoes the scale of the fragments
+// The layout of the tensor that prepare_backward.cu writes and backward.cu reads, in words of 4 bytes:
+//   [piece: hi, lo][column of the filter][step of 16 output channels][half of the step][row of the filter][input channel]
+//       of 8 output channels in fp16: b of wgmma, in the layout of ptx::Columns
+//   [1]  FILTER_FACTOR: the float that undoes the scale of the pieces
 #pragma once
 
-constexpr int FRAGMENTS = KERNEL_HEIGHT * KERNEL_WIDTH * 4 * 32;  // of four words
-constexpr int FILTER_SLOPES = FRAGMENTS * 4, FILTER_FACTOR = FILTER_SLOPES + 64;
+constexpr int FILTER_WORDS = KERNEL_HEIGHT * KERNEL_WIDTH * 8 * 64 / 2;  // of one piece
+constexpr int FILTER_FACTOR = 2 * FILTER_WORDS;
 
-// The average relative error that a step of the tensor core adds to a sum: it truncates where an addition rounds.
-constexpr float TRUNCATION = 0.54f / 16777216;
+// The average relative error of a sum of so many steps on the tensor core, which truncates where an addition rounds: of the
+// products in a step, and of the accumulator, which grows evenly to the sum.
+constexpr float shortfall(int steps) { return (0.39f + 0.48f * (steps + 1) / 2) / 16777216; }

@@ -3,32 +3,36 @@
 
 #include "backward_tile.cuh"
 
-// Copies CHUNK elements from global to shared memory, or writes zeros.
-__device__ __forceinline__ void copy_chunk(Element* to, const Element* from, bool real) {
-    if constexpr (CHUNK_BYTES == 16) ptx::cp_async_16(to, from, real);
-    else if constexpr (CHUNK_BYTES == 8) ptx::cp_async_8(to, from, real);
-    else if constexpr (CHUNK_BYTES == 4) ptx::cp_async_4(to, from, real);
-    else *to = real ? *from : Element(0.0f);
+// Index in dy of the first element that a step loads of channel `channel`; it may lie before the row.
+__device__ __forceinline__ long long first_element(const Walk& at, int channel) {
+    return (at.image() * OUT_CHANNELS + channel) * OUT_PLANE + (long long)at.row * OUT_WIDTH + at.column() - LEFT
+        + FIRST_LOADED;
+}
+
+// Elements from the atom that holds the first element to that element: the same for all channels if planes are whole atoms.
+__device__ __forceinline__ int offset(const Walk& at, int warp, int o) {
+    return int(first_element(at, OUT_PLANE % ATOM == 0 ? 0 : warp * 16 + o) & (ATOM - 1));
 }
 
 // Starts to copy the 16 channels of this warp of a row of dy. A warp reads only what it copied.
 __device__ __forceinline__ void fetch(
-    Element (&raw)[16][RAW_PITCH], const Element* __restrict__ dy, const Walk& at, int warp, int lane) {
-    constexpr int chunks = LOADED / CHUNK, rounds = (chunks + 31) / 32;
-    const int start = at.column() - HALO + FIRST_LOADED;  // column of dy
-    const Element* row =
-        dy + (at.image() * OUT_CHANNELS + warp * 16) * OUT_PLANE + (long long)at.row * OUT_WIDTH + start;
+    Element (&raw)[16][RAW_PITCH], const Element* __restrict__ dy, const Walk& at, long long elements, int warp,
+    int lane) {
+    constexpr bool certain = STRIPS == 1 && OUT_PLANE % ATOM == 0;  // an atom of a row lies in dy
+    const long long first = first_element(at, warp * 16);
     #pragma unroll
-    for (int i = 0; i < rounds; i++) {
-        const int chunk = lane + i * 32;
-        const bool inside = STRIPS == 1 || unsigned(start + chunk * CHUNK) < OUT_WIDTH;
-        if (chunks % 32 == 0 || chunk < chunks) {
-            #pragma unroll
-            for (int o = 0; o < 16; o++) {
-                const bool real = inside && (OUT_CHANNELS == CHANNELS || warp * 16 + o < OUT_CHANNELS);
-                const Element* from = row + o * OUT_PLANE + chunk * CHUNK;
-                copy_chunk(&raw[o][chunk * CHUNK], real ? from : dy, real);
-            }
+    for (int i = 0; i < (ATOMS + 31) / 32; i++) {
+        const int atom = lane + i * 32;
+        #pragma unroll
+        for (int o = 0; o < 16; o++) {
+            const int before = offset(at, warp, o);
+            const long long from = first + o * OUT_PLANE - before + atom * ATOM;
+            const bool real = OUT_CHANNELS == CHANNELS || warp * 16 + o < OUT_CHANNELS;
+            if (!real || atom * ATOM >= LOADED + before) continue;
+            if (certain) ptx::cp_async_16(&raw[o][atom * ATOM], dy + from);
+            else if (from >= 0 && from < elements)
+                ptx::cp_async_16_partly(
+                    &raw[o][atom * ATOM], dy + from, int(min(elements - from, (long long)ATOM)) * int(sizeof(Element)));
         }
     }
 }
@@ -87,15 +91,21 @@ struct Pixel {
 struct Values {
     float value[LANE_GROUPS][16];
     // Twice the bits of the largest finite magnitude, plus 2^24: so infinities and NaNs wrap around to the least.
-    __device__ __forceinline__ unsigned load(const Element (&raw)[16][RAW_PITCH], int lane) {
+    __device__ __forceinline__ unsigned load(const Element (&raw)[16][RAW_PITCH], const Walk& at, int warp, int lane) {
         unsigned largest = 0;
+        const int common = offset(at, warp, 0);
         #pragma unroll
-        for (int i = 0; i < LANE_GROUPS; i++)
+        for (int i = 0; i < LANE_GROUPS; i++) {
+            const int pixel = i * 32 + lane;
+            const bool inside = (LOADED % 32 == 0 || i < LOADED / 32 || pixel < LOADED)
+                && (STRIPS == 1 || unsigned(at.column() - LEFT + pixel) < OUT_WIDTH);
             #pragma unroll
             for (int o = 0; o < 16; o++) {
-                value[i][o] = float(raw[o][i * 32 + lane]);
+                const Element* from = &raw[0][lane] + (OUT_PLANE % ATOM == 0 ? common : offset(at, warp, o));
+                value[i][o] = inside ? float(from[o * RAW_PITCH + i * 32]) : 0.0f;
                 largest = max(largest, __float_as_uint(value[i][o]) * 2 + (1u << 24));
             }
+        }
         return largest;
     }
     __device__ __forceinline__ void stage(unsigned char* row, float scale, int warp, int lane) const {
@@ -125,9 +135,12 @@ struct ChannelSums {
         float row[16];
         #pragma unroll
         for (int o = 0; o < 16; o++) {
-            row[o] = STRIPS == 1 || lane >= HALO ? values.value[0][o] : 0.0f;  // the halo is another strip's
+            row[o] = 0.0f;
             #pragma unroll
-            for (int i = 1; i < LANE_GROUPS; i++) row[o] += values.value[i][o];
+            for (int i = 0; i < LANE_GROUPS; i++) {
+                const bool own = STRIPS == 1 || unsigned(i * 32 + lane - LEFT) < STRIP_COLUMNS;  // not another strip's
+                row[o] += own ? values.value[i][o] : 0.0f;
+            }
         }
         #pragma unroll
         for (int o = 0; o < 8; o++) {
@@ -151,11 +164,12 @@ __device__ __forceinline__ void load_rows(
     Shared& shared, const Element* __restrict__ dy, const Element* __restrict__ x, float* __restrict__ parts,
     long long batch, int thread) {
     const int warp = thread / 32, lane = thread % 32;
+    const long long elements = batch * OUT_CHANNELS * OUT_PLANE;
     Walk here(batch), ahead(batch), next(batch);
     #pragma unroll
     for (int i = 0; i < RAW_ROWS - 1; i++) {
         if (!ahead.done()) {
-            if (ahead.has_dy()) fetch(shared.raw[i][warp], dy, ahead, warp, lane);
+            if (ahead.has_dy()) fetch(shared.raw[i][warp], dy, ahead, elements, warp, lane);
             ahead.advance();
         }
         ptx::cp_async_commit();
@@ -168,7 +182,8 @@ __device__ __forceinline__ void load_rows(
         const int s = step % STAGES;
         // The warp has read what the last step left in the slot that this copy fills.
         if (!ahead.done()) {
-            if (ahead.has_dy()) fetch(shared.raw[slot == 0 ? RAW_ROWS - 1 : slot - 1][warp], dy, ahead, warp, lane);
+            if (ahead.has_dy())
+                fetch(shared.raw[slot == 0 ? RAW_ROWS - 1 : slot - 1][warp], dy, ahead, elements, warp, lane);
             ahead.advance();
         }
         ptx::cp_async_commit();
@@ -177,7 +192,7 @@ __device__ __forceinline__ void load_rows(
         Values values;
         int shift = 0;
         if (here.has_dy()) {
-            unsigned largest = values.load(shared.raw[slot][warp], lane);
+            unsigned largest = values.load(shared.raw[slot][warp], here, warp, lane);
             largest = __reduce_max_sync(~0u, largest);
             if (lane == 0) shared.largest[turn][warp] = largest;
             ptx::named_barrier_sync(1, LOADING_THREADS);
@@ -196,6 +211,7 @@ __device__ __forceinline__ void load_rows(
         }
         if (here.has_dy()) values.stage(shared.dy[s], power_of_two(shift), warp, lane);
         if (thread == 0) shared.shift[s] = shift;
+        ptx::fence_async_shared();
         __syncwarp();
         if (lane == 0) ptx::mbarrier_arrive(&shared.full[s]);
         slot = slot == RAW_ROWS - 1 ? 0 : slot + 1;

@@ -23,39 +23,34 @@ constexpr int ABOVE = KERNEL_HEIGHT - 1;  // rows of dy above a row that T reads
 constexpr int HALO = KERNEL_WIDTH - 1;    // and columns to the left
 constexpr int X_ROWS = ABOVE + STAGES;    // rows of x in shared memory
 
-// A strip has COLUMNS_OF_STRIP columns of dy. Staged column q of a strip is column first - HALO + q of dy.
-constexpr int FIRST_LOADED = STRIPS == 1 ? HALO : 0;  // staged column; those to the left of a single strip are zeros
+// A strip has STRIP_COLUMNS columns of dy, and columns of T from the same column on. Staged column q is column LEFT to the
+// left of the strip's column q of dy.
+constexpr int LEFT = HALO - PAD_LEFT;
+constexpr int FIRST_LOADED = STRIPS == 1 ? LEFT : 0;  // staged column; what is to the left of a single strip is zero
 constexpr int LOADED = STRIPS == 1 ? OUT_WIDTH : STRIP_COLUMNS + HALO;
 constexpr int LANE_GROUPS = (LOADED + 31) / 32;
-constexpr int RAW_PITCH = LANE_GROUPS * 32;
-constexpr int STEPS_OF_16 = (STRIP_COLUMNS + 15) / 16;  // k-steps of A' in a row
-constexpr int FIRST_OF_T =
-    STRIPS == 1 ? PAD_LEFT : 0;                   // first column of T, counted in the padded input, minus the strip's
-constexpr int TILES_OF_WARP = (T_TILES + 1) / 2;  // tiles of 16 columns of T
-constexpr int END_OF_T = WITH_T ? FIRST_OF_T + TILES_OF_WARP * 2 * 16 : 0;
-constexpr int STAGED = HALO + (STEPS_OF_16 * 16 > END_OF_T ? STEPS_OF_16 * 16 : END_OF_T);
-constexpr int X_COLUMNS = STEPS_OF_16 * 16 + HALO;
+constexpr int STEPS = (STRIP_COLUMNS + 15) / 16;  // of A': each 16 columns of a row
+constexpr int STAGED = HALO + (WITH_T && T_BLOCKS * 64 > STEPS * 16 ? T_BLOCKS * 64 : STEPS * 16);
+constexpr int X_COLUMNS = STEPS * 16 + HALO;
 static_assert(LOADED <= 128 && STRIP_COLUMNS + HALO <= LOADING_THREADS, "one loading thread per pixel");
 
-constexpr int CHUNK = CHUNK_BYTES / sizeof(Element);  // elements that one copy moves
-static_assert(OUT_WIDTH % CHUNK == 0 && RAW_PITCH % CHUNK == 0 && LOADED % CHUNK == 0, "the plan's geometry");
+// dy is copied in atoms of 16 bytes, which start up to MOST_OFFSET elements before a row.
+constexpr int gcd(long long a, int b) { return b == 0 ? int(a) : gcd(b, int(a % b)); }
+constexpr int ATOM = 16 / sizeof(Element);
+constexpr int MOST_OFFSET = ATOM - gcd(OUT_WIDTH, gcd(STRIPS == 1 ? ATOM : LEFT, ATOM));
+constexpr int ATOMS = (LOADED + MOST_OFFSET + ATOM - 1) / ATOM;
+constexpr int RAW_PITCH = ATOMS * ATOM;
 
 constexpr int LO = STAGED * 128;  // bytes from a pixel's hi to its lo
 constexpr int X_LO = X_COLUMNS * 16;
-// The average relative error of a sum of A', because each step truncates what it adds to. The accumulator grows evenly to
-// the sum; with two pieces the small products of a step are added, in two steps, to the accumulator before it.
-constexpr int CHAIN = (STEPS_OF_16 + 1) / 2;
-constexpr float SHORTFALL = ((CHAIN + 1) * 0.5f + (PIECES == 2 ? CHAIN - 1 : 0)) * TRUNCATION;
+constexpr int FILTER_BYTES = WITH_T ? FILTER_WORDS * 4 : 16;  // of a piece
+constexpr float SHORTFALL = shortfall(STEPS);                 // of a row's part of A'; the lo of x compensates it
 
 struct Shared {
-    union {
-        alignas(128) Element raw[RAW_ROWS][LOADERS][16][RAW_PITCH];
-        float4 sums[2][2 * TAPS][32];  // of two warps, at the end
-    };
-    alignas(
-        128) unsigned char dy[STAGES][PIECES * LO];  // [hi, lo][staged column][64 channels], 16-byte chunks swizzled
+    alignas(128) Element raw[RAW_ROWS][LOADERS][16][RAW_PITCH];
+    alignas(128) unsigned char dy[STAGES][PIECES * LO];   // [hi, lo][staged column][64 channels], chunks swizzled
     alignas(128) unsigned char x[X_ROWS][PIECES * X_LO];  // [hi, lo][column of the padded input][8 channels]
-    alignas(16) float partial[2][2][WITH_T ? TILES_OF_WARP : 1][32][4];  // of T, between the two warps of a pair
+    alignas(128) unsigned char filters[PIECES][FILTER_BYTES];
     alignas(8) uint64_t full[STAGES];
     uint64_t empty[STAGES];
     float pivot[8], scale[8];      // of the input channels

@@ -179,6 +179,9 @@ EMU_INLINE void cp_async_8(void* shared, const void* global, bool valid = true) 
 EMU_INLINE void cp_async_16(void* shared, const void* global, bool valid = true) {
     emu_async_copy(shared, global, 16, valid ? 16 : 0);
 }
+EMU_INLINE void cp_async_16_partly(void* shared, const void* global, int bytes) {
+    emu_async_copy(shared, global, 16, bytes);
+}
 EMU_INLINE void cp_async_commit() { emu_async_commit(); }
 template <int pending> EMU_INLINE void cp_async_wait() { emu_async_wait(pending); }
 
@@ -210,8 +213,8 @@ struct Share {
     bool accumulate;
 };
 
-// A warp's 16 rows of d[64, N] = a[64, 16] b[16, N] + (accumulate ? d : 0).
-template <int N, bool brain>
+// A warp's 16 rows of d[64, N] = a[64, 16] b[16, N] + (accumulate ? d : 0), with Columns or Windows as b.
+template <int N, bool brain, bool windows>
 EMU_UNWATCHED void multiply_share(void* const payload[32], uint32_t, const void*) {
     using namespace tensor_core;
     constexpr Format format = brain ? tensor_core::bf16 : tensor_core::fp16;
@@ -225,7 +228,8 @@ EMU_UNWATCHED void multiply_share(void* const payload[32], uint32_t, const void*
     for (int n = 0; n < N; n++) {
         for (int k = 0; k < 16; k++) {
             uint16_t bits;
-            __builtin_memcpy(&bits, first.rows + n * 16 + k / 8 * first.next + k % 8 * 2, 2);
+            const int column = windows ? (n / 8 + k % 8) * 16 + n % 8 * 2 : n * 16 + k % 8 * 2;
+            __builtin_memcpy(&bits, first.rows + k / 8 * first.next + column, 2);
             b[k] = take_apart(bits, format);
         }
         for (int m = 0; m < 16; m++) {
@@ -248,13 +252,21 @@ struct Columns {
     }
 };
 
+struct Windows {
+    const char* rows;
+    EMU_INLINE explicit Windows(const void* first) : rows((const char*)first) {}
+    EMU_INLINE Windows at(int bytes) const { return Windows(rows + bytes); }
+};
+
 namespace fragments {
 
-template <bool brain, int SUMS>
+template <bool brain, bool windows, int SUMS>
 EMU_INLINE void wgmma(
-    float (&d)[SUMS], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, Columns b, bool accumulate) {
-    Share mine = {{a0, a1, a2, a3}, b.rows, b.next, d, accumulate};
-    emu_product(&mine, sizeof mine, {b.rows, 2 * SUMS, b.next, d}, multiply_share<2 * SUMS, brain>);
+    float (&d)[SUMS], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, const char* rows, int next, bool accumulate) {
+    constexpr int N = 2 * SUMS;
+    Share mine = {{a0, a1, a2, a3}, rows, next, d, accumulate};
+    const uint32_t read = windows ? 8 + N / 8 - 1 : N;  // rows of 16 bytes in each half of k
+    emu_product(&mine, sizeof mine, {rows, read, next, d}, multiply_share<N, brain, windows>);
 }
 
 }  // namespace fragments
@@ -265,12 +277,18 @@ template <int pending> EMU_INLINE void wgmma_wait() { emu_product_wait(pending);
 template <int SUMS>
 EMU_INLINE void wgmma_f16(
     float (&d)[SUMS], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, Columns b, bool accumulate) {
-    fragments::wgmma<false>(d, a0, a1, a2, a3, b, accumulate);
+    fragments::wgmma<false, false>(d, a0, a1, a2, a3, b.rows, b.next, accumulate);
 }
 template <int SUMS>
 EMU_INLINE void wgmma_bf16(
     float (&d)[SUMS], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, Columns b, bool accumulate) {
-    fragments::wgmma<true>(d, a0, a1, a2, a3, b, accumulate);
+    fragments::wgmma<true, false>(d, a0, a1, a2, a3, b.rows, b.next, accumulate);
+}
+
+template <int SUMS>
+EMU_INLINE void wgmma_f16(
+    float (&d)[SUMS], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, Windows b, bool accumulate) {
+    fragments::wgmma<false, true>(d, a0, a1, a2, a3, b.rows, 128, accumulate);
 }
 
 // ---- hints ------------------------------------------------------------------------------------------------------------
