@@ -221,7 +221,7 @@ def _validated(
 ) -> Report:
     # torch's own convolutions, which a module may call, use tf32 unless they are told not to.
     with progress_bar() as progress, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        total = len(cases_of(problem or SMALL_73, mode, isinstance(candidate, nn.Module)))
+        total = len(cases_of(problem or SMALL_73, mode, candidate))
         task = progress.add_task(f"validating {name}", total=total)
         return validate(
             candidate,

@@ -106,7 +106,8 @@ def test_module_without_running_statistics():
     changed = module()
     changed.bn = torch.nn.BatchNorm2d(4, track_running_stats=False)
     report = validate(changed, PROBLEM, mode="train")
-    assert {case.name: case.ok for case in report.cases if not case.ok} == {"evaluation mode": False}
+    assert report.ok, str(report)
+    assert len(report.cases) == 15  # evaluation mode is training mode then
     assert {compared.name for compared in report.cases[0].tensors} == {"y"}
 
 

@@ -27,6 +27,10 @@ class Subject(Protocol):
 
     is_module: bool
 
+    @property
+    def evaluates(self) -> bool:
+        """Return whether it computes evaluation mode as well, with the running statistics."""
+
     def fitted(self, inputs: Parameters) -> Parameters:
         """Return the inputs as the candidate can take them: a module has its own scale, eps and dtypes."""
 
@@ -47,6 +51,7 @@ class FunctionSubject:
     """A function with the signature that ``validate`` states for the mode."""
 
     is_module = False
+    evaluates = False
 
     def __init__(self, candidate: Callable[..., Any]) -> None:
         self.candidate = candidate
@@ -90,6 +95,11 @@ class ModuleSubject:
         layers: Any = module
         self.conv: Any = layers.conv
         self.bn: Any = layers.bn
+
+    @property
+    def evaluates(self) -> bool:
+        """Return whether ``bn`` has running statistics."""
+        return self.bn.running_mean is not None
 
     @property
     def device(self) -> torch.device:

@@ -34,24 +34,24 @@ class Setting:
     needs: tuple[str, ...] = GRADIENTS
 
 
-def settings(problem: Problem, mode: str, is_module: bool) -> list[Setting]:
+def settings(problem: Problem, mode: str, subject: Subject) -> list[Setting]:
     """Return the cases of ``mode``: several shapes, all families at the problem, and what only a module can do."""
     result = [Setting(name, shape) for name, shape in shapes_around(problem)]
     result += [
         Setting(family.name, problem, family) for family in FAMILIES if mode == "backward" or not _is_about_dy(family)
     ]
-    if is_module:
+    if subject.evaluates:
         result.append(Setting("evaluation mode", problem, training=False))
-        if mode == "backward":
-            result.append(Setting("no gradient of x", problem, needs=GRADIENTS[1:]))
-            result.append(Setting("gradient of x alone", problem, needs=GRADIENTS[:1]))
+    if subject.is_module and mode == "backward":
+        result.append(Setting("no gradient of x", problem, needs=GRADIENTS[1:]))
+        result.append(Setting("gradient of x alone", problem, needs=GRADIENTS[:1]))
     return result
 
 
 def training_cases(subject: Subject, problem: Problem, mode: str, device: torch.device, seed: int) -> Iterator[Case]:
     """Check the subject in each setting; stop where the device is lost."""
     given: Parameters | None = None
-    for number, setting in enumerate(settings(problem, mode, subject.is_module)):
+    for number, setting in enumerate(settings(problem, mode, subject)):
         case, given = _case(subject, setting, mode, device, seed + number, given)
         yield case
         if device_is_lost(device):

@@ -125,11 +125,11 @@ def validate(
     return Report(problem, precision, str(device), seed, tuple(cases), mode)
 
 
-def cases_of(problem: Problem, mode: str, is_module: bool) -> list[str]:
-    """Return the names of the cases of a validation."""
+def cases_of(problem: Problem, mode: str, candidate: Callable[..., Any]) -> list[str]:
+    """Return the names of the cases of a validation; raise TypeError where ``validate`` does for the candidate."""
     if mode == "eval":
         return [name for name, _ in shapes_around(problem)]
-    return [setting.name for setting in settings(problem, mode, is_module)]
+    return [setting.name for setting in settings(problem, mode, subject_of(candidate))]
 
 
 def _evaluation_cases(
