@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # Bound here because every call asks.
-is_any_enabled = torch._C._is_any_autocast_enabled
+is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 
 
 def cast(x: Any, weight: Any, bias: Any, precision: str) -> tuple[Any, Any, Any, str]:

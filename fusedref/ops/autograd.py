@@ -23,7 +23,8 @@ class Evaluation(torch.autograd.Function):
         x, weight, bias, mean, var, gamma, _ = tensors
         ctx.save_for_backward(x, weight, bias, gamma, mean, var)
         ctx.case, ctx.numbers = call.case, (scaling_factor, eps)
-        return call.case.launch(tensors, scaling_factor, eps, call.ready)
+        runner = call.case.runner
+        return runner(tensors if call.ready else runner.contiguous(tensors), scaling_factor, eps)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
@@ -62,6 +63,11 @@ class Training(torch.autograd.Function):
             ctx.case, dy, x, weight, bias, gamma, mean, var, saved, scaling_factor, eps, needs, training=True
         )
         return None, None, None, None, *found
+
+
+# What ``apply`` of torch.autograd.Function does beyond these is for functorch, and costs more than a launch.
+apply_evaluation: Any = super(torch.autograd.Function, Evaluation).apply
+apply_training: Any = super(torch.autograd.Function, Training).apply
 
 
 def train(

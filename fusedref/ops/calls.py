@@ -29,7 +29,7 @@ class Case:
         self.checked, self.channels_last = checked, channels_last
         self.problem, self.vector_dtype = checked.problem, checked.vector_dtype
         self.bias_differs, self.by_torch = checked.bias_differs, checked.by_torch
-        self.on_cpu = checked.device.type == "cpu"
+        self.on_gpu = checked.device.type == "cuda"
         self._training_runners: dict[bool, TrainingRunner | None] = {}  # by whether the emulator stands for a GPU
 
     @cached_property
@@ -44,18 +44,13 @@ class Case:
         """Return the runner of training and of gradients, None where torch's operators serve."""
         if self.by_torch or not self.problem.batch:
             return None
-        emulated = self.on_cpu and forced_to_emulator()
+        emulated = not self.on_gpu and forced_to_emulator()
         if emulated not in self._training_runners:
             checked = self.checked
             self._training_runners[emulated] = training_runner(
                 self.problem, checked.device, checked.precision, self.channels_last, self.vector_dtype
             )
         return self._training_runners[emulated]
-
-    def launch(self, tensors: Tensors, scaling_factor: float, eps: float, ready: bool) -> Tensor:
-        """Return y with running statistics, by a kernel. ``ready`` says that the tensors lie as it reads them."""
-        runner = self.runner
-        return runner(tensors if ready else runner.contiguous(tensors), scaling_factor, eps)
 
     @property
     def memory_format(self) -> torch.memory_format:

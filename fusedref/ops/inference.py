@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from fusedref.arguments import check_memory, number
 from fusedref.cuda.backend import forced_to_emulator
 from fusedref.ops import autocast, by_torch, folded, tracing
-from fusedref.ops.autograd import Evaluation, has_tangent
+from fusedref.ops.autocast import is_any_autocast_enabled
+from fusedref.ops.autograd import apply_evaluation, has_tangent
 from fusedref.ops.calls import Case, Tensors, find
 from fusedref.ops.runner import compiled_function, target_of
 from fusedref.ops.scaling import scaled_by_tensor
+from fusedref.ops.tracing import is_traced
 from fusedref.parameters import Parameters
 from fusedref.plans import KernelVariant, plan_for
 from fusedref.problem import Problem
@@ -67,17 +67,16 @@ def fused_conv_bn_scale(
     ValueError for shapes, devices and sizes that do not fit, freed memory, another precision and a negative eps; the
     message names the argument.
     """
-    options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    traced = torch.compiler.is_dynamo_compiling() or tracing.is_traced()
+    traced = is_traced()
     if type(scaling_factor) is not float and isinstance(scaling_factor, Tensor):
         return scaled_by_tensor(
             fused_conv_bn_scale, traced, x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps,
-            **options, precision=precision,
+            stride=stride, padding=padding, dilation=dilation, groups=groups, precision=precision,
         )  # fmt: skip
     if traced:
         given = Parameters(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps)
-        return tracing.evaluate(given, options, precision)
-    if autocast.is_any_enabled():
+        return tracing.evaluate(given, (stride, padding, dilation, groups), precision)
+    if is_any_autocast_enabled():
         x, weight, bias, precision = autocast.cast(x, weight, bias, precision)
     tensors: tuple[Tensor | None, ...] = (x, weight, bias, running_mean, running_var, gamma, beta)
     call = find(tensors, stride, padding, dilation, groups, precision)
@@ -89,13 +88,13 @@ def fused_conv_bn_scale(
     if case.bias_differs:
         assert bias is not None
         tensors = (x, weight, bias.to(case.vector_dtype), running_mean, running_var, gamma, beta)
-
     if case.by_torch or (call.requires_grad and torch.is_grad_enabled()) or has_tangent(tensors):
+        parameters = Parameters._make((*tensors, scaling_factor, eps))
         if case.checked.device.type == "meta":
-            return tracing.evaluate(Parameters._make((*tensors, scaling_factor, eps)), options, precision)
+            return tracing.evaluate(parameters, (stride, padding, dilation, groups), precision)
         if case.training_runner is None or not _folds(scaling_factor, eps) or has_tangent(tensors):
-            return by_torch.evaluate(Parameters._make((*tensors, scaling_factor, eps)), case.problem.conv_options)
-        y: Tensor = Evaluation.apply(call, scaling_factor, eps, *tensors)  # type: ignore[no-untyped-call]
+            return by_torch.evaluate(parameters, case.problem.conv_options)
+        y: Tensor = apply_evaluation(call, scaling_factor, eps, *tensors)
         return y
     return evaluate(case, tensors, scaling_factor, eps, call.ready)
 
@@ -109,12 +108,12 @@ def evaluate(case: Case, tensors: Tensors, scaling_factor: float, eps: float, re
         parameters = folded.in_dtype(Parameters._make((*tensors, scaling_factor, eps)), torch.float32)
         y = conv_bn_scale(*parameters, **case.problem.conv_options)
         return y.to(case.problem.dtype)
-    if case.checked.device.type == "cuda":  # where the launch notices memory that was freed
-        return case.launch(tensors, scaling_factor, eps, ready)
-    check_memory(tensors)
-    if forced_to_emulator():
-        return case.launch(tensors, scaling_factor, eps, ready)
-    return folded.evaluate(Parameters._make((*tensors, scaling_factor, eps)), case.problem)
+    if not case.on_gpu:  # on a GPU the launch notices
+        check_memory(tensors)
+        if not forced_to_emulator():
+            return folded.evaluate(Parameters._make((*tensors, scaling_factor, eps)), case.problem)
+    runner = case.runner
+    return runner(tensors if ready else runner.contiguous(tensors), scaling_factor, eps)
 
 
 def compile_inference(

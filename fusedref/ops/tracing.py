@@ -19,38 +19,43 @@ from fusedref.ops import by_torch
 from fusedref.ops.training import Running
 from fusedref.parameters import Parameters
 
+# Bound here because every call asks.
+_is_compiling = torch.compiler.is_dynamo_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _functorch_level = torch._C._functorch.peek_interpreter_stack
 _jit_state = torch._C._get_tracing_state
 
+Convolution = tuple[Any, Any, Any, Any]  # stride, padding, dilation, groups
+_OPTIONS = ("stride", "padding", "dilation", "groups")
 SAME: list[int] = []  # padding='same', as an argument of the registered operators
 
 
 def is_traced() -> bool:
-    """Return whether something records or rewrites torch's operators: a dispatch mode, functorch, torch.jit.trace."""
-    return bool(_dispatch_modes()) or _functorch_level() is not None or _jit_state() is not None
+    """Return whether torch.compile, a dispatch mode, functorch or torch.jit.trace records or rewrites operators."""
+    return bool(_is_compiling() or _dispatch_modes() or _functorch_level() is not None or _jit_state() is not None)
 
 
-def evaluate(parameters: Parameters, conv_options: dict[str, Any], precision: str) -> Tensor:
+def evaluate(parameters: Parameters, convolution: Convolution, precision: str) -> Tensor:
     """Return y with running statistics, by the registered operator if what traces can take it."""
-    if not torch.compiler.is_dynamo_compiling() and not _takes_operators(parameters.tensors):
-        return by_torch.evaluate(parameters, conv_options)
+    if not _is_compiling() and not _takes_operators(parameters.tensors):
+        return by_torch.evaluate(parameters, dict(zip(_OPTIONS, convolution, strict=True)))
     check_precision(precision, torch.float32)
-    y: Tensor = torch.ops.fusedref.conv_bn_scale(*parameters, *numbers(**conv_options), precision)
+    y: Tensor = torch.ops.fusedref.conv_bn_scale(*parameters, *numbers(*convolution), precision)
     return y
 
 
-def train(parameters: Parameters, running: Running | None, conv_options: dict[str, Any], precision: str) -> Tensor:
-    """Return y with the statistics of the batch, and let torch's operators update ``running``."""
-    x, weight, bias, _, _, gamma, beta, scaling_factor, eps = parameters
-    given = x, weight, bias, gamma, beta
-    if not torch.compiler.is_dynamo_compiling() and not _takes_operators(given):
-        return by_torch.train(*given, scaling_factor, eps, running, conv_options)
+def train(given: tuple[Any, ...], running: Running | None, convolution: Convolution, precision: str) -> Tensor:
+    """Return y with the statistics of the batch, and let torch's operators update ``running``.
+
+    ``given`` has x, weight, bias, gamma, beta, the scale and eps.
+    """
+    if not _is_compiling() and not _takes_operators(given[:5]):
+        x, weight, bias, gamma, beta, scaling_factor, eps = given
+        options = dict(zip(_OPTIONS, convolution, strict=True))
+        return by_torch.train(x, weight, bias, gamma, beta, scaling_factor, eps, running, options)
     check_precision(precision, torch.float32)
     y: Tensor
-    y, mean, var, _ = torch.ops.fusedref.conv_bn_scale_training(
-        *given, scaling_factor, eps, *numbers(**conv_options), precision
-    )
+    y, mean, var, _ = torch.ops.fusedref.conv_bn_scale_training(*given, *numbers(*convolution), precision)
     if running is not None:
         running.update(mean, var, y.shape[0] * y.shape[2] * y.shape[3])
     return y

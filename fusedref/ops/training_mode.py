@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from fusedref.arguments import check_memory, number
-from fusedref.ops import autocast, autograd, by_torch, tracing
+from fusedref.ops import autocast, by_torch, tracing
+from fusedref.ops.autocast import is_any_autocast_enabled
+from fusedref.ops.autograd import apply_training, has_tangent, train
 from fusedref.ops.calls import find
 from fusedref.ops.scaling import scaled_by_tensor
+from fusedref.ops.tracing import is_traced
 from fusedref.ops.training import Running
-from fusedref.parameters import Parameters
 
 
 def fused_conv_bn_scale_training(
@@ -45,25 +45,23 @@ def fused_conv_bn_scale_training(
 
     Raises what ``fused_conv_bn_scale`` raises, and ValueError where a channel has one pixel alone, as torch does.
     """
-    options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    traced = torch.compiler.is_dynamo_compiling() or tracing.is_traced()
+    traced = is_traced()
     if type(scaling_factor) is not float and isinstance(scaling_factor, Tensor):
         return scaled_by_tensor(
             fused_conv_bn_scale_training, traced, x, weight, bias, running_mean, running_var, gamma, beta,
-            scaling_factor, eps, momentum=momentum, num_batches_tracked=num_batches_tracked, **options,
-            precision=precision,
+            scaling_factor, eps, momentum=momentum, num_batches_tracked=num_batches_tracked, stride=stride,
+            padding=padding, dilation=dilation, groups=groups, precision=precision,
         )  # fmt: skip
     running = None
     if running_mean is not None and running_var is not None:
         running = Running(running_mean, running_var, num_batches_tracked, momentum)
     if traced:
-        given = Parameters(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps)  # type: ignore[arg-type]
-        return tracing.train(given, running, options, precision)
-    if autocast.is_any_enabled():
+        given = (x, weight, bias, gamma, beta, scaling_factor, eps)
+        return tracing.train(given, running, (stride, padding, dilation, groups), precision)
+    if is_any_autocast_enabled():
         x, weight, bias, precision = autocast.cast(x, weight, bias, precision)
-    call = find(
-        (x, weight, bias, running_mean, running_var, gamma, beta), **options, precision=precision, training=True
-    )
+    everything = (x, weight, bias, running_mean, running_var, gamma, beta)
+    call = find(everything, stride, padding, dilation, groups, precision, True)
     if type(scaling_factor) is not float or type(eps) is not float:
         scaling_factor, eps = number("scaling_factor", scaling_factor), number("eps", eps)
     if eps < 0:
@@ -73,14 +71,16 @@ def fused_conv_bn_scale_training(
         assert bias is not None
         bias = bias.to(case.vector_dtype)
     tensors = (x, weight, bias, gamma, beta)
-    if case.training_runner is None or autograd.has_tangent(tensors):
+    if case.training_runner is None or has_tangent(tensors):
         if case.checked.device.type == "meta":
-            given = Parameters(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps)  # type: ignore[arg-type]
-            return tracing.train(given, running, options, precision)
+            given = (*tensors, scaling_factor, eps)
+            return tracing.train(given, running, (stride, padding, dilation, groups), precision)
         if not case.by_torch:
-            check_memory((x, weight, bias, running_mean, running_var, gamma, beta))
+            check_memory(everything)
         return by_torch.train(*tensors, scaling_factor, eps, running, case.problem.conv_options)
+    if not case.on_gpu:  # on a GPU the launch notices
+        check_memory(everything)
     if call.requires_grad and torch.is_grad_enabled():
-        y: Tensor = autograd.Training.apply(call, scaling_factor, eps, running, *tensors)  # type: ignore[no-untyped-call]
+        y: Tensor = apply_training(call, scaling_factor, eps, running, *tensors)
         return y
-    return autograd.train(case, tensors, scaling_factor, eps, running, call.ready)[0]
+    return train(case, tensors, scaling_factor, eps, running, call.ready)[0]
