@@ -27,11 +27,14 @@ from fusedref.commandline import DONE, REFUSED, help_texts, not_run, picture_fil
 from fusedref.parameters import Parameters
 from fusedref.problem import KERNELBENCH_73, SMALL_73
 from fusedref.validation import random_inputs
+from kernels import training, training_times
 from kernels.ladder import LADDER, Rung
+from kernels.training import TRAINING
 
 PROGRAM = "python -m kernels"
 ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "lessons" / "measured" / "h200.json"  # the committed times, shown where there is no GPU
+TRAINING_MEASURED = MEASURED.with_name("training_h100.json")
 MEASURE = f"python -m kernels --json {MEASURED.relative_to(ROOT)}"
 README = ROOT / "README.md"
 README_PICTURE = MEASURED.with_name("ladder.png")
@@ -57,14 +60,16 @@ class Step:
 
 
 def climb(ladder: list[Rung], device: torch.device) -> list[Step]:
-    """Validate every rung: at problem 73 on a GPU, at two small images of the same layer on the emulator."""
+    """Validate every rung: at problem 73 on a GPU, at two small images on the emulator."""
     steps = []
     with progress_bar() as progress:
         task = progress.add_task("", total=len(ladder))
         for rung in ladder:
             progress.update(task, description=f"validating {rung.title}")
-            problem = KERNELBENCH_73 if device.type == "cuda" and rung.fits(KERNELBENCH_73) else SMALL_73
-            report = validate(rung.candidate, problem, precision=rung.precision, device=device)
+            problem = SMALL_73 if rung.mode == "eval" else training.SMALL
+            if device.type == "cuda" and rung.fits(KERNELBENCH_73):
+                problem = KERNELBENCH_73
+            report = validate(rung.candidate, problem, mode=rung.mode, precision=rung.precision, device=device)
             steps.append(Step(rung, report, None if rung.fits(KERNELBENCH_73) else refusal(rung, device)))
             progress.advance(task)
     return steps
@@ -266,21 +271,25 @@ def main(arguments: list[str] | None = None) -> int:
     device = torch.device("cuda" if on_gpu else "cpu")
     try:
         steps = climb(LADDER, device)
+        training_steps = climb(TRAINING, device)
     except ValueError as error:  # problem 73 does not fit into the memory of this GPU
         return not_run(PROGRAM, str(error))
-    validated = all(step.ok for step in steps)
+    validated = all(step.ok for step in steps + training_steps)
     card: str | None = None
     rows: list[bench.Row] = []
+    training_rows: list[bench.Row] = []
     if on_gpu:
         card = torch.cuda.get_device_name()
         if validated:  # the time of a wrong kernel means nothing
-            rows = measure()
+            rows, training_rows = measure(), list(training_times.measure())
     elif MEASURED.exists():
         card, rows = bench.load(MEASURED)
         rows = ladder_rows(rows)
     show(steps, rows, card, device)
+    if training_steps:
+        show_training(training_steps, training_rows, device)
     if given.json is not None and rows:
-        bench.save(given.json, rows)
+        bench.save(given.json, rows + training_rows)
     with written_whole(given.plot) as aside:
         picture(rows, card).savefig(aside, dpi=120)
     print(f"The ladder as a picture: {given.plot}")
@@ -311,6 +320,26 @@ def show(steps: list[Step], rows: list[bench.Row], card: str | None, device: tor
             if rows
             else f"No times: no GPU is in use here, and {MEASURED.relative_to(ROOT)} is not there yet."
         )
+
+
+def show_training(steps: list[Step], rows: list[bench.Row], device: torch.device) -> None:
+    """Print the table of the rungs of training mode, what each teaches, what failed, and where the times are from."""
+    console = Console()
+    console.width = max(console.width, 130)
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name()
+    else:
+        where = f"validated on the emulator at {bench.describe(training.SMALL)}"
+        if TRAINING_MEASURED.exists():
+            card, rows = bench.load(TRAINING_MEASURED)
+            where += f"\nTimes: committed, from an {card}"
+    reports = [(step.rung, step.report) for step in steps]
+    console.print(training_times.table(reports, training_times.training_rows(rows), where))
+    for step in steps:
+        console.print(f"[bold]{step.rung.title}[/]: {step.rung.implementation}; {step.rung.idea}", highlight=False)
+    for step in steps:
+        if not step.report.ok:
+            console.print(f"\n{step.rung.title} is not validated:\n{step.report}", markup=False, highlight=False)
 
 
 if __name__ == "__main__":

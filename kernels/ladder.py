@@ -4,6 +4,8 @@ Every rung computes the whole operator, y = BatchNorm(conv(x)) * scaling_factor,
 calls than the rung before. A rung's ``candidate`` is a function for ``fusedref.validate``:
 ``(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps) -> y``, of torch tensors and numbers.
 It runs on the tensors' device: a GPU, or the CPU for the emulator.
+
+LADDER has the rungs of evaluation mode. ``kernels.training`` has those of training mode.
 """
 
 from __future__ import annotations
@@ -42,9 +44,11 @@ class Rung:
     name: str
     implementation: str  # which kernels and library calls compute the operator
     idea: str  # what the rung teaches
-    candidate: Callable[..., Tensor]
+    candidate: Callable[..., Any]
     launches: int  # of kernels: ours and the library's
-    round_trips: int  # intermediate tensors of y's size, written to memory and read again
+    y_passes: int  # reads and writes of whole tensors of y's size
+    x_passes: int = 1  # reads and writes of whole tensors of x's size
+    mode: str = "eval"  # of BatchNorm: "eval" or "train"; "backward" for the gradients
     max_plane: int | None = None  # out_height * out_width that a launch can take at most; None: any
     precision: str = "fp32"  # in which the rung validates
 
@@ -55,8 +59,8 @@ class Rung:
 
     def bytes_moved(self, problem: Problem) -> int:
         """Return the bytes that move if every launch reads each of its tensors once and writes its result once."""
-        y = problem.dtype.itemsize * math.prod(problem.output_shape)
-        return problem.least_bytes + 2 * y * self.round_trips
+        x, y = (problem.dtype.itemsize * math.prod(shape) for shape in (problem.input_shape, problem.output_shape))
+        return problem.least_bytes + (self.x_passes - 1) * x + (self.y_passes - 1) * y
 
     def fits(self, problem: Problem) -> bool:
         """Return whether the rung can be launched on ``problem``."""
@@ -276,37 +280,37 @@ def _rung_05_weights(parameters: Parameters) -> Tensor:
 
 LADDER = [
     Rung(1, "conv2d", "our conv2d, torch's BatchNorm and scale",
-         "one thread per output: a thread computes from its index which output it owns", _rung_01, 3, 2),
+         "one thread per output: a thread computes from its index which output it owns", _rung_01, 3, 5),
     Rung(2, "batch_norm", "our conv2d and BatchNorm, torch's scale",
-         "an elementwise kernel takes the time that the memory needs for its bytes", _rung_02, 3, 2),
+         "an elementwise kernel takes the time that the memory needs for its bytes", _rung_02, 3, 5),
     Rung(3, "scale", "three kernels of ours",
-         "three launches: the intermediate result is written to memory and read again, twice", _rung_03, 3, 2),
+         "three launches: the intermediate result is written to memory and read again, twice", _rung_03, 3, 5),
     Rung(3, "bn_scale", "library convolution, our BatchNorm and scale in one",
-         "fusing the two cheap operators saves one of the two round trips", _rung_03_bn_scale, 2, 1),
+         "fusing the two cheap operators saves one of the two round trips", _rung_03_bn_scale, 2, 3),
     Rung(4, "fused", "one kernel, one thread per output",
-         "the sum stays in a register: no kernel moves fewer bytes, but bytes are not the only limit", fused, 1, 0),
+         "the sum stays in a register: no kernel moves fewer bytes, but bytes are not the only limit", fused, 1, 1),
     Rung(4, "fused_block", "one kernel, one block per image and channel",
-         "a launch has limits: a block holds 1024 threads, so this serves small planes only", fused_block, 1, 0,
+         "a launch has limits: a block holds 1024 threads, so this serves small planes only", fused_block, 1, 1,
          max_plane=1024),
     Rung(5, "folded", "fusedref's kernel for any problem",
          "BatchNorm and scale are one multiply-add per channel, and compile-time sizes cost nothing",
-         folded, 1, 0),
+         folded, 1, 1),
     Rung(5, "folded_weights", "one library convolution",
          "the multiply-add folds into the weights: any library's convolution computes the operator",
-         _rung_05_weights, 1, 0),
+         _rung_05_weights, 1, 1),
     Rung(6, "shared_tile", "one kernel, a tile of inputs in shared memory",
          "a block loads once the inputs that its outputs share; a barrier separates copying from reading",
-         shared_tile, 1, 0),
+         shared_tile, 1, 1),
     Rung(7, "register_tile", "one kernel, 8 channels x 4 pixels in a thread's registers",
-         "12 loaded numbers feed 32 multiply-adds, and now the multiply-adds are the limit", register_tile, 1, 0),
+         "12 loaded numbers feed 32 multiply-adds, and now the multiply-adds are the limit", register_tile, 1, 1),
     Rung(8, "tensor_cores", "one kernel, on the tensor cores, in tf32",
          "an instruction of a warp multiplies small matrices: beyond that limit, with 11 instead of 24 bits",
-         tensor_cores, 1, 0, precision="tf32"),
+         tensor_cores, 1, 1, precision="tf32"),
     Rung(9, "split_fp32", "one kernel, on the tensor cores, every number two of fp16",
-         "three products of halves and the order of their sums give fp32's accuracy back", split_fp32, 1, 0),
+         "three products of halves and the order of their sums give fp32's accuracy back", split_fp32, 1, 1),
     Rung(10, "pipeline", "what `import fusedref` runs",
          "different warps load, multiply and store, all at the same time",
-         fused_conv_bn_scale, 1, 0),
+         fused_conv_bn_scale, 1, 1),
 ]  # fmt: skip
 
 

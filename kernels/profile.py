@@ -1,4 +1,4 @@
-"""Read a GPU's own counters for every kernel of the ladder, to compare them with the emulator's.
+"""Read a GPU's own counters for every kernel of evaluation mode, to compare them with the emulator's.
 
 ``python -m kernels.profile FILE`` runs each kernel at least RUNS times under Nsight Compute. It writes to FILE, for
 each kernel, the counters of each run and the bank conflicts of each line of its source. It needs a GPU whose counters
@@ -51,8 +51,9 @@ REPLACED = {"ptx.cuh"}  # headers of csrc that the emulator replaces: none of th
 
 
 def kernel_names() -> set[str]:
-    """Return the name of every kernel in kernels/ and fusedref/csrc."""
-    sources = [*KERNELS.glob("*.cu"), *INFERENCE.glob("*.cu")]
+    """Return the name of every kernel of evaluation mode in kernels/ and fusedref/csrc."""
+    numbers = {f"{rung.number:02d}" for rung in LADDER}
+    sources = [*[path for path in KERNELS.glob("*.cu") if path.name[:2] in numbers], *INFERENCE.glob("*.cu")]
     pattern = re.compile(r"__global__\s+void(?:\s+__launch_bounds__\([^;{]*?\))?\s+(\w+)\s*\(")
     return {name for source in sources for name in pattern.findall(source.read_text())}
 

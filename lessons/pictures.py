@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -54,6 +55,19 @@ def draw(size: tuple[float, float], paint: Callable[[Figure], None], alt: str, k
 def listing(source: str) -> Markdown:
     """Return the source of a kernel as Markdown."""
     return Markdown(f"```c++\n{source.strip()}\n```")
+
+
+def excerpt(path: Path, first: str, last: str = "") -> Markdown:
+    """Return a part of a kernel's source as Markdown: from the line with `first` to before the next line with `last`.
+
+    Without `last`, to the end. Raise ValueError if the source does not contain them.
+    """
+    source = path.read_text(encoding="utf-8")
+    if first not in source or last not in source[source.index(first) :]:
+        raise ValueError(f"{path.name} has no {first!r} followed by {last!r}")
+    begin = source.rfind("\n", 0, source.index(first)) + 1
+    end = source.rfind("\n", 0, source.index(last, source.index(first))) + 1 if last else len(source)
+    return listing(source[begin:end])
 
 
 def photo(height: int) -> np.ndarray:
@@ -426,6 +440,36 @@ def products(channels: int, pixels: int, alt: str) -> Image:
         axes.set_axis_off()
 
     return draw((1.0 * pixels + 1.8, 0.33 * channels + 1.1), paint, alt)
+
+
+def reduction(lanes: int, alt: str) -> Image:
+    """Draw how lanes merge in halving steps: who takes whose result, and how many lanes each result stands for."""
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        steps = [lanes >> step for step in range(1, lanes.bit_length())]  # the offsets
+        for row in range(len(steps) + 1):
+            useful = lanes >> row
+            for lane in range(lanes):
+                colour = PALE[0] if lane < useful else "#f2f2f2"
+                axes.add_patch(matplotlib.patches.Rectangle((lane + 0.06, 1.6 * row), 0.88, 0.7, facecolor=colour))
+                text = f"{lane}" if row == 0 else f"{1 << row}" if lane < useful else ""
+                axes.text(lane + 0.5, 1.6 * row + 0.36, text, ha="center", va="center", fontsize=10)
+            if row < len(steps):
+                axes.text(lanes + 0.2, 1.6 * row + 1.15, f"offset {steps[row]}", va="center", fontsize=11)
+                for lane in range(steps[row]):
+                    for source, colour in ((lane, GREY), (lane + steps[row], BLUE)):
+                        axes.annotate(
+                            "",
+                            xy=(lane + 0.5, 1.6 * row + 1.6),
+                            xytext=(source + 0.5, 1.6 * row + 0.7),
+                            arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.3},
+                        )
+        axes.set(xlim=(0, lanes + 2.2), ylim=(1.6 * len(steps) + 0.9, -0.1))
+        axes.set_title("the numbers of the lanes; below, how many of them each result holds")
+        axes.set_axis_off()
+
+    return draw((9, 0.62 * len(f"{lanes:b}") + 1.7), paint, alt)
 
 
 def bits(rows: Mapping[str, Sequence[tuple[str, str]]], alt: str) -> Image:

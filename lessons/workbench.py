@@ -10,8 +10,10 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,28 @@ def variant(tiled: ladder.Tiled, *changes: tuple[str, str]) -> ladder.Tiled:
     changed = Path(tempfile.mkdtemp(dir=_variants().name)) / tiled.file
     changed.with_suffix(".cu").write_text(source)
     return dataclasses.replace(tiled, file=str(changed))
+
+
+@contextmanager
+def changed_kernels(file: str, *changes: tuple[str, str]) -> Iterator[None]:
+    """Let the ladder run a copy of its kernels with changes (old, new) in `file`, such as "13_backward.cu".
+
+    Raise ValueError if the file does not contain an old text.
+    """
+    before, changed = ladder.KERNELS, Path(tempfile.mkdtemp(dir=_variants().name))
+    for path in before.glob("*.cu"):
+        shutil.copy(path, changed)
+    source = (changed / file).read_text()
+    for old, new in changes:
+        if old not in source:
+            raise ValueError(f"{file} has no {old!r}")
+        source = source.replace(old, new)
+    (changed / file).write_text(source)
+    ladder.KERNELS = changed
+    try:
+        yield
+    finally:
+        ladder.KERNELS = before
 
 
 @cache

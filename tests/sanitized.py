@@ -12,7 +12,7 @@ import torch
 import fusedref
 from fusedref.cuda import SourceModule, drv
 from fusedref.validation import random_inputs
-from kernels import ladder
+from kernels import ladder, training
 
 PLANTED = {
     "memcheck": 'extern "C" __global__ void bug(float* y) { y[threadIdx.x + 1] = 1.0f; }',
@@ -35,6 +35,11 @@ def rungs() -> None:
     for rung in ladder.LADDER:
         if isinstance(rung.candidate, ladder.Tiled):
             rung.candidate(*inputs)
+    given = training.Training(*inputs)
+    for rung in training.TRAINING:
+        if rung.mode == "train":
+            rung.candidate(*given)
+    training.forward_and_backward(convolved, given)
     fusedref.fused_conv_bn_scale(*inputs)
     spread = random_inputs(fusedref.Problem(3, 8, 70, 19, 23, 3), 0, "cuda")  # for the pipeline, on cards with wgmma
     fusedref.fused_conv_bn_scale(*spread)

@@ -9,6 +9,7 @@ from fusedref import KERNELBENCH_73, Problem
 from fusedref.csrc import INFERENCE
 from fusedref.plans import KernelVariant, folded_plan, pipeline_plan
 from fusedref.problem import SMALL_73
+from kernels import training
 from kernels.ladder import KERNELS, LADDER, Tiled
 from tests import nvcc
 from tests.sources import inlined
@@ -16,14 +17,21 @@ from tests.sources import inlined
 TILED = {rung.candidate.file for rung in LADDER if isinstance(rung.candidate, Tiled)}
 OTHERS = TILED | {"implicit_gemm"}  # their own tests compile these
 FILES = sorted(path for path in [*KERNELS.glob("*.cu"), *INFERENCE.glob("*.cu")] if path.stem not in OTHERS)
+TRAINING = {path.name for path in FILES if path.name[:2] in {f"{rung.number:02d}" for rung in training.TRAINING}}
 
 pytestmark = nvcc.needs_nvcc
 
 
 def compile_for_all(path, folder, options=None):
-    """Compile the kernel for every architecture that it is for, with the sizes of SMALL_73 if it needs any."""
+    """Compile the kernel for every architecture that it is for, with the sizes of SMALL_73 if it needs any.
+
+    The rungs of training, which are slow to compile, only for the oldest and for an H100.
+    """
     plans = {"folded": folded_plan, "pipeline": pipeline_plan}
     make_plan = next((plans[name] for name in plans if name in path.name), None)
+    if path.name in TRAINING:
+        sizes = () if path.name.startswith("11") else training.options(SMALL_73)
+        return nvcc.run(path, folder, ["75", "90"], sizes)
     if options is None:
         options = make_plan(SMALL_73).launches[0].options if make_plan else ()
     return nvcc.run(path, folder, ["90a"] if "pipeline" in path.name else nvcc.ARCHITECTURES, options)

@@ -10,9 +10,10 @@ import torch
 from rich.console import Console
 
 from fusedref import KERNELBENCH_73, bench, plan
+from fusedref.bench import Work
 from fusedref.problem import SMALL_73
 from kernels import __main__ as command
-from kernels import ladder
+from kernels import ladder, training, training_times
 from tests import processes
 
 CONV2D, FUSED, FUSED_BLOCK, FOLDED = (ladder.LADDER[index] for index in (0, 4, 5, 6))
@@ -28,10 +29,12 @@ def rungs(monkeypatch, tmp_path):
     """
     timed = []
 
-    def run(*rungs, options=()):
+    def run(*rungs, options=(), training=()):
         monkeypatch.setattr(command, "LADDER", list(rungs))
+        monkeypatch.setattr(command, "TRAINING", list(training))
         monkeypatch.setattr(command, "MEASURED", command.ROOT / "lessons" / "measured" / "none.json")
         monkeypatch.setattr(command, "measure", lambda: timed.append(True) or [])
+        monkeypatch.setattr(command.training_times, "measure", lambda: [])
         return command.main(["--plot", str(tmp_path / "plots" / "ladder.png"), *options])
 
     run.timed = timed
@@ -81,8 +84,59 @@ def test_bytes_moved_at_problem_73():
     }
 
 
+def test_bytes_moved_in_training():
+    moved = {rung.title: rung.bytes_moved(KERNELBENCH_73) for rung in training.TRAINING}
+    assert moved == {
+        "11 batch_statistics": X + PARAMETERS + 4 * Y,
+        "12 training": 2 * X + PARAMETERS + Y,
+        "12 moments": 2 * X + PARAMETERS + Y,
+        "13 backward": 7 * X + PARAMETERS + 2 * Y,
+    }
+    floors = {mode: step.floor_bytes(KERNELBENCH_73) for mode, step in training_times.STEPS.items()}
+    assert floors == {"train": 2 * X + Y, "backward": 7 * X + 2 * Y}
+
+
+@pytest.mark.parametrize("mode", training_times.STEPS)
+def test_what_is_timed_in_training_is_right(device, mode):
+    work = Work(training_times.STEPS[mode], training.SMALL, "fp32", device.type)
+    with torch.no_grad():
+        for name, call in training_times.calls(mode, training.Training(*work.inputs), work.dy):
+            result = call()
+            is_rung = name in {rung.title for rung in training.TRAINING}
+            assert isinstance(result, dict) == is_rung, name
+            assert not is_rung or work.error(result) < 2e-6, name
+
+
+def test_training_table_holds_the_times():
+    modes = {mode: step.mode for mode, step in training_times.STEPS.items()}
+    shape = bench.describe(KERNELBENCH_73)
+    times = {"eager PyTorch": 900.0, "torch.compile": 600.0, "11 batch_statistics": 500.0, "13 backward": 450.0}
+    rows = [
+        bench.Row(name, mode, "fp32", "NCHW", shape, us, 1.0, 1e-7, 225.0)
+        for name, us in times.items()
+        for mode in modes.values()
+    ]
+    report = dataclasses.make_dataclass("Report", ["ok"])
+    reports = [(rung, report(rung.mode == "train")) for rung in training.TRAINING]
+    console = Console(width=200, record=True)
+    console.print(training_times.table(reports, training_times.training_rows(rows), "on a card"))
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert ["eager", "PyTorch", "train", "900", "1.00", "25%"] in lines
+    assert ["11", "batch_statistics", "train", "yes", "4", "2148.03", "3.28", "500", "1.80", "45%"] in lines
+    assert ["12", "training", "train", "yes", "3", "654.46", "1.00"] in lines
+    assert ["13", "backward", *modes["backward"].split(), "no", "8", "1510.23", "1.00", "450", "2.00", "50%"] in lines
+
+
+def test_broken_training_rung_is_refused(rungs, plant, capsys):
+    plant("11_batch_statistics.cu", "all.squares / all.count", "all.squares / (all.count - 1)")
+    assert rungs(FUSED, training=training.TRAINING[:1]) == 1
+    printed = capsys.readouterr().out
+    assert "11 batch_statistics is not validated" in printed
+    assert "running_var" in printed
+
+
 def test_kernel_files_and_rungs_have_the_same_numbers():
-    numbers = [f"{rung.number:02d}" for rung in ladder.LADDER]
+    numbers = [f"{rung.number:02d}" for rung in [*ladder.LADDER, *training.TRAINING]]
     assert numbers == sorted(numbers)
     assert sorted(set(numbers)) == sorted(path.name[:2] for path in ladder.KERNELS.glob("*.cu"))
 
@@ -181,4 +235,4 @@ def test_table_is_whole_in_a_narrow_window():
     done = processes.run(command, env=processes.environment(FUSEDREF_DEVICE="emulator", COLUMNS="80"))
     assert done.returncode == 0, done.stderr
     assert "…" not in done.stdout
-    assert done.stdout.count("yes") == len(ladder.LADDER)
+    assert done.stdout.count("yes") == len(ladder.LADDER) + len(training.TRAINING)

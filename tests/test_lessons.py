@@ -12,7 +12,7 @@ from nbclient.exceptions import CellExecutionError
 from torch import nn
 
 from fusedref import Problem
-from kernels import ladder
+from kernels import ladder, training
 from lessons import execute, pictures, workbench
 from lessons.exercises import (
     BLANK,
@@ -28,12 +28,17 @@ from lessons.exercises import (
     e07,
     e08,
     e09,
+    e11,
+    e12,
+    e13,
     kernels,
     warp,
 )
+from tests import training_answers
+from tests.training_answers import changed
 
 LESSONS = execute.notebooks()
-MODULES = (e00, e01, e02, e03, e04, e05, e06, e07, e08, e09, warp)
+MODULES = (e00, e01, e02, e03, e04, e05, e06, e07, e08, e09, e11, e12, e13, warp)
 ASKED_IN = {**{f"e{path.name[:2]}": path for path in LESSONS}, "warp": execute.WATCHING}  # module -> its lesson
 EXERCISES = {
     f"{module.__name__.rpartition('.')[2]}.{name}": value
@@ -165,7 +170,7 @@ def test_times_are_committed():
 
 def test_which_lessons_take_times():
     counting = {path.stem[:2] for path in LESSONS if not takes_times(path)}
-    assert counting == {"06", "07", "08", "09", "10", "se"}
+    assert counting == {"06", "07", "08", "09", "10", "11", "12", "13", "se"}
 
 
 @pytest.fixture
@@ -217,6 +222,20 @@ def test_a_variant_of_a_rung_is_the_rung_with_its_changes():
     assert not changed_.isclose(right).any()
     with pytest.raises(ValueError, match=r"06_shared_tile.cu has no 'a \* total'"):
         workbench.variant(rung, ("a * total", "a"))
+
+
+def test_changed_kernels_run_until_the_end_of_the_block():
+    z = torch.rand(1, 2, 3, 4)
+    before = ladder.KERNELS
+    with workbench.changed_kernels("11_batch_statistics.cu", ("= all.squares / all.count", "= 7")):
+        assert (training.batch_statistics(z)[1] == 7).all()
+    assert before == ladder.KERNELS
+    assert (training.batch_statistics(z)[1] < 1).all()
+    with (
+        pytest.raises(ValueError, match=r"11_batch_statistics.cu has no 'seven'"),
+        workbench.changed_kernels("11_batch_statistics.cu", ("seven", "8")),
+    ):
+        pass
 
 
 # --- the exercises: right answers ---
@@ -271,14 +290,6 @@ def wrong_tensor_bytes():
     yield tensor_bytes(size=1), "x has"
     yield lambda *sizes: e00.tensor_bytes_answer(*sizes)[::-1], "x has"
     yield lambda *sizes: 7, "two numbers"
-
-
-def changed(source: str, *replacements: tuple[str, str]) -> str:
-    """Return the right answer with a bug planted in it. Fail if the place for the bug is missing."""
-    for old, new in replacements:
-        assert old in source, old
-        source = source.replace(old, new)
-    return source
 
 
 DIGITS, GUARD, STRIDE = e01.digits.answer, e01.guard.answer, e01.stride.answer
@@ -591,7 +602,14 @@ WRONG = [
     ),
     ("warp.blur", changed(BLUR, ("__syncthreads();", "__syncwarp();")), "race"),
     ("warp.blur", changed(BLUR, (") / 3", ") / 2")), "wrong"),
+    *training_answers.WRONG,
 ]
+
+
+@pytest.mark.parametrize(("name", "answer"), training_answers.RIGHT)
+def test_right_answers_of_any_form_are_accepted(name, answer):
+    verdict = EXERCISES[name].check(answer)
+    assert verdict.ok, verdict.text
 
 
 @pytest.mark.parametrize(("name", "answer", "word"), WRONG, ids=[f"{name}-{n}" for n, (name, _, _) in enumerate(WRONG)])
@@ -624,6 +642,14 @@ def test_the_comparison_is_strict():
 # --- the pictures ---
 
 
+def test_an_excerpt_is_the_lines_between(tmp_path):
+    path = tmp_path / "kernel.cu"
+    path.write_text("zero\nthe one\ntwo\n  three\n")
+    assert "```c++\nthe one\ntwo\n```" in pictures.excerpt(path, "one", "three").data
+    with pytest.raises(ValueError, match=r"kernel.cu has no 'two' followed by 'one'"):
+        pictures.excerpt(path, "two", "one")
+
+
 @pytest.mark.parametrize(
     "picture",
     [
@@ -639,6 +665,7 @@ def test_the_comparison_is_strict():
         lambda alt: pictures.sectors(4 * np.arange(32) + 12, alt),
         lambda alt: pictures.banks((32, 33), 4, alt),
         lambda alt: pictures.products(3, 2, alt),
+        lambda alt: pictures.reduction(8, alt),
         lambda alt: pictures.bits({"a": [("sign", "0"), ("fraction", "0110")], "b": [("fraction", "1")]}, alt),
     ],
 )
