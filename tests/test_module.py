@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.ao.quantization import fuse_modules, fuse_modules_qat
 
 from fusedref import ConvBnScale, FusedConvBnScale
 from fusedref.module import fused_conv_bn_scale
@@ -12,6 +13,7 @@ from tests.cases import library_in_float32  # noqa: F401
 
 ARGUMENTS = {
     "stride": 2, "padding": 1, "dilation": 2, "groups": 2, "bias": False, "eps": 0.1, "momentum": 0.3, "affine": False,
+    "padding_mode": "zeros", "track_running_stats": True,
 }  # fmt: skip
 
 
@@ -173,6 +175,48 @@ def test_replaced_forward_runs(device, calls, name):
         assert torch.equal(fused(x_on(device)), expected)
         assert seen == [name]
         assert not calls
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("layer", [nn.Identity(), nn.GroupNorm(2, 6), nn.InstanceNorm2d(6)], ids=type)
+def test_another_layer_in_the_place_of_bn(device, calls, layer, training):
+    _, fused = pair(device)
+    fused.bn = layer.to(device)
+    fused.train(training)
+    assert torch.equal(fused(x_on(device)), fused.bn(fused.conv(x_on(device))) * 1.7)
+    assert not calls
+
+
+def test_weight_that_is_no_parameter(device, calls):
+    """As hypernetworks set it."""
+    _, fused = pair(device)
+    weight = fused.conv.weight.detach() * 2
+    del fused.conv.weight
+    fused.conv.weight = weight
+    with torch.no_grad():
+        assert torch.equal(fused(x_on(device)), fused.bn(fused.conv(x_on(device))) * 1.7)
+    assert not calls
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+def test_quantization_fuses_the_layers(device):
+    _, fused = pair(device)
+    torch.testing.assert_close(fuse_modules(fused, [["conv", "bn"]])(x_on(device)), fused(x_on(device)))
+    assert fuse_modules_qat(fused.train(), [["conv", "bn"]])(x_on(device)).shape == (2, 6, 7, 6)
+
+
+def test_device_and_dtype(device):
+    for model in (ConvBnScale, FusedConvBnScale):
+        made = model(4, 6, 3, 1.7, device="meta", dtype=torch.bfloat16)
+        assert {(tensor.device.type, tensor.dtype) for tensor in made.parameters()} == {("meta", torch.bfloat16)}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_float64(device, training):
+    reference, fused = (model.double().train(training) for model in pair(device))
+    assert torch.equal(fused(x_on(device).double()), reference(x_on(device).double()))
+    with torch.no_grad():
+        assert torch.equal(fused(x_on(device).double()), reference(x_on(device).double()))
 
 
 def test_parametrizations_run(device):

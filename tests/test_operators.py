@@ -289,3 +289,17 @@ def test_a_trace_of_the_function_keeps_its_tensors(device):
     traced = make_fx(lambda *tensors: fused_conv_bn_scale(*tensors, 2.0, padding=1, groups=2))(*given[:7])
     other = random_inputs(PROBLEM, 1, device)._replace(scaling_factor=2.0, eps=1e-5)
     torch.testing.assert_close(traced(*other[:7]), conv_bn_scale(*other, padding=1, groups=2))
+
+
+@pytest.mark.parametrize("transform", ["vmap", "grad"])
+def test_compile_of_a_transformed_call(models, transform):
+    """The operator has a rule for vmap; functorch's gradients know torch's own operators alone."""
+    transforms = {
+        "vmap": lambda model: torch.vmap(lambda x: model(x)),
+        "grad": lambda model: torch.func.grad(lambda x: model(x).square().sum()),
+    }
+    reference, fused = (transforms[transform](model.eval()) for model in models)
+    x = torch.stack([x_of(), 2 * x_of()]) if transform == "vmap" else x_of()
+    with torch.no_grad():
+        compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), reference(x), rtol=1e-4, atol=1e-5)

@@ -24,6 +24,7 @@ _is_compiling = torch.compiler.is_dynamo_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _functorch_level = torch._C._functorch.peek_interpreter_stack
 _jit_state = torch._C._get_tracing_state
+_transforms = torch._C._functorch.get_dynamic_layer_stack_depth  # unlike the stack itself, torch.compile knows it
 
 Convolution = tuple[Any, Any, Any, Any]  # stride, padding, dilation, groups
 _OPTIONS = ("stride", "padding", "dilation", "groups")
@@ -37,7 +38,7 @@ def is_traced() -> bool:
 
 def evaluate(parameters: Parameters, convolution: Convolution, precision: str) -> Tensor:
     """Return y with running statistics, by the registered operator if what traces can take it."""
-    if not _is_compiling() and not _takes_operators(parameters.tensors):
+    if not _takes_operators(parameters.tensors):
         return by_torch.evaluate(parameters, dict(zip(_OPTIONS, convolution, strict=True)))
     check_precision(precision, torch.float32)
     y: Tensor = torch.ops.fusedref.conv_bn_scale(*parameters, *numbers(*convolution), precision)
@@ -49,7 +50,7 @@ def train(given: tuple[Any, ...], running: Running | None, convolution: Convolut
 
     ``given`` has x, weight, bias, gamma, beta, the scale and eps.
     """
-    if not _is_compiling() and not _takes_operators(given[:5]):
+    if not _takes_operators(given[:5]):
         x, weight, bias, gamma, beta, scaling_factor, eps = given
         options = dict(zip(_OPTIONS, convolution, strict=True))
         return by_torch.train(x, weight, bias, gamma, beta, scaling_factor, eps, running, options)
@@ -87,6 +88,8 @@ def _takes_operators(tensors: Sequence[Any]) -> bool:
 
     torch.jit.trace, the gradients of functorch and other subclasses of Tensor know torch's own operators alone.
     """
+    if _is_compiling():
+        return _transforms() == 0
     if _jit_state() is not None:
         return False
     if _functorch_level() is not None and any(
