@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from fusedref.arguments import check_precision, scale
+from fusedref.ops import synchronised
 from fusedref.ops.inference import fused_conv_bn_scale
+from fusedref.ops.tracing import is_traced
 from fusedref.ops.training_mode import fused_conv_bn_scale_training
 from fusedref.reference import ConvBnScale
 
@@ -23,7 +25,9 @@ class FusedConvBnScale(ConvBnScale):
 
     Takes what ``ConvBnScale`` takes and builds ``conv`` and ``bn`` as it does, so seeds give the same parameters and
     state_dicts carry over both ways. x is [batch, in_channels, height, width]. ``precision="tf32"`` allows to round the
-    factors of float32 products to tf32; it has no meaning for a module in half precision.
+    factors of float32 products to tf32; it has no meaning for a module in half precision. With a ``process_group`` of
+    torch.distributed, or a ``torch.nn.SyncBatchNorm`` as ``bn``, the processes share the statistics of their batches in
+    training.
 
     ``fused_conv_bn_scale`` serves evaluation mode and ``fused_conv_bn_scale_training`` training mode; both say what
     they refuse. They take float32, float16 and bfloat16 (``.half()``, ``.bfloat16()``, also with ``bn`` kept in
@@ -40,16 +44,25 @@ class FusedConvBnScale(ConvBnScale):
         scaling_factor: float | Tensor,
         *,
         precision: str = "fp32",
+        process_group: Any = None,
         **options: Any,
     ) -> None:
         """Build the layers as ``ConvBnScale`` does; raise ValueError for another precision."""
         super().__init__(in_channels, out_channels, kernel_size, scaling_factor, **options)
         check_precision(precision, torch.float32)
+        if process_group is not None:
+            convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
+            self.bn = convert(self.bn, process_group)
         self.precision = precision
 
     @classmethod
     def from_modules(
-        cls, conv: nn.Conv2d, bn: nn.BatchNorm2d, scaling_factor: float | Tensor, *, precision: str = "fp32"
+        cls,
+        conv: nn.Conv2d,
+        bn: nn.BatchNorm2d | nn.SyncBatchNorm,
+        scaling_factor: float | Tensor,
+        *,
+        precision: str = "fp32",
     ) -> FusedConvBnScale:
         """Return a module that shares the given layers, without a copy, and takes its mode from ``bn``.
 
@@ -58,7 +71,7 @@ class FusedConvBnScale(ConvBnScale):
         """
         check_precision(precision, torch.float32)
         for name, layer, needed in (("conv", conv, nn.Conv2d), ("bn", bn, nn.BatchNorm2d)):
-            if not isinstance(layer, needed):
+            if not isinstance(layer, (needed, nn.SyncBatchNorm) if name == "bn" else needed):
                 got = layer.__name__ + " itself" if isinstance(layer, type) else type(layer).__name__
                 raise TypeError(f"{name} must be a torch.nn.{needed.__name__}, got {got}")
         if bn.num_features != conv.out_channels:
@@ -67,7 +80,7 @@ class FusedConvBnScale(ConvBnScale):
             )
         module = cls.__new__(cls)
         nn.Module.__init__(module)
-        module.conv, module.bn, module.scaling_factor = conv, bn, scale(scaling_factor)
+        module.conv, module.bn, module.scaling_factor = conv, cast(nn.BatchNorm2d, bn), scale(scaling_factor)
         module.precision = precision
         module.training = bn.training
         return module
@@ -77,7 +90,7 @@ class FusedConvBnScale(ConvBnScale):
         try:  # dictionaries: attributes that nn.Module looks up cost ten times as much
             conv: Any = self._modules["conv"]
             bn: Any = self._modules["bn"]
-            if not (_is_plain(conv, nn.Conv2d) and _is_plain(bn, nn.BatchNorm2d)) or _has_global_hook():
+            if not (_is_plain(conv, _CONV) and _is_plain(bn, _BN)) or _has_global_hook():
                 return super().forward(x)
             weight, bias = conv._parameters["weight"], conv._parameters["bias"]
             gamma, beta, statistics = bn._parameters["weight"], bn._parameters["bias"], bn._buffers
@@ -97,6 +110,12 @@ class FusedConvBnScale(ConvBnScale):
                 stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups,
                 precision=precision,
             )  # fmt: skip
+        if type(bn) is nn.SyncBatchNorm and bn.training:
+            group = synchronised.group_of(bn)
+            if group is not None:
+                return (
+                    super().forward(x) if is_traced() else synchronised.train(x, conv, bn, self.scaling_factor, group)
+                )
         if not bn.training or not bn.track_running_stats:  # the batch's statistics, and nothing to update
             mean = var = None
         return fused_conv_bn_scale_training(
@@ -111,9 +130,12 @@ class FusedConvBnScale(ConvBnScale):
         return f"{super().extra_repr()}, precision={self.precision!r}"
 
 
-def _is_plain(layer: object, kind: type) -> bool:
+_CONV, _BN = (nn.Conv2d,), (nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+def _is_plain(layer: object, kinds: tuple[type, ...]) -> bool:
     """Return whether calling ``layer`` does what its kind does on zeros around the image, and nothing else."""
-    if type(layer) is not kind:
+    if type(layer) not in kinds:
         return False
     own = layer.__dict__
     return not (

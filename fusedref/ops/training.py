@@ -24,7 +24,7 @@ class Running(NamedTuple):
     batches: Tensor | None
     momentum: float | None
 
-    def update(self, mean: Tensor, var: Tensor, count: int) -> None:
+    def update(self, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
         """Take in the mean and biased variance of a batch of ``count`` pixels per channel, by torch's operators.
 
         No number goes to the host, so that a trace can record it.
