@@ -111,7 +111,10 @@ def index_map(
     rows: str = "row",
     columns: str = "column",
 ) -> Image:
-    """Draw a grid of cells that show `numbers`, coloured by their `owners`, with a legend."""
+    """Draw a grid of cells that show `numbers`, coloured by their `owners`.
+
+    owner: what the legend calls an owner; empty: no legend.
+    """
     height, width = numbers.shape
 
     def paint(figure: Figure) -> None:
@@ -138,6 +141,8 @@ def index_map(
         axes.tick_params(length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)
+        if not owner:
+            return
         handles = [
             matplotlib.patches.Patch(facecolor=PALE[place % len(PALE)], edgecolor=GREY, label=f"{owner} {value}")
             for place, value in enumerate(present)

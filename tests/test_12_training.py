@@ -165,9 +165,8 @@ def test_a_planted_bug_is_refused(device, plant, way, right, wrong):
 )
 def test_running_statistics_that_do_not_follow_are_refused(device, plant, right, wrong):
     plant("12_training.cu", right, wrong)
-    report = validate(RUNGS["moments"].candidate, Problem(2, 1, 2, 2, 3, 1), mode="train", device=device)
-    assert "running_var" in str(report)
-    assert not report.ok
+    with pytest.raises(AssertionError):
+        test_the_running_statistics_follow(device, by_moments)
 
 
 @needs_emulator
