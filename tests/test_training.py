@@ -1,4 +1,4 @@
-"""Training and gradients follow torch's: by its own operators, and by a runner of ours (``how``)."""
+"""Training and gradients follow torch's: by its own operators, by a runner made of them, by kernels (``how``)."""
 
 import copy
 import pickle
@@ -26,26 +26,28 @@ FAMILIES = {
 
 
 class Runners(list):
-    """The runners that were made."""
+    """The runners that were made of torch's operators; ``served`` says whether any runner serves."""
 
-    served = False  # where torch's operators serve
+    served = False
 
 
-@pytest.fixture(params=["torch", "runner"])
-def how(request, monkeypatch):
-    """Return the runners that were made, none where torch's operators serve."""
+@pytest.fixture(params=["torch", "runner", "kernels"])
+def how(request, monkeypatch, device):
+    """Return the runners that were made of torch's operators."""
     made = Runners()
-    made.served = request.param == "runner"
+    made.served = request.param != "torch"
 
     def runner(*arguments):
         made.append(TorchRunner(*arguments))
         return made[-1]
 
-    monkeypatch.delenv("FUSEDREF_DEVICE", raising=False)
-    if made.served:
+    if request.param != "kernels":
+        monkeypatch.delenv("FUSEDREF_DEVICE", raising=False)
+    if request.param == "runner":
         monkeypatch.setattr(calls, "training_runner", runner)
     calls.forget()
-    yield made
+    with torch.device(device if request.param == "kernels" else "cpu"):
+        yield made
     calls.forget()
 
 
@@ -65,7 +67,13 @@ def pair(dtype=torch.float32, **arguments):
 
 
 def x_of(seed=1, batch=2, dtype=torch.float32):
-    return torch.randn(batch, 4, 9, 8, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return randn(batch, 4, 9, 8, seed=seed).to(dtype)
+
+
+def randn(*size, seed):
+    """Return random numbers that are the same on every device."""
+    numbers = torch.randn(size, generator=torch.Generator().manual_seed(seed), device="cpu")
+    return numbers.to(torch.get_default_device())
 
 
 def close(first, second, tolerance=2e-5):
@@ -104,19 +112,21 @@ def test_three_steps(how, family, evaluated):
 def test_a_runner_serves(how):
     _, fused = pair()
     fused(x_of()).sum().backward()
-    assert sum(runner.forwards for runner in how) == how.served
+    assert sum(runner.forwards for runner in how) == len(how)
+    (case,) = [call.case for call in calls._recent.values()]
+    assert (case.training_runner is not None) == how.served
 
 
 def test_sgd_follows_the_reference(how):
     reference, fused = pair(padding=1)
-    target = torch.randn(8, 6, 9, 8, generator=torch.Generator().manual_seed(3))
+    target = randn(4, 6, 9, 8, seed=3)
     losses = []
     for model in (reference, fused):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.5)
         losses.append([])
         for step in range(200):
             optimizer.zero_grad()
-            loss = (model(x_of(step % 4, batch=8)) - target).square().mean()
+            loss = (model(x_of(step % 4, batch=4)) - target).square().mean()
             loss.backward()
             optimizer.step()
             losses[-1].append(loss.detach())
@@ -155,7 +165,7 @@ def test_nothing_is_kept_without_gradients(how):
 def test_batch_norm_in_evaluation_mode_in_a_model_that_trains(how):
     reference, fused = pair()
     for model in (reference, fused):
-        model.bn.running_mean.uniform_(generator=torch.Generator().manual_seed(0))
+        model.bn.running_mean.copy_(randn(6, seed=0))
         model.bn.eval()
         model(x_of()).square().mean().backward()
     compare_states(fused, reference)
@@ -281,9 +291,8 @@ def function(training, tensors):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_gradcheck(how, training):
-    generator = torch.Generator().manual_seed(0)
     sizes = ((2, 2, 3, 2), (2, 2, 3, 3), (2,), (2,), (2,))
-    tensors = [torch.randn(size, generator=generator).double().requires_grad_() for size in sizes]
+    tensors = [randn(*size, seed=0).double().requires_grad_() for size in sizes]
     assert torch.autograd.gradcheck(lambda *given: function(training, given), tensors)
     assert torch.autograd.gradgradcheck(lambda *given: function(training, given), tensors)
 
