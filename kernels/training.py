@@ -96,7 +96,7 @@ def conv_statistics(given: Training, padding: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def moments(given: Training, padding: int = 0) -> PatchMoments:
-    """Return mean and covariance of the patches of x, by rung 12. Raise ValueError above MAX_TAPS."""
+    """Return mean and covariance of the patches of x, by rung 12. Raise ValueError if it is too large."""
     problem, module = _compiled("12_training", given, padding)
     slices, taps = _slices(problem), problem.taps
     parts = given.x.new_empty(slices, taps + 1, taps + 1, dtype=torch.float64)
@@ -193,19 +193,44 @@ def backward(
 
 
 def _compiled(file: str, given: Training, padding: int) -> tuple[Problem, Any]:
-    """Return the problem of the arguments, and ``file`` compiled for it. Raise ValueError above MAX_TAPS."""
+    """Return the problem of the arguments and ``file`` compiled for it; raise ValueError if the problem is too large."""
     batch, in_channels, height, width = given.x.shape
     out_channels, _, kernel_size, _ = given.weight.shape
     problem = Problem(batch, in_channels, out_channels, height, width, kernel_size, padding=padding)
     _check_count(problem.batch * problem.out_height * problem.out_width)
     if problem.taps > MAX_TAPS:
         raise ValueError(f"{file} serves at most {MAX_TAPS} products per output, got {problem.taps}")
+    _check_shared(file, problem)
     return problem, source_module(ladder.KERNELS / f"{file}.cu", options(problem), given.x.device)
 
 
 def options(problem: Problem) -> tuple[str, ...]:
     """Return the options for nvcc that define the sizes of rungs 12 and 13."""
     return *ladder.tensor_cores.options(problem), f"-DPADDING={problem.pads[0][0]}"
+
+
+def _check_shared(file: str, problem: Problem) -> None:
+    """Raise ValueError if a kernel of ``file`` needs more shared memory than a block has on every GPU."""
+    reach = problem.kernel[0] - 1
+    halo, pitched = (8 + reach) * (32 + reach), (8 + reach) * (33 + reach) + 31  # at most, with the padding of 13
+    channels, taps = problem.in_channels, problem.taps
+    needed = {
+        "12_training": {
+            "conv_statistics": 4 * (channels * halo + 64 * taps + 2 * 64 * 3),
+            "moments": 8 * (channels + 1) * halo,
+        },
+        "13_backward": {
+            "backward": 4 * ((channels + 8) * pitched + 8 * taps + problem.out_channels * (taps + 1)),
+            "input_gradient": 4 * channels * (8 + 2 * reach) * (32 + 2 * reach),
+        },
+    }[file]
+    kernel = max(needed, key=lambda name: needed[name])
+    if needed[kernel] > ladder.MAX_SHARED_BYTES:
+        raise ValueError(
+            f"{kernel} needs {needed[kernel]} bytes of shared memory for {channels} input channels, "
+            f"{problem.out_channels} output channels and a {reach + 1}x{reach + 1} kernel, "
+            f"a block has {ladder.MAX_SHARED_BYTES}"
+        )
 
 
 def _check_count(count: int) -> None:

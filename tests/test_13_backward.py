@@ -137,8 +137,15 @@ def test_memory_requests():
     assert at("const float d =").bank_conflicts == 0
 
 
-def test_what_does_not_fit_is_refused(device):
-    problem = Problem(1, 11, 2, 5, 5, 3)
+@pytest.mark.parametrize(
+    ("problem", "words"),
+    [
+        (Problem(1, 11, 2, 5, 5, 3), "at most 87 products per output, got 99"),
+        (Problem(1, 8, 100, 5, 5, 3), "backward needs 55888 bytes of shared memory for 8 input channels, 100 output"),
+        (Problem(1, 40, 2, 5, 5, 1), "moments needs 83968 bytes"),
+    ],
+)
+def test_what_does_not_fit_is_refused(device, problem, words):
     given = training_inputs(problem, 0, device)
-    with pytest.raises(ValueError, match="at most 87 products per output, got 99"):
+    with pytest.raises(ValueError, match=words):
         RUNG.candidate(random_dy(problem, device), given.x, given.weight, given.bias, *given[5:9])
