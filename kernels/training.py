@@ -193,7 +193,7 @@ def backward(
 
 
 def _compiled(file: str, given: Training, padding: int) -> tuple[Problem, Any]:
-    """Return the problem of the arguments and ``file`` compiled for it; raise ValueError if the problem is too large."""
+    """Return the problem of the arguments and ``file`` compiled for it; raise ValueError if that is too large."""
     batch, in_channels, height, width = given.x.shape
     out_channels, _, kernel_size, _ = given.weight.shape
     problem = Problem(batch, in_channels, out_channels, height, width, kernel_size, padding=padding)
