@@ -160,21 +160,20 @@ MMA_F64 = r"""
 extern "C" __global__ void mma(const double* a, const double* b, const double* c, double* d)
 {
     const int lane = blockIdx.x * 32 + threadIdx.x;
-    a += 4 * lane; b += 2 * lane; c += 4 * lane; d += 4 * lane;
+    a += 2 * lane; b += lane; c += 4 * lane; d += 4 * lane;
     const double from[4] = {c[0], c[1], c[2], c[3]};
     double to[4];
-    ptx::mma_m16n8k8_f64(to, a[0], a[1], a[2], a[3], b[0], b[1], from);
+    ptx::mma_m16n8k4_f64(to, a[0], a[1], b[0], from);
     for (int i = 0; i < 4; i++) d[i] = to[i];
 }
 """
 
 
 def run_mma_f64(door, A, B, C):
-    """Return the fragments [warps, 32, 4] of A B + C, for A [warps, 16, 8], B [warps, 8, 8] by columns, and C."""
+    """Return the fragments [warps, 32, 4] of A B + C, for A [warps, 16, 4], B [warps, 8, 4] by columns, and C."""
     SourceModule, drv = door
     group, member = np.arange(32) // 4, np.arange(32) % 4
-    a = np.stack([A[:, group + 8 * (i % 2), member + 4 * (i // 2)] for i in range(4)], axis=-1)
-    b = np.stack([B[:, group, member + 4 * i] for i in range(2)], axis=-1)
+    a, b = np.stack([A[:, group, member], A[:, group + 8, member]], axis=-1), B[:, group, member]
     module = SourceModule(MMA_F64, no_extern_c=True, include_dirs=[str(COMMON)])
     c = to_lanes(C)
     d = np.empty_like(c)
@@ -186,7 +185,9 @@ def run_mma_f64(door, A, B, C):
 class TestMmaF64:
     def test_it_is_the_matrix_product(self):
         rng = np.random.default_rng(5)
-        A, B, C = (rng.integers(-(2**20), 2**20, (20, rows, 8)).astype(np.float64) for rows in (16, 8, 16))
+        A, B, C = (
+            rng.integers(-(2**20), 2**20, shape).astype(np.float64) for shape in ((20, 16, 4), (20, 8, 4), (20, 16, 8))
+        )
         assert np.array_equal(run_mma_f64(EMULATOR, A, B, C), to_lanes(C + A @ B.transpose(0, 2, 1)))
 
     @pytest.mark.parametrize(("a", "b", "c", "expected"), [
@@ -194,15 +195,15 @@ class TestMmaF64:
         (np.nan, 0, 0, np.nan), (1e200, 1e200, 0, np.inf), (-0.0, 0, -0.0, -0.0), (5e-324, 1, 0, 5e-324),
     ])  # fmt: skip
     def test_what_is_special(self, a, b, c, expected):
-        A, B, C = np.zeros((1, 16, 8)), np.zeros((1, 8, 8)), np.full((1, 16, 8), -0.0)
+        A, B, C = np.zeros((1, 16, 4)), np.zeros((1, 8, 4)), np.full((1, 16, 8), -0.0)
         B[...] = -0.0 if expected == 0 else 0.0
-        A[0, 9, 5], B[0, 3, 5], C[0, 9, 3] = a, b, c
+        A[0, 9, 2], B[0, 3, 2], C[0, 9, 3] = a, b, c
         d = run_mma_f64(EMULATOR, A, B, C)[0, 1 * 4 + 1, 3]  # row 9, column 3
         assert np.array_equal(d, np.float64(expected), equal_nan=True)
         assert np.signbit(d) == np.signbit(expected) or np.isnan(d)
 
     def test_products_are_not_rounded(self):
-        A, B, C = np.zeros((1, 16, 8)), np.zeros((1, 8, 8)), np.zeros((1, 16, 8))
+        A, B, C = np.zeros((1, 16, 4)), np.zeros((1, 8, 4)), np.zeros((1, 16, 8))
         A[0, 0, 0] = B[0, 0, 0] = 1 + 2.0**-52
         C[0, 0, 0] = -1
         assert run_mma_f64(EMULATOR, A, B, C)[0, 0, 0] == 2.0**-51 + 2.0**-104
@@ -214,8 +215,10 @@ class TestMmaF64:
         if drv.Context.get_device().compute_capability() < (9, 0):
             pytest.skip("the instruction is sm_90's")
         rng = np.random.default_rng(6)
-        spread = np.exp2(rng.integers(-40, 40, (500, 32, 8)))
-        A, B, C = np.split(rng.standard_normal((500, 40, 8)) * np.concatenate([spread, spread[:, :8]], 1), [16, 24], 1)
+        A, B = (
+            rng.standard_normal((500, rows, 4)) * np.exp2(rng.integers(-40, 40, (500, rows, 4))) for rows in (16, 8)
+        )
+        C = rng.standard_normal((500, 16, 8))
         card, emulated = (run_mma_f64(door, A, B, C) for door in ((SourceModule, drv), EMULATOR))
         assert np.array_equal(card.view(np.uint64), emulated.view(np.uint64))
 

@@ -28,7 +28,7 @@ STATISTICS_SIGNATURE = (
     Argument("finished", "inout"),
     Argument("batch", "int64"),
 )
-INTERIOR_WARPS, BORDER_WARPS = 8, 4  # as in moments.cu
+INTERIOR_WARPS, BORDER_WARPS, WARPS = 8, 4, 12  # as in moments.cu
 GROUP = 4  # rows of a unit
 WIDEST = 128  # columns of a unit, at most
 
@@ -37,10 +37,10 @@ class Geometry(NamedTuple):
     """Sizes that moments.cu is compiled with, as the macros of the same names in upper case."""
 
     most_blocks: int  # one per multiprocessor
-    stride: int  # columns between the pixels of a fragment: a quarter of a unit's
+    unit_pairs: int  # pairs of columns of a unit, at most
     units_across: int  # units that share rows
     stages: int  # units in shared memory
-    shares: int  # blocks that share an edge of the images
+    shares: int  # blocks that share an edge of the images' rows
     shared_bytes: int  # of struct Shared
 
 
@@ -77,30 +77,33 @@ def moments_plan(problem: Problem, target: Target = EMULATED, variant: KernelVar
     rows, columns = (kernel - 1 for kernel in problem.kernel)
     (top, bottom), (left, right) = problem.pads
     lines_down = min((rows - top) + (rows - bottom), problem.height)
-    lines_across = min((columns - left) + (columns - right), problem.width)
-    inner_rows, inner_columns = problem.height - lines_down, problem.width - lines_across
+    lines_left = min(columns - left, problem.width)
+    lines_right = min(columns - right, problem.width - lines_left)
+    lines_right += (problem.width - lines_left - lines_right) % 2  # the interior is pairs of columns
+    inner_rows, inner_pairs = problem.height - lines_down, (problem.width - lines_left - lines_right) // 2
 
-    units_across = max(math.ceil(inner_columns / WIDEST), 1)
-    units = problem.batch * math.ceil(inner_rows / GROUP) * units_across if inner_columns else 0
+    units_across = max(math.ceil(2 * inner_pairs / WIDEST), 1)
+    units = problem.batch * math.ceil(inner_rows / GROUP) * units_across if inner_pairs else 0
     blocks = max(min(units, target.multiprocessors), 1)
-    edges, corners = lines_down + lines_across, lines_down * lines_across
-    shares = max((target.multiprocessors - corners) // max(edges, 1), 1)
+    sides = (lines_left > 0) + math.ceil(lines_right / 2)
+    edges, corners = lines_down + 2 * sides, lines_down * (lines_left + lines_right)
+    shares = max((target.multiprocessors - lines_down * sides) // max(edges, 1), 1)
 
     size = problem.dtype.itemsize
-    stride = max(math.ceil(inner_columns / (4 * units_across)), 1)
+    unit_pairs = max(math.ceil(inner_pairs / units_across), 1)
     lags = columns + 1 + rows * (2 * columns + 1)
-    region = 8 * (lags * 64 + 8 + 64)
-    row = _round_up(min(4 * stride + 2 * columns, problem.width) * size + 16 - size, 16)
+    sums = lags * 64 + 8
+    margin = 2 if columns else 0
+    row = _round_up(min(2 * unit_pairs + 2 * margin, problem.width) * size + 16 - size, 16)
     stage = problem.in_channels * (_round_up((GROUP + rows) * row, 128) + 16)
-    border = BORDER_WARPS * region
 
     def shared_bytes(stages: int) -> int:
         """Return the bytes of shared memory with so many stages."""
-        held = _round_up(max(stages * stage, INTERIOR_WARPS * region), 128)
-        return _round_up(held + border + 16 * stages, 128)
+        held = _round_up(max(stages * stage, 8 * INTERIOR_WARPS * sums), 128)
+        return _round_up(held + 8 * (BORDER_WARPS * sums + WARPS * 64) + 16 * stages, 128)
 
     stages = next(n for n in range(8, 0, -1) if shared_bytes(n) <= target.shared_limit)
-    geometry = Geometry(target.multiprocessors, stride, units_across, stages, shares, shared_bytes(stages))
+    geometry = Geometry(target.multiprocessors, unit_pairs, units_across, stages, shares, shared_bytes(stages))
     macros = common_macros(problem, variant) | {name.upper(): size for name, size in geometry._asdict().items()}
     taps = math.prod(problem.kernel)
     pairs = taps * (taps + 1) // 2
@@ -112,7 +115,7 @@ def moments_plan(problem: Problem, target: Target = EMULATED, variant: KernelVar
                 signature=MOMENTS_SIGNATURE,
                 macros=tuple(macros.items()),
                 grid=(blocks, 1, 1),
-                block=(32 * (INTERIOR_WARPS + BORDER_WARPS), 1, 1),
+                block=(32 * WARPS, 1, 1),
                 shared=geometry.shared_bytes,
             ),
             Launch(
@@ -124,7 +127,7 @@ def moments_plan(problem: Problem, target: Target = EMULATED, variant: KernelVar
                 block=(256, 1, 1),
             ),
         ),
-        parts=(blocks + edges * shares + corners) * (lags * 64 + 8),
+        parts=(blocks + (lines_down + 2 * (lines_left + lines_right)) * shares + corners) * sums,
         moments=taps * 8 + (taps * 8) ** 2 + 16,
         squares=pairs * 64,
     )

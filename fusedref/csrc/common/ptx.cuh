@@ -169,16 +169,14 @@ static __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t
 
 #if PTX_SINCE(900)
 
-// ---- mma in float64 [sm_90]: d[16, 8] = a[16, 8] b[8, 8] + c[16, 8] -------------------------------------------------
-// c and d as above. a0: row group, a1: row group + 8, both element k = member; a2, a3: the same rows, k = member + 4.
-// b0: column group, k = member; b1: k = member + 4. d may be c.
+// ---- mma in float64 [sm_90]: d[16, 8] = a[16, 4] b[4, 8] + c[16, 8] -------------------------------------------------
+// c and d as above. a0: row group, a1: row group + 8, both element k = member. b: column group, k = member. d may be c.
 
-static __device__ __forceinline__ void mma_m16n8k8_f64(double (&d)[4], double a0, double a1, double a2, double a3,
-                                                       double b0, double b1, const double (&c)[4]) {
-    asm("mma.sync.aligned.m16n8k8.row.col.f64.f64.f64.f64 "
-        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+static __device__ __forceinline__ void mma_m16n8k4_f64(double (&d)[4], double a0, double a1, double b,
+                                                       const double (&c)[4]) {
+    asm("mma.sync.aligned.m16n8k4.row.col.f64.f64.f64.f64 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
         : "=d"(d[0]), "=d"(d[1]), "=d"(d[2]), "=d"(d[3])
-        : "d"(a0), "d"(a1), "d"(a2), "d"(a3), "d"(b0), "d"(b1), "d"(c[0]), "d"(c[1]), "d"(c[2]), "d"(c[3]));
+        : "d"(a0), "d"(a1), "d"(b), "d"(c[0]), "d"(c[1]), "d"(c[2]), "d"(c[3]));
 }
 
 // ---- bulk copies [sm_90]: one thread starts a copy of any length; the copy engine does the rest ---------------------

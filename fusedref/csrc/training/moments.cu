@@ -40,10 +40,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) moments(
     }
     __syncthreads();
     if (warp < INTERIOR_WARPS) {
-        ptx::more_registers<176>();
         sum_interior(shared, x, parts + (BORDER_PARTS + blockIdx.x) * SUMS, batch, warp, lane);
     } else {
-        ptx::fewer_registers<152>();
         sum_border(shared, x, parts, batch, warp - INTERIOR_WARPS, lane);
     }
 }

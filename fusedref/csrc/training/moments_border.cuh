@@ -1,150 +1,102 @@
 // moments.cu: the warps that sum over the borders of the images, where some taps reach no pixel.
 //
-// Every row of TOP and BOTTOM, and every column of LEFT and RIGHT, is a class of its own: an edge is the part of such a line
-// between the corners, a corner is a single pixel. A warp walks along 8 pieces of an edge at a time, or visits the same
-// corner of 8 images, with a window of fragments in registers that come straight from global memory.
+// Numbers come straight from global memory. Lanes of a fragment stand on the same row of four images, and the warp walks along
+// the edge; or on four rows of a side of an image; or on the same corner of four images.
 #pragma once
 
-#include "moments_tile.cuh"
+#include "moments_products.cuh"
 
-constexpr int BORDER_PAIRS = (LAGS + 1) / 2;
-using BorderSums = Sums<BORDER_PAIRS>;
+constexpr int INNER_PAIRS = INNER_COLUMNS / 2, SEGMENTS = (INNER_PAIRS + 7) / 8;  // pairs of a row; its walks
+constexpr int SIDE_PARTS = SIDES * 2 * SHARES;
+constexpr int TASKS = ROW_PARTS + SIDE_PARTS + LINES_DOWN * SIDES;
 
-constexpr int STEPS = 8;  // pixels of a piece, at most
+// The first of the two columns of a side. The other, or this one, may lie outside x.
+__device__ __forceinline__ int first_column(int side) {
+    return LEFT > 0 && side == 0 ? LEFT - 2 : WIDTH - RIGHT + 2 * (side - (LEFT > 0));
+}
 
-// A piece of an edge, as a lane sees it.
-struct Piece {
-    const Element* plane;  // of the lane's channel; null: no pixels
-    int row, column;       // of the first pixel
-    int count;             // pixels
-    __device__ __forceinline__ double fetch(int down, int right) const {
-        const int r = row + down, c = column + right;
-        const bool there = plane && r < HEIGHT && (unsigned)c < WIDTH;
-        return there ? number(plane[(long long)r * WIDTH + c]) : 0.0;
-    }
-};
-
-// Adds 8 pieces: lane % 4 has the piece of that number and the one 4 after it.
-template <bool DOWNWARDS>
-__device__ __forceinline__ void add_pieces(BorderSums& sums, const Piece (&pieces)[2], int steps) {
-    double window[2][KERNEL_HEIGHT][WINDOW_COLUMNS];
+// Adds pairs of columns, from `column` on, of a row of an image, which a lane has none of if `row` is not below `rows`.
+// open: whether windows can reach outside x.
+template <bool open, bool apart>
+__device__ __forceinline__ void add_row(
+    Shared& shared, Sums& sums, const Element* x, int image, int row, int rows, int column, int pairs, int batch) {
+    const int channel = threadIdx.x % 32 / 4;
+    const Element* first = x + ((image * (long long)IN_CHANNELS + channel) * HEIGHT + row) * WIDTH + column;
+    bool there[KERNEL_HEIGHT];
     #pragma unroll
-    for (int half = 0; half < 2; half++)
-        #pragma unroll
-        for (int row = 0; row < KERNEL_HEIGHT - DOWNWARDS; row++)
-            #pragma unroll
-            for (int column = 0; column < WINDOW_COLUMNS - !DOWNWARDS; column++)
-                window[half][row][column] = pieces[half].fetch(row, column - REACH);
+    for (int down = 0; down < KERNEL_HEIGHT; down++)
+        there[down] = image < batch && channel < IN_CHANNELS && row + down < (down == 0 ? rows : HEIGHT);
+    add_pairs<apart>(shared, sums, pairs, [&](int down, int offset) {
+        return there[down] && (!open || (unsigned)(column + offset) < WIDTH) ? float(first[down * WIDTH + offset])
+                                                                             : 0.0f;
+    });
+}
+
+// Writes the sums of the block's warps as a part; see put_sums for `column`.
+__device__ __forceinline__ void write_border(
+    Shared& shared, const Sums& sums, int column, double* part, int warp, int lane) {
+    put_sums(shared, shared.border[warp], sums, column, lane);
+    ptx::named_barrier_sync(2, BORDER_WARPS * 32);
     #pragma unroll 1
-    for (int step = 0; step < steps; step++) {
-        double pixel[2];
+    for (int i = warp * 32 + lane; i < SUMS; i += BORDER_WARPS * 32) {
+        double sum = 0.0;
         #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            if (DOWNWARDS) {
-                #pragma unroll
-                for (int column = 0; column < WINDOW_COLUMNS; column++)
-                    window[half][KERNEL_HEIGHT - 1][column] =
-                        pieces[half].fetch(step + KERNEL_HEIGHT - 1, column - REACH);
-            } else {
-                #pragma unroll
-                for (int row = 0; row < KERNEL_HEIGHT; row++)
-                    window[half][row][WINDOW_COLUMNS - 1] = pieces[half].fetch(row, step + REACH);
-            }
-            pixel[half] = step < pieces[half].count ? window[half][0][REACH] : 0.0;
-            sums.pixels += pixel[half];
-        }
-        #pragma unroll
-        for (int i = 0; i < BORDER_PAIRS; i++) {
-            const int a = 2 * i, b = 2 * i + 1;
-            const bool both = b < LAGS;
-            ptx::mma_m16n8k8_f64(
-                sums.products[i], window[0][down(a)][REACH + right(a)],
-                both ? window[0][down(b)][REACH + right(b)] : 0.0, window[1][down(a)][REACH + right(a)],
-                both ? window[1][down(b)][REACH + right(b)] : 0.0, pixel[0], pixel[1], sums.products[i]);
-        }
-        #pragma unroll
-        for (int half = 0; half < 2; half++)
-            #pragma unroll
-            for (int row = 0; row < KERNEL_HEIGHT - DOWNWARDS; row++)
-                #pragma unroll
-                for (int column = 0; column < WINDOW_COLUMNS - !DOWNWARDS; column++)
-                    window[half][row][column] = window[half][row + DOWNWARDS][column + !DOWNWARDS];
+        for (int k = 0; k < BORDER_WARPS; k++) sum += shared.border[k][i];
+        part[i] = sum;
+    }
+    ptx::named_barrier_sync(2, BORDER_WARPS * 32);
+}
+
+// Sums and writes a share of an edge of a row.
+__device__ __forceinline__ void sum_edge(
+    Shared& shared, const Element* x, double* parts, int task, int batch, int warp, int lane) {
+    Sums sums = {};
+    shared.pixels[0][threadIdx.x] = shared.pixels[1][threadIdx.x] = 0.0;
+    const int units = (batch + 3) / 4 * SEGMENTS;
+    #pragma unroll 1
+    for (int unit = task % SHARES * BORDER_WARPS + warp; unit < units; unit += SHARES * BORDER_WARPS) {
+        const int image = unit / max(SEGMENTS, 1) * 4 + lane % 4, segment = unit % max(SEGMENTS, 1);
+        const int begin = INNER_PAIRS * segment / max(SEGMENTS, 1),
+                  end = INNER_PAIRS * (segment + 1) / max(SEGMENTS, 1);
+        add_row<OPEN_COLUMNS, false>(
+            shared, sums, x, image, row_of(task / SHARES), HEIGHT, LEFT + 2 * begin, end - begin, batch);
+    }
+    write_border(shared, sums, -1, parts + task * SUMS, warp, lane);
+}
+
+// Sums and writes a share of a side, or a corner of a side.
+__device__ __forceinline__ void sum_side(
+    Shared& shared, const Element* x, double* parts, int task, int batch, int warp, int lane) {
+    Sums sums = {};
+    shared.pixels[0][threadIdx.x] = shared.pixels[1][threadIdx.x] = 0.0;
+    const bool corner = task >= SIDE_PARTS;
+    const int column = first_column(corner ? (task - SIDE_PARTS) % SIDES : task / (2 * SHARES));
+    const int units = corner ? (batch + 3) / 4 : batch * GROUPS, shares = corner ? 1 : 2 * SHARES;
+    const int share = corner ? 0 : task % (2 * SHARES), line = (task - SIDE_PARTS) / SIDES;
+    #pragma unroll 1
+    for (int unit = share * BORDER_WARPS + warp; unit < units; unit += shares * BORDER_WARPS) {
+        const int image = corner ? unit * 4 + lane % 4 : unit / max(GROUPS, 1);
+        const int row = corner ? row_of(line) : TOP + unit % max(GROUPS, 1) * GROUP + lane % 4;
+        add_row<true, true>(shared, sums, x, image, row, corner ? HEIGHT : HEIGHT - BOTTOM, column, 1, batch);
+    }
+    #pragma unroll 1
+    for (int i = 0; i < 2; i++) {
+        if ((unsigned)(column + i) >= WIDTH) continue;
+        const int across = column + i < LEFT ? column + i : column + i - (WIDTH - RIGHT) + LEFT;
+        const int part = corner ? COLUMN_PARTS + line * LINES_ACROSS + across : across * 2 * SHARES + share;
+        write_border(shared, sums, 2 + i, parts + (ROW_PARTS + part) * SUMS, warp, lane);
     }
 }
 
-// Adds a warp's share of an edge: 8 pieces of one image at a time.
-template <bool DOWNWARDS>
-__device__ __forceinline__ void add_edge(
-    BorderSums& sums, const Element* x, int line, int share, long long batch, int lane) {
-    constexpr int LENGTH = DOWNWARDS ? INNER_ROWS : INNER_COLUMNS;
-    constexpr int UNITS = (LENGTH + 8 * STEPS - 1) / (8 * STEPS);  // of an image
-    if constexpr (LENGTH > 0) {
-        constexpr int PIECE = (LENGTH + 8 * UNITS - 1) / (8 * UNITS);
-        const int channel = lane / 4;
-        for (long long unit = share; unit < batch * UNITS; unit += SHARES * BORDER_WARPS) {
-            Piece pieces[2];
-            #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const int first = (int(unit % UNITS) * 8 + half * 4 + lane % 4) * PIECE;
-                const bool there = channel < IN_CHANNELS && first < LENGTH;
-                const long long plane = unit / UNITS * IN_CHANNELS + channel;
-                pieces[half].plane = there ? x + plane * HEIGHT * WIDTH : nullptr;
-                pieces[half].row = DOWNWARDS ? TOP + first : row_of(line);
-                pieces[half].column = DOWNWARDS ? column_of(line) : LEFT + first;
-                pieces[half].count = min(LENGTH - first, PIECE);
-            }
-            add_pieces<DOWNWARDS>(sums, pieces, PIECE);
-        }
-    }
-}
-
-// Adds a warp's share of a corner: that of 8 images at a time.
-__device__ __forceinline__ void add_corner(
-    BorderSums& sums, const Element* x, int row, int column, int share, long long batch, int lane) {
-    const int channel = lane / 4;
-    for (long long image = share * 8; image < batch; image += BORDER_WARPS * 8) {
-        Piece pieces[2];
-        #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const long long mine = image + half * 4 + lane % 4;
-            const bool there = channel < IN_CHANNELS && mine < batch;
-            pieces[half].plane = there ? x + (mine * IN_CHANNELS + channel) * HEIGHT * WIDTH : nullptr;
-            pieces[half].row = row;
-            pieces[half].column = column;
-            pieces[half].count = 1;
-        }
-        add_pieces<false>(sums, pieces, 1);
-    }
-}
-
-// Sums the block's border parts and writes them: SHARES of each line of rows, SHARES of each line of columns, the corners.
+// Sums and writes the block's parts of the border.
 __device__ __forceinline__ void sum_border(
-    Shared& shared, const Element* x, double* parts, long long batch, int warp, int lane) {
-    for (int part = blockIdx.x; part < BORDER_PARTS; part += gridDim.x) {
-        BorderSums sums = {};
-        const int edge = part / SHARES, share = part % SHARES * BORDER_WARPS + warp;
-        if (edge < LINES_DOWN) {
-            add_edge<false>(sums, x, edge, share, batch, lane);
-        } else if (edge < EDGES) {
-            add_edge<true>(sums, x, edge - LINES_DOWN, share, batch, lane);
-        } else if constexpr (CORNERS > 0) {
-            const int corner = part - EDGES * SHARES;
-            add_corner(sums, x, row_of(corner / LINES_ACROSS), column_of(corner % LINES_ACROSS), warp, batch, lane);
+    Shared& shared, const Element* x, double* parts, int batch, int warp, int lane) {
+    #pragma unroll 1
+    for (int task = blockIdx.x; task < TASKS; task += gridDim.x) {
+        if (task < ROW_PARTS) {
+            sum_edge(shared, x, parts, task, batch, warp, lane);
+        } else if constexpr (SIDES > 0) {
+            sum_side(shared, x, parts, task - ROW_PARTS, batch, warp, lane);
         }
-        double* region = shared.border[warp];
-        #pragma unroll
-        for (int i = 0; i < BORDER_PAIRS; i++) {
-            put(region + 2 * i * 64, sums.products[i][0], sums.products[i][1], lane);
-            if (2 * i + 1 < LAGS) put(region + (2 * i + 1) * 64, sums.products[i][2], sums.products[i][3], lane);
-        }
-        put_pixels(region, sums.pixels, lane);
-        ptx::named_barrier_sync(2, BORDER_WARPS * 32);
-        for (int i = warp * 32 + lane; i < SUMS; i += BORDER_WARPS * 32) {
-            double sum = 0.0;
-            #pragma unroll
-            for (int k = 0; k < BORDER_WARPS; k++) sum += shared.border[k][i];
-            parts[part * SUMS + i] = sum;
-        }
-        ptx::named_barrier_sync(2, BORDER_WARPS * 32);
     }
 }

@@ -1,24 +1,13 @@
 // moments.cu: the warps that sum over the interior of the images.
 //
-// A unit is GROUP rows by 4 STRIDE columns. In shared memory it lies with the KERNEL_HEIGHT - 1 rows below and the REACH
-// columns to both sides. A fragment is 8 channels (lane / 4) by 4 pixels, STRIDE columns apart (lane % 4), of one row. A warp
-// walks a quarter of STRIDE to the right, one column a step, with a window of fragments in registers.
+// A unit is GROUP rows by UNIT_PAIRS pairs of columns. In shared memory it lies with the KERNEL_HEIGHT - 1 rows below and the
+// columns that windows have to its sides. A warp walks along a quarter of the pairs with a window in registers.
 #pragma once
 
-#include "moments_tile.cuh"
+#include "moments_products.cuh"
 
-// An odd number of lags would leave half a product empty. So lag (1, 0) is not taken from every row: the second and fourth
-// row of a group take it together with lag (-1, 0), which is that of the row above.
-constexpr bool SPLIT = LAGS % 2 == 1 && KERNEL_HEIGHT > 1;
-constexpr int SINGLE = 2 * KERNEL_WIDTH - 1;  // the lag (1, 0)
-constexpr int PAIRS = (LAGS - SPLIT + 1) / 2;
-__host__ __device__ constexpr int paired(int i) { return SPLIT && i >= SINGLE ? i + 1 : i; }
-using InteriorSums = Sums<PAIRS + SPLIT>;
-
-// Whether lanes can stand on columns, or a group on rows, that are not of the interior; whether partners can be outside x.
-constexpr bool RAGGED_COLUMNS = 4 * STRIDE * UNITS_ACROSS != INNER_COLUMNS;
+// Whether a group can stand on rows that are not of the interior; whether windows can reach below x.
 constexpr bool RAGGED_ROWS = INNER_ROWS % GROUP != 0;
-constexpr bool OPEN_COLUMNS = RAGGED_COLUMNS || LEFT < REACH || RIGHT < REACH;
 constexpr bool OPEN_ROWS = RAGGED_ROWS || BOTTOM < KERNEL_HEIGHT - 1;
 
 struct Unit {
@@ -27,10 +16,11 @@ struct Unit {
     __device__ __forceinline__ explicit Unit(int unit)
         : image(unit / UNITS_PER_IMAGE),
           row(TOP + unit % UNITS_PER_IMAGE / UNITS_ACROSS * GROUP),
-          column(LEFT + unit % UNITS_PER_IMAGE % UNITS_ACROSS * 4 * STRIDE) {}
-    // The columns in shared memory.
-    __device__ __forceinline__ int first() const { return max(column - REACH, 0); }
-    __device__ __forceinline__ int end() const { return min(column + 4 * STRIDE + REACH, WIDTH); }
+          column(LEFT + unit % UNITS_PER_IMAGE % UNITS_ACROSS * 2 * UNIT_PAIRS) {}
+    // Its pairs of columns, and the columns in shared memory.
+    __device__ __forceinline__ int pairs() const { return min(UNIT_PAIRS, (WIDTH - RIGHT - column) / 2); }
+    __device__ __forceinline__ int first() const { return max(column - MARGIN, 0); }
+    __device__ __forceinline__ int end() const { return min(column + 2 * pairs() + MARGIN, WIDTH); }
     __device__ __forceinline__ const Element* start(const Element* x, int channel, int window_row) const {
         return x + ((image * IN_CHANNELS + channel) * HEIGHT + row + window_row) * WIDTH + first();
     }
@@ -69,74 +59,25 @@ __device__ __forceinline__ void load_unit(
     }
 }
 
-// Adds the products of the pixels in the middle of the window. rows: how many of the GROUP rows are of the interior.
-__device__ __forceinline__ void add_step(
-    InteriorSums& sums, const double (&window)[WINDOW_ROWS][WINDOW_COLUMNS], bool inside, int rows) {
-    double pixel[GROUP];
-    #pragma unroll
-    for (int row = 0; row < GROUP; row++) {
-        const double middle = window[row][REACH];
-        pixel[row] = (RAGGED_COLUMNS && !inside) || (RAGGED_ROWS && row >= rows) ? 0.0 : middle;
-        sums.pixels += pixel[row];
-    }
-    #pragma unroll
-    for (int row = 0; row < 2; row++)  // and row + 2, the second half of k
-        #pragma unroll
-        for (int i = 0; i < PAIRS; i++) {
-            const int a = paired(2 * i), b = paired(2 * i + 1);
-            const bool both = 2 * i + 1 < LAGS - SPLIT;
-            ptx::mma_m16n8k8_f64(
-                sums.products[i], window[row + down(a)][REACH + right(a)],
-                both ? window[row + down(b)][REACH + right(b)] : 0.0, window[row + 2 + down(a)][REACH + right(a)],
-                both ? window[row + 2 + down(b)][REACH + right(b)] : 0.0, pixel[row], pixel[row + 2], sums.products[i]);
-        }
-    if constexpr (SPLIT) {
-        double other[GROUP];  // (1, 0) from the second row, (-1, 0) from it, and the same of the fourth
-        #pragma unroll
-        for (int i = 0; i < GROUP; i++) {
-            const int row = i / 2 * 2 + 1 - i % 2;  // the upper row of the two
-            other[i] = RAGGED_ROWS && row >= rows ? 0.0 : window[i % 2 ? row : row + 1][REACH];
-        }
-        const double second = RAGGED_COLUMNS && !inside ? 0.0 : window[1][REACH];
-        const double fourth = RAGGED_COLUMNS && !inside ? 0.0 : window[3][REACH];
-        ptx::mma_m16n8k8_f64(
-            sums.products[PAIRS], other[0], other[1], other[2], other[3], second, fourth, sums.products[PAIRS]);
-    }
-}
-
 // Adds a quarter of a unit.
 __device__ __forceinline__ void add_quarter(
-    InteriorSums& sums, const unsigned char* stage, const Element* x, const Unit& unit, int quarter, int lane) {
-    const int begin = STRIDE * quarter / 4, steps = STRIDE * (quarter + 1) / 4 - begin;
-    const int channel = lane / 4, held = min(channel, IN_CHANNELS - 1);
-    const int column = unit.column + lane % 4 * STRIDE + begin;
-    const Element* from[WINDOW_ROWS];
+    Shared& shared, Sums& sums, const unsigned char* stage, const Element* x, const Unit& unit, int quarter, int lane) {
+    const int begin = unit.pairs() * quarter / 4, end = unit.pairs() * (quarter + 1) / 4;
+    const int channel = lane / 4, held = min(channel, IN_CHANNELS - 1), first = unit.column + 2 * begin;
+    const Element* from[KERNEL_HEIGHT];  // the lane's number in column `first`, in its row of pixels and in those below
+    bool there[KERNEL_HEIGHT];
     #pragma unroll
-    for (int row = 0; row < WINDOW_ROWS; row++) {
-        const Element* start = unit.start(x, held, row);
-        from[row] = reinterpret_cast<const Element*>(stage + held * CHANNEL_BYTES + row * ROW_BYTES) + shift(start)
-            + column - unit.first();
+    for (int down = 0; down < KERNEL_HEIGHT; down++) {
+        const int row = lane % 4 + down;
+        from[down] = reinterpret_cast<const Element*>(stage + held * CHANNEL_BYTES + row * ROW_BYTES)
+            + shift(unit.start(x, held, row)) + first - unit.first();
+        there[down] = (IN_CHANNELS == 8 || channel < IN_CHANNELS)
+            && (!OPEN_ROWS || unit.row + row < (down == 0 ? HEIGHT - BOTTOM : HEIGHT));
     }
-    double window[WINDOW_ROWS][WINDOW_COLUMNS];
-    const auto fetch = [&](int row, int place, int offset) {
-        const bool there = (IN_CHANNELS == 8 || channel < IN_CHANNELS) && (!OPEN_ROWS || unit.row + row < HEIGHT)
-            && (!OPEN_COLUMNS || (unsigned)(column + offset) < WIDTH);
-        window[row][place] = there ? number(from[row][offset]) : 0.0;
-    };
-    #pragma unroll
-    for (int i = 0; i < WINDOW_COLUMNS - 1; i++)
-        #pragma unroll
-        for (int row = 0; row < WINDOW_ROWS; row++) fetch(row, i, i - REACH);
-    #pragma unroll 1
-    for (int step = 0; step < steps; step++) {
-        #pragma unroll
-        for (int row = 0; row < WINDOW_ROWS; row++) fetch(row, WINDOW_COLUMNS - 1, step + REACH);
-        add_step(sums, window, column + step < WIDTH - RIGHT, HEIGHT - BOTTOM - unit.row);
-        #pragma unroll
-        for (int row = 0; row < WINDOW_ROWS; row++)
-            #pragma unroll
-            for (int i = 0; i < WINDOW_COLUMNS - 1; i++) window[row][i] = window[row][i + 1];
-    }
+    add_pairs<false>(shared, sums, end - begin, [&](int down, int column) {
+        const bool inside = there[down] && (!OPEN_COLUMNS || (unsigned)(first + column) < WIDTH);
+        return inside ? float(from[down][column]) : 0.0f;
+    });
 }
 
 // Sums the block's share of the units and writes the part.
@@ -146,7 +87,8 @@ __device__ __forceinline__ void sum_interior(
     const int first = int(units * blockIdx.x / gridDim.x);
     const int count = int(units * (blockIdx.x + 1) / gridDim.x) - first;
     const Element* x_end = x + batch * IN_CHANNELS * HEIGHT * WIDTH;
-    InteriorSums sums = {};
+    Sums sums = {};
+    shared.pixels[0][threadIdx.x] = shared.pixels[1][threadIdx.x] = 0.0;
     if constexpr (UNITS_PER_IMAGE > 0) {
         const auto load = [&](int i) {
             load_unit(
@@ -156,7 +98,8 @@ __device__ __forceinline__ void sum_interior(
         // Four warps, one on each tensor core, share a unit; the other four have the next one.
         for (int i = warp / 4; i < count; i += 2) {
             ptx::mbarrier_wait(&shared.full[i % STAGES], i / STAGES % 2);
-            add_quarter(sums, shared.stage + i % STAGES * STAGE_BYTES, x, Unit(first + i), (warp + i / 2) % 4, lane);
+            add_quarter(
+                shared, sums, shared.stage + i % STAGES * STAGE_BYTES, x, Unit(first + i), (warp + i / 2) % 4, lane);
             __syncwarp();
             if (lane == 0) ptx::mbarrier_arrive(&shared.empty[i % STAGES]);
             // One of them refills the stage of their last unit, which the other three have left by now, or nearly.
@@ -168,26 +111,12 @@ __device__ __forceinline__ void sum_interior(
         }
     }
     ptx::named_barrier_sync(1, INTERIOR_WARPS * 32);
-    double* region = shared.interior[warp];
-    #pragma unroll
-    for (int i = 0; i < PAIRS; i++) {
-        put(region + paired(2 * i) * 64, sums.products[i][0], sums.products[i][1], lane);
-        if (2 * i + 1 < LAGS - SPLIT)
-            put(region + paired(2 * i + 1) * 64, sums.products[i][2], sums.products[i][3], lane);
-    }
-    if constexpr (SPLIT) {
-        put(region + SINGLE * 64, sums.products[PAIRS][0], sums.products[PAIRS][1], lane);
-        put(region + SUMS, sums.products[PAIRS][2], sums.products[PAIRS][3], lane);
-    }
-    put_pixels(region, sums.pixels, lane);
+    put_sums(shared, shared.interior[warp], sums, -1, lane);
     ptx::named_barrier_sync(1, INTERIOR_WARPS * 32);
     for (int i = warp * 32 + lane; i < SUMS; i += INTERIOR_WARPS * 32) {
         double sum = 0.0;
         #pragma unroll
-        for (int k = 0; k < INTERIOR_WARPS; k++) {
-            sum += shared.interior[k][i];
-            if (SPLIT && i / 64 == SINGLE) sum += shared.interior[k][SUMS + i % 8 * 8 + i / 8 % 8];
-        }
+        for (int k = 0; k < INTERIOR_WARPS; k++) sum += shared.interior[k][i];
         part[i] = sum;
     }
 }

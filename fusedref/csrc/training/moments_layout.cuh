@@ -5,11 +5,13 @@
 
 __host__ __device__ constexpr int least(int a, int b) { return a < b ? a : b; }
 
-// Rows of x at its edges that some row of the kernel does not reach, and the rows between them; columns alike.
+// Rows of x at its edges that some row of the kernel does not reach, and the rows between them; columns alike. The interior
+// is an even number of columns wide.
 constexpr int TOP = least(KERNEL_HEIGHT - 1 - PAD_TOP, HEIGHT);
 constexpr int BOTTOM = least(HEIGHT + PAD_TOP - OUT_HEIGHT, HEIGHT - TOP);
 constexpr int LEFT = least(KERNEL_WIDTH - 1 - PAD_LEFT, WIDTH);
-constexpr int RIGHT = least(WIDTH + PAD_LEFT - OUT_WIDTH, WIDTH - LEFT);
+constexpr int UNREACHED_RIGHT = least(WIDTH + PAD_LEFT - OUT_WIDTH, WIDTH - LEFT);
+constexpr int RIGHT = UNREACHED_RIGHT + (WIDTH - LEFT - UNREACHED_RIGHT) % 2;
 constexpr int INNER_ROWS = HEIGHT - TOP - BOTTOM, INNER_COLUMNS = WIDTH - LEFT - RIGHT;
 
 // Lags (down, right) from a pixel to its partner: (0, 0), (0, 1), ... and then whole rows (1, -REACH) to (1, REACH), ...
@@ -27,11 +29,11 @@ __host__ __device__ constexpr int right(int lag) {
 // First lie the parts of the border, see below: rows, columns, corners. Each block's part of the interior follows.
 constexpr int SUMS = LAGS * 64 + 8;
 
-// The interior, in units of GROUP rows by 4 STRIDE columns. Each block sums a run of units.
+// The interior, in units of GROUP rows by UNIT_PAIRS pairs of columns. Each block sums a run of units.
 constexpr int GROUP = 4;
-constexpr int UNITS_DOWN = (INNER_ROWS + GROUP - 1) / GROUP;
-constexpr int UNITS_PER_IMAGE = INNER_COLUMNS > 0 ? UNITS_DOWN * UNITS_ACROSS : 0;
-static_assert(4 * STRIDE * UNITS_ACROSS >= INNER_COLUMNS, "units must cover the columns");
+constexpr int GROUPS = (INNER_ROWS + GROUP - 1) / GROUP;
+constexpr int UNITS_PER_IMAGE = INNER_COLUMNS > 0 ? GROUPS * UNITS_ACROSS : 0;
+static_assert(2 * UNIT_PAIRS * UNITS_ACROSS >= INNER_COLUMNS, "units must cover the columns");
 
 // The blocks of moments.cu.
 __device__ __forceinline__ int blocks_of(long long batch) {
@@ -39,10 +41,12 @@ __device__ __forceinline__ int blocks_of(long long batch) {
 }
 
 // Each line (row or column) of the border is a class of its own. An edge is the part of a line between the corners; SHARES
-// blocks share it. A corner is one pixel.
+// blocks share an edge of a row, and 2 SHARES a side: the edges of a pair of columns. A corner is one pixel.
 constexpr int LINES_DOWN = TOP + BOTTOM, LINES_ACROSS = LEFT + RIGHT;
-constexpr int EDGES = LINES_DOWN + LINES_ACROSS, CORNERS = LINES_DOWN * LINES_ACROSS;
-constexpr int BORDER_PARTS = EDGES * SHARES + CORNERS;
+constexpr int SIDES = (LEFT > 0) + (RIGHT + 1) / 2;
+constexpr int CORNERS = LINES_DOWN * LINES_ACROSS;
+constexpr int ROW_PARTS = LINES_DOWN * SHARES, COLUMN_PARTS = LINES_ACROSS * 2 * SHARES;
+constexpr int BORDER_PARTS = ROW_PARTS + COLUMN_PARTS + CORNERS;
 
 // The row of x that is line i of TOP and BOTTOM; the column that is line i of LEFT and RIGHT.
 __device__ __forceinline__ int row_of(int i) { return i < TOP ? i : HEIGHT - BOTTOM + i - TOP; }

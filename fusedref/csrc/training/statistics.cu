@@ -34,10 +34,11 @@ __device__ __forceinline__ bool reaches_column(int kernel_column, int column) {
 __device__ __forceinline__ bool reaches(int tap, int part) {
     const int kernel_row = tap / KERNEL_WIDTH, kernel_column = tap % KERNEL_WIDTH;
     if (part >= BORDER_PARTS) return true;
-    if (part < LINES_DOWN * SHARES) return reaches_row(kernel_row, row_of(part / SHARES));
-    if (part < EDGES * SHARES) return reaches_column(kernel_column, column_of(part / SHARES - LINES_DOWN));
+    if (part < ROW_PARTS) return reaches_row(kernel_row, row_of(part / SHARES));
+    if (part < ROW_PARTS + COLUMN_PARTS)
+        return reaches_column(kernel_column, column_of((part - ROW_PARTS) / (2 * SHARES)));
     if constexpr (CORNERS > 0) {
-        const int corner = part - EDGES * SHARES;
+        const int corner = part - ROW_PARTS - COLUMN_PARTS;
         return reaches_row(kernel_row, row_of(corner / LINES_ACROSS))
             && reaches_column(kernel_column, column_of(corner % LINES_ACROSS));
     }
@@ -72,11 +73,11 @@ __device__ void sum_products(
     const int lag = down == 0 ? across : KERNEL_WIDTH + (down - 1) * WINDOW_COLUMNS + across + REACH;
     double2 sum = make_double2(0.0, 0.0);
     #pragma unroll 16
-    for (int part = thread / 32; part < count; part += WARPS) {
-        if (!reaches(first, part)) continue;
+    for (int part = thread / 32; part < count; part += WARPS) {  // loads that no branch holds up
         const double2 two = *reinterpret_cast<const double2*>(parts + part * SUMS + lag * 64 + lane * 2);
-        sum.x += two.x;
-        sum.y += two.y;
+        const bool reached = reaches(first, part);
+        sum.x += reached ? two.x : 0.0;
+        sum.y += reached ? two.y : 0.0;
     }
     *reinterpret_cast<double2*>(&sums[thread / 32][lane * 2]) = sum;
     __syncthreads();
@@ -108,8 +109,10 @@ __device__ void sum_pixels(const double* parts, int count, double* sums_of_pixel
     const int thread = threadIdx.x;
     double sum = 0.0;
     #pragma unroll 8
-    for (int part = thread / 8; part < count; part += WARPS * 4)
-        if (tap < 0 || reaches(tap, part)) sum += parts[part * SUMS + LAGS * 64 + thread % 8];
+    for (int part = thread / 8; part < count; part += WARPS * 4) {
+        const double one = parts[part * SUMS + LAGS * 64 + thread % 8];
+        sum += tap < 0 || reaches(tap, part) ? one : 0.0;
+    }
     sum += __shfl_xor_sync(~0u, sum, 8);
     sum += __shfl_xor_sync(~0u, sum, 16);
     if (thread % 32 < 8) sums[thread / 32][thread % 8] = sum;
@@ -178,25 +181,24 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) finish_statistics(
 
     const double count = double(batch) * OUT_HEIGHT * OUT_WIDTH;
     const int channel = thread / 4;
-    double square = 0.0, sum = 0.0, shifted = 0.0;
+    double square = 0.0, sum = 0.0, weights[2] = {}, shifted = 0.0;
     #pragma unroll 12
     for (int pair = thread % 4; pair < PAIRS; pair += 4) square += squares[pair * 64 + channel];
-    square = sum_of_four(square) / count;
+    #pragma unroll
+    for (int i = 0; i < 2; i++)
+        #pragma unroll
+        for (int tap = 0; tap < TAPS; tap++) {
+            const int in_channel = thread % 4 * 2 + i;
+            const double w = weight_of(weight, channel, in_channel, tap), p = moments[tap * 8 + in_channel];
+            sum += in_channel < IN_CHANNELS ? w * p : 0.0;
+            weights[i] += w;
+        }
     if (thread < 8) choose_pivot(moments, double(batch) * HEIGHT * WIDTH, count, thread);
     __syncthreads();
     #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        const int in_channel = thread % 4 * 2 + i;
-        if (in_channel >= IN_CHANNELS) break;
-        double weights = 0.0;
-        #pragma unroll
-        for (int tap = 0; tap < TAPS; tap++) {
-            const double w = weight_of(weight, channel, in_channel, tap);
-            sum += w * moments[tap * 8 + in_channel];
-            weights += w;
-        }
-        shifted += weights * moments[PIVOT_AT + in_channel];
-    }
+    for (int i = 0; i < 2; i++)
+        if (thread % 4 * 2 + i < IN_CHANNELS) shifted += weights[i] * moments[PIVOT_AT + thread % 4 * 2 + i];
+    square = sum_of_four(square) / count;
     sum = sum_of_four(sum) / count;
     shifted = sum - sum_of_four(shifted);
     const double tracked = batches ? double(*batches + 1) : 1.0;

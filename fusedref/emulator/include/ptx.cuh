@@ -141,29 +141,27 @@ EMU_INLINE uint32_t to_tf32(float x) {
 
 namespace fragments {
 
-struct Doubles { double a[4], b[2], c[4], d[4]; };
+struct Doubles { double a[2], b, c[4], d[4]; };
 
-// The warp's d[16, 8] = a[16, 8] b[8, 8] + c[16, 8], as a chain of FMAs in the order of k.
+// The warp's d[16, 8] = a[16, 4] b[4, 8] + c[16, 8], as the chain of FMAs in the order of k that an H100 computes.
 EMU_UNWATCHED inline void multiply_doubles(void* const payload[32], uint32_t, const void*) {
     for (int lane = 0; lane < 32; lane++) {
         Doubles& mine = *(Doubles*)payload[lane];
         for (int i = 0; i < 4; i++) {
-            double sum = mine.c[i];
-            for (int k = 0; k < 8; k++) {
-                const Doubles& row = *(const Doubles*)payload[lane / 4 * 4 + k % 4];
-                const Doubles& column = *(const Doubles*)payload[(lane % 4 * 2 + i % 2) * 4 + k % 4];
-                sum = __builtin_fma(row.a[k / 4 * 2 + i / 2], column.b[k / 4], sum);
+            mine.d[i] = mine.c[i];
+            for (int k = 0; k < 4; k++) {
+                const Doubles& row = *(const Doubles*)payload[lane / 4 * 4 + k];
+                const Doubles& column = *(const Doubles*)payload[(lane % 4 * 2 + i % 2) * 4 + k];
+                mine.d[i] = __builtin_fma(row.a[i / 2], column.b, mine.d[i]);
             }
-            mine.d[i] = sum;
         }
     }
 }
 
 }  // namespace fragments
 
-EMU_INLINE void mma_m16n8k8_f64(
-    double (&d)[4], double a0, double a1, double a2, double a3, double b0, double b1, const double (&c)[4]) {
-    fragments::Doubles mine = {{a0, a1, a2, a3}, {b0, b1}, {c[0], c[1], c[2], c[3]}, {}};
+EMU_INLINE void mma_m16n8k4_f64(double (&d)[4], double a0, double a1, double b, const double (&c)[4]) {
+    fragments::Doubles mine = {{a0, a1}, b, {c[0], c[1], c[2], c[3]}, {}};
     emu_warp_meet(0xffffffffu, &mine, fragments::multiply_doubles, 0);
     for (int i = 0; i < 4; i++) d[i] = mine.d[i];
 }

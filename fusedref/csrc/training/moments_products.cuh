@@ -1,0 +1,158 @@
+// moments.cu: the products of pairs of columns.
+//
+// A fragment is 8 channels (lane / 4) by 4 rows (lane % 4) of a column: b of one product, half of a of another. A step
+// takes the pixels of two neighbouring columns, 2 and 3 of a window of six, and their partners in all six. The two halves of
+// a are mostly a pair of columns, which lie in consecutive registers, so hardly a number has to be moved for a product.
+#pragma once
+
+#include "moments_tile.cuh"
+
+// The columns in a window of b and of the halves of a (-1: an empty half). If `turned`, a has the pixels and b the partners.
+struct Product {
+    int b, a[2];
+    bool turned;
+};
+
+// The products that cover every lag in the row `row` below the pixels, for both pixels.
+__host__ __device__ constexpr int products(int row) {
+    return KERNEL_WIDTH == 3 ? (row ? 5 : 3) : KERNEL_WIDTH == 2 ? (row ? 4 : 2) : 2;
+}
+__host__ __device__ constexpr Product product(int row, int i) {
+    if (KERNEL_WIDTH == 1) return i == 0 ? Product{2, {2, -1}, false} : Product{3, {3, -1}, false};
+    if (i == 0) return {2, {2, 3}, false};
+    if (KERNEL_WIDTH == 2) {
+        if (row == 0) return {3, {3, 4}, false};
+        return i == 1 ? Product{3, {2, 3}, false} : i == 2 ? Product{3, {4, -1}, false} : Product{2, {1, -1}, false};
+    }
+    if (row == 0) return i == 1 ? Product{4, {2, 3}, true} : Product{3, {3, 5}, false};
+    return i == 1 ? Product{3, {2, 3}, false}
+        : i == 2  ? Product{2, {0, 1}, false}
+        : i == 3  ? Product{4, {2, 3}, true}
+                  : Product{3, {1, 5}, false};
+}
+__host__ __device__ constexpr int first_product(int row) {
+    return row == 0 ? 0 : products(0) + (row - 1) * products(1);
+}
+constexpr int PRODUCTS = first_product(KERNEL_HEIGHT);
+
+// Sums of a warp: the fragments d of the products. The sums of the pixels are in shared memory.
+struct Sums { double products[PRODUCTS][4]; };
+
+using Window = double[KERNEL_HEIGHT][3][2];  // rows below the pixels, pairs of columns
+
+// Adds a step's products. The pairs of the window lie in a ring that starts at `first`.
+template <int first> __device__ __forceinline__ void add_products(Sums& sums, const Window& window) {
+    #pragma unroll
+    for (int row = 0; row < KERNEL_HEIGHT; row++)
+        #pragma unroll
+        for (int i = 0; i < products(row); i++) {
+            const Product p = product(row, i);
+            const int a_row = p.turned ? 0 : row, b_row = p.turned ? row : 0;
+            const auto at = [&](int row, int column) { return window[row][(first + column / 2) % 3][column % 2]; };
+            double (&d)[4] = sums.products[first_product(row) + i];
+            ptx::mma_m16n8k4_f64(
+                d, at(a_row, p.a[0]), p.a[1] < 0 ? 0.0 : at(a_row, p.a[1] < 0 ? 0 : p.a[1]), at(b_row, p.b), d);
+        }
+}
+
+// A sum of float32 numbers with its rounding errors. A DADD for each number would hold up the tensor cores.
+struct ExactSum {
+    float sum = 0.0f, error = 0.0f;
+    __device__ __forceinline__ void add(float value) {
+        const float next = sum + value, part = next - sum;
+        error += (sum - (next - part)) + (value - part);
+        sum = next;
+    }
+};
+
+// Adds the pixels of `pairs` pairs of columns, along which a warp walks with a window in registers.
+// apart: whether the sums of the pixels of the two columns are kept apart.
+// value(down, column): the lane's number in a column, `down` rows below its row of pixels; zero where there is none.
+template <bool apart, class Value>
+__device__ __forceinline__ void add_pairs(Shared& shared, Sums& sums, int pairs, Value value) {
+    if (pairs == 0) return;
+    Window window = {};
+    ExactSum pixels[1 + apart];
+    const auto fetch = [&](int slot, int pair) {
+        const bool own = pair >= 0 && pair < pairs;
+        if (MARGIN == 0 && !own) return;
+        #pragma unroll
+        for (int down = 0; down < KERNEL_HEIGHT; down++)
+            #pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const float one = value(down, 2 * pair + i);
+                window[down][slot][i] = double(one);
+                if (down == 0 && own) pixels[apart ? i : 0].add(one);
+            }
+    };
+    fetch(0, -1);
+    fetch(1, 0);
+    #pragma unroll 1
+    for (int pair = 0;;) {
+        fetch(2, pair + 1);
+        add_products<0>(sums, window);
+        if (++pair == pairs) break;
+        fetch(0, pair + 1);
+        add_products<1>(sums, window);
+        if (++pair == pairs) break;
+        fetch(1, pair + 1);
+        add_products<2>(sums, window);
+        if (++pair == pairs) break;
+    }
+    #pragma unroll
+    for (int i = 0; i < 1 + apart; i++) {
+        double sum = double(pixels[i].sum) + double(pixels[i].error);
+        if (!isfinite(pixels[i].sum)) {  // an infinity, a NaN, or a sum beyond float32
+            sum = 0.0;
+            #pragma unroll 1
+            for (int column = i; column < 2 * pairs; column += 1 + apart) sum += double(value(0, column));
+        }
+        shared.pixels[i][threadIdx.x] += sum;
+    }
+}
+
+// Adds up the halves of fragments that belong to a lag. column: that of the pixels in the windows; below 0: both.
+template <int lag, bool turned> __device__ __forceinline__ double2 sum_of_lag(const Sums& sums, int column) {
+    constexpr int row = down(lag), MOST = 5;
+    double2 total = make_double2(0.0, 0.0);
+    #pragma unroll
+    for (int i = 0; i < 2 * MOST; i++) {
+        if (i / 2 >= products(row)) continue;
+        const Product p = product(row, i / 2);
+        const int pixel = p.turned ? p.a[i % 2] : p.b, partner = p.turned ? p.b : p.a[i % 2];
+        if (p.turned != turned || p.a[i % 2] < 0 || partner - pixel != right(lag)) continue;
+        if (column >= 0 && column != pixel) continue;
+        total.x += sums.products[first_product(row) + i / 2][i % 2 * 2];
+        total.y += sums.products[first_product(row) + i / 2][i % 2 * 2 + 1];
+    }
+    return total;
+}
+
+// The transposed 8 x 8 matrix, of which a lane holds two neighbours in row lane / 4.
+__device__ __forceinline__ double2 transposed(double2 two, int lane) {
+    const int from = lane % 4 * 8 + lane / 8;  // that has row 2 (lane % 4)
+    const double first[2] = {__shfl_sync(~0u, two.x, from), __shfl_sync(~0u, two.y, from)};
+    const double second[2] = {__shfl_sync(~0u, two.x, from + 4), __shfl_sync(~0u, two.y, from + 4)};
+    return lane / 4 % 2 ? make_double2(first[1], second[1]) : make_double2(first[0], second[0]);
+}
+
+// Writes the sums of a warp from `lag` on, as a part has them, for the pixels in this column of the windows or in both (-1).
+template <int lag = 0> __device__ __forceinline__ void put_sums(
+    const Shared& shared, double* region, const Sums& sums, int column, int lane) {
+    if constexpr (lag < LAGS) {
+        double2 sum = sum_of_lag<lag, false>(sums, column);
+        if constexpr (KERNEL_WIDTH == 3 && right(lag) > 0) {
+            const double2 turned = transposed(sum_of_lag<lag, true>(sums, column), lane);
+            sum.x += turned.x;
+            sum.y += turned.y;
+        }
+        *reinterpret_cast<double2*>(region + lag * 64 + lane * 2) = sum;
+        put_sums<lag + 1>(shared, region, sums, column, lane);
+    } else {
+        double pixels = column == 3 ? 0.0 : shared.pixels[0][threadIdx.x];
+        if (column != 2) pixels += shared.pixels[1][threadIdx.x];
+        pixels += __shfl_xor_sync(~0u, pixels, 1);
+        pixels += __shfl_xor_sync(~0u, pixels, 2);
+        if (lane % 4 == 0) region[LAGS * 64 + lane / 4] = pixels;
+    }
+}
