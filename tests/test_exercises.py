@@ -1,19 +1,13 @@
-"""The lessons run, their outputs belong to their code, and their exercises tell right from wrong."""
+"""The exercises of the lessons tell right answers from wrong ones."""
 
-import json
 import re
-from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 import torch
-from nbclient.exceptions import CellExecutionError
 from torch import nn
 
-from fusedref import Problem
-from kernels import ladder, training
-from lessons import execute, pictures, workbench
+from lessons import execute
 from lessons.exercises import (
     BLANK,
     Exercise,
@@ -35,9 +29,9 @@ from lessons.exercises import (
     warp,
 )
 from tests import training_answers
+from tests.notebooks import LESSONS, code, read
 from tests.training_answers import changed
 
-LESSONS = execute.notebooks()
 MODULES = (e00, e01, e02, e03, e04, e05, e06, e07, e08, e09, e11, e12, e13, warp)
 ASKED_IN = {**{f"e{path.name[:2]}": path for path in LESSONS}, "warp": execute.WATCHING}  # module -> its lesson
 EXERCISES = {
@@ -48,87 +42,7 @@ EXERCISES = {
 }
 
 
-def read(path: Path) -> nbformat.NotebookNode:
-    return nbformat.read(path, as_version=4)
-
-
-def code(notebook: nbformat.NotebookNode) -> list:
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
-def takes_times(path: Path) -> bool:
-    """Whether the lesson measures times, which a card's outputs must show; one that only counts may run anywhere."""
-    return any("workbench.us(" in cell.source for cell in code(read(path)))
-
-
-def words(cell) -> list[str]:
-    """Return the words of a cell's outputs without numbers: the same on every machine."""
-    said = []
-    for output in cell.outputs:
-        text = output["text"] if "text" in output else output["data"].get("text/markdown", "")
-        text = re.sub(r"(Conv2d|BatchNorm2d)\(.*\)", r"\1", text)  # torch's versions differ in what they say of a layer
-        said += re.sub(r"-?(\d[\d,.]*(e[-+]?\d+)?|nan)", "#", text).split()
-    return said
-
-
-# --- the notebooks ---
-
-
-def test_every_rung_has_its_lesson():
-    rungs = {path.stem for path in Path("kernels").glob("[0-9][0-9]_*.cu")}
-    lessons = {path.stem for path in LESSONS}
-    assert rungs | {"00_the_problem", execute.WATCHING.stem} == lessons
-
-
-@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
-def test_runs_from_top_to_bottom(path):
-    committed = read(path)
-    notebook = execute.execute(read(path), execute.device_of(path), timeout=300)
-    for cell, before in zip(code(notebook)[1:], code(committed)[1:], strict=True):
-        for output in cell.outputs:
-            assert output.output_type != "error"
-            assert output.get("name") != "stderr", f"a warning in a lesson: {output.text}"
-        assert words(cell) == words(before), (
-            "the committed output is of another state of the repository: execute it again"
-        )
-
-
-@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
-def test_committed_outputs(path):
-    assert path.stat().st_size < 1_000_000
-    notebook = read(path)
-    nbformat.validate(notebook)
-    claims = notebook.metadata["fusedref"]
-    assert claims["code"] == execute.digest(notebook), (
-        f"{path.name} was edited: python -m lessons.execute --only {path.stem}"
-    )
-    if takes_times(path):
-        assert claims["device"].startswith("NVIDIA"), f"{path.name} was last executed on: {claims['device']}"
-    elif path == execute.WATCHING:
-        assert claims["device"] == "emulator"
-    said = code(notebook)[0].outputs[0].text.replace("the emulator", "emulator")
-    assert f"The kernels run on: {claims['device']}." in said
-    assert [cell.execution_count for cell in code(notebook)] == list(range(1, len(code(notebook)) + 1))
-    for cell in code(notebook):
-        for output in cell.outputs:
-            assert output.output_type != "error"
-            for kind in ("image/png", "image/jpeg"):
-                if kind in output.get("data", {}):
-                    assert output.metadata[kind]["alt"], "a picture without alternative text"
-            assert not re.search(r"\bnan (us|times|TB|TFLOP|billion)", output.get("text", "")), "a time is missing"
-
-
-@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
-def test_speaks_of_nothing_but_itself(path):
-    text = path.read_text()
-    assert not re.search(r"/root/|/work/|/home/|/tmp/", text)
-
-
-@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
-def test_links_lead_somewhere(path):
-    for cell in read(path).cells:
-        for target in re.findall(r"\]\(([^)#]+)\)", cell.source if cell.cell_type == "markdown" else ""):
-            assert (path.parent / target).exists(), target
+# --- right answers ---
 
 
 def test_every_exercise_is_asked_in_its_lesson():
@@ -137,108 +51,6 @@ def test_every_exercise_is_asked_in_its_lesson():
         source = path.read_text()
         for part in ("check", "hint", "solution"):
             assert f"{name}.{part}(" in source, f"{name}.{part} is not in {path.name}"
-
-
-def test_edited_code_is_found_out():
-    notebook = read(LESSONS[0])
-    before = execute.digest(notebook)
-    code(notebook)[-1].source += "\n1 + 1"
-    assert execute.digest(notebook) != before
-
-
-def test_a_failing_cell_fails_the_run():
-    broken = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])
-    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
-        execute.execute(broken, "emulator")
-
-
-# --- times: measured on a GPU, committed elsewhere ---
-
-
-def test_times_are_committed():
-    record = json.loads(workbench.COMMITTED.read_text())
-    devices = {read(path).metadata["fusedref"]["device"] for path in LESSONS if takes_times(path)}
-    assert devices == {record["card"]}
-    for path in LESSONS:
-        for cell in code(read(path)):
-            for what in re.findall(r'workbench\.us\(\s*f?"([^"]+)"', cell.source):
-                pattern = ".+".join(map(re.escape, re.split(r"\{.*?\}", what)))
-                found = [value for name, value in record["us"].items() if re.fullmatch(pattern, name)]
-                assert found, f"{path.name}: no time for {what}"
-                assert all(value > 0 for value in found), f"{path.name}: no time for {what}"
-
-
-def test_which_lessons_take_times():
-    counting = {path.stem[:2] for path in LESSONS if not takes_times(path)}
-    assert counting == {"06", "07", "08", "09", "10", "11", "12", "13", "se"}
-
-
-@pytest.fixture
-def record(tmp_path, monkeypatch):
-    monkeypatch.setattr(workbench, "COMMITTED", tmp_path / "lessons.json")
-    return tmp_path / "lessons.json"
-
-
-def test_without_a_gpu_a_time_is_the_committed_one(record, monkeypatch):
-    monkeypatch.setattr(workbench, "on_gpu", lambda: False)
-    assert np.isnan(workbench.us("x", pytest.fail))
-    assert "not been measured" in workbench.about()
-    record.write_text('{"card": "NVIDIA Test", "us": {"x": 2.5}}')
-    assert workbench.us("x", pytest.fail) == 2.5
-    assert np.isnan(workbench.us("y", pytest.fail))
-    assert "NVIDIA Test" in workbench.about()
-
-
-def test_on_a_gpu_a_time_is_measured_and_recorded(record, monkeypatch):
-    monkeypatch.setattr(workbench, "on_gpu", lambda: True)
-    monkeypatch.setattr(workbench.torch.cuda, "get_device_name", lambda: "NVIDIA Test")
-    monkeypatch.setattr(workbench.bench, "microseconds", lambda call: call())
-    record.write_text('{"card": "NVIDIA Other", "us": {"x": 2.5}}')
-    monkeypatch.delenv("FUSEDREF_RECORD", raising=False)
-    assert workbench.us("x", lambda: 12.34) == 12.34
-    assert "Other" in record.read_text()
-    monkeypatch.setenv("FUSEDREF_RECORD", "1")
-    workbench.us("x", lambda: 12.34)
-    workbench.us("y", lambda: 0.5)
-    assert json.loads(record.read_text()) == {"card": "NVIDIA Test", "us": {"x": 12.3, "y": 0.5}}
-
-
-def test_inputs_are_the_validators():
-    problem = workbench.lesson_problem()
-    arrays = workbench.draw(problem, 3)
-    shapes = [problem.input_shape, problem.weight_shape, *[(problem.out_channels,)] * 5]
-    assert [array.shape for array in arrays] == shapes
-    assert all(array.dtype == np.float32 for array in arrays)
-    (x, *_) = workbench.tensors(arrays)
-    assert workbench.relative_l2(arrays[0], x) == 0
-    assert workbench.relative_l2(1.001 * arrays[0], x) == pytest.approx(1e-3, rel=1e-3)
-
-
-def test_a_variant_of_a_rung_is_the_rung_with_its_changes():
-    arrays = [torch.from_numpy(array) for array in workbench.draw(Problem(1, 1, 2, 4, 5, 3))]
-    rung = ladder.shared_tile
-    right, changed_ = rung(*arrays, 2.0, 0.5), workbench.variant(rung, ("a * sum + b;", "a * sum;"))(*arrays, 2.0, 0.5)
-    assert workbench.variant(rung)(*arrays, 2.0, 0.5).equal(right)
-    assert not changed_.isclose(right).any()
-    with pytest.raises(ValueError, match=r"06_shared_tile.cu has no 'a \* total'"):
-        workbench.variant(rung, ("a * total", "a"))
-
-
-def test_changed_kernels_run_until_the_end_of_the_block():
-    z = torch.rand(1, 2, 3, 4)
-    before = ladder.KERNELS
-    with workbench.changed_kernels("11_batch_statistics.cu", ("= all.squares / all.count", "= 7")):
-        assert (training.batch_statistics(z)[1] == 7).all()
-    assert before == ladder.KERNELS
-    assert (training.batch_statistics(z)[1] < 1).all()
-    with (
-        pytest.raises(ValueError, match=r"11_batch_statistics.cu has no 'seven'"),
-        workbench.changed_kernels("11_batch_statistics.cu", ("seven", "8")),
-    ):
-        pass
-
-
-# --- the exercises: right answers ---
 
 
 @pytest.mark.parametrize("name", EXERCISES)
@@ -270,7 +82,7 @@ def test_an_error_in_an_answer_is_a_verdict():
     assert "ZeroDivisionError" in verdict.text
 
 
-# --- the exercises: wrong answers, each with a word of what the learner must be told ---
+# --- wrong answers, each with a word of what the learner must be told ---
 
 
 def wrong_tensor_bytes():
@@ -637,42 +449,3 @@ def test_the_comparison_is_strict():
         kernels.compare(last_column, expected, e01.AXES)
     with pytest.raises(Wrong, match="12 of 12"):
         kernels.compare(np.full_like(expected, np.nan), expected, e01.AXES)
-
-
-# --- the pictures ---
-
-
-def test_an_excerpt_is_the_lines_between(tmp_path):
-    path = tmp_path / "kernel.cu"
-    path.write_text("zero\nthe one\ntwo\n  three\n")
-    assert "```c++\nthe one\ntwo\n```" in pictures.excerpt(path, "one", "three").data
-    with pytest.raises(ValueError, match=r"kernel.cu has no 'two' followed by 'one'"):
-        pictures.excerpt(path, "two", "one")
-
-
-@pytest.mark.parametrize(
-    "picture",
-    [
-        lambda alt: pictures.images({"a": pictures.photo(40), "b": pictures.photo(40)[0] - 0.5}, alt),
-        lambda alt: pictures.index_map(np.arange(6).reshape(2, 3), np.arange(6).reshape(2, 3) // 4, alt),
-        lambda alt: pictures.counts(np.arange(6).reshape(2, 3), alt),
-        lambda alt: pictures.window(5, 6, 3, 1, 2, alt),
-        lambda alt: pictures.ledger({"a": (1e6, 2e6), "b": (0, 3e6)}, alt),
-        lambda alt: pictures.bars({"a": 1.0, "b": float("nan")}, alt, unit="us", mark=("floor", 0.5)),
-        lambda alt: pictures.bars({"a": float("nan")}, alt, unit="us", mark=("floor", float("nan"))),
-        lambda alt: pictures.curve({"a": [(1, 2), (2, 3)]}, alt, x="x", y="y", logarithmic="xy", mark=("here", 1.5)),
-        lambda alt: pictures.roofline({"a": (0.5, None), "b": (3, 1e12)}, {"roof": 1e13}, 1e12, alt),
-        lambda alt: pictures.sectors(4 * np.arange(32) + 12, alt),
-        lambda alt: pictures.banks((32, 33), 4, alt),
-        lambda alt: pictures.products(3, 2, alt),
-        lambda alt: pictures.reduction(8, alt),
-        lambda alt: pictures.bits({"a": [("sign", "0"), ("fraction", "0110")], "b": [("fraction", "1")]}, alt),
-    ],
-)
-def test_a_picture_has_pixels_and_words(picture):
-    drawn = picture("what is to be seen")
-    data, metadata = drawn._repr_mimebundle_()
-    (kind,) = data
-    assert kind in ("image/png", "image/jpeg")
-    assert len(drawn.data) > 2000
-    assert metadata[kind]["alt"] == "what is to be seen"
