@@ -80,9 +80,13 @@ def find(
     groups: Any,
     precision: str,
     training: bool = False,
+    owner: Tensor | None = None,
 ) -> Call:
-    """Return the call with x, weight and the five vectors; raise TypeError or ValueError as ``check_arguments``."""
-    key = id(tensors[1]), getattr(tensors[0], "shape", None), training
+    """Return the call with x, weight and the five vectors; raise TypeError or ValueError as ``check_arguments``.
+
+    The call is looked up by ``owner``, the weight as the caller keeps it, which autocast casts anew in every call.
+    """
+    key = id(tensors[1] if owner is None else owner), getattr(tensors[0], "shape", None), training
     call = _recent.get(key)
     if call is not None:
         a, b, c, d, e = call.options

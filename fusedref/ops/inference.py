@@ -76,10 +76,11 @@ def fused_conv_bn_scale(
     if traced:
         given = Parameters(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps)
         return tracing.evaluate(given, (stride, padding, dilation, groups), precision)
+    owner = weight
     if is_any_autocast_enabled():
         x, weight, bias, precision = autocast.cast(x, weight, bias, precision)
     tensors: tuple[Tensor | None, ...] = (x, weight, bias, running_mean, running_var, gamma, beta)
-    call = find(tensors, stride, padding, dilation, groups, precision)
+    call = find(tensors, stride, padding, dilation, groups, precision, False, owner)
     if type(scaling_factor) is not float or type(eps) is not float:
         scaling_factor, eps = number("scaling_factor", scaling_factor), number("eps", eps)
     if eps < 0:
@@ -88,15 +89,19 @@ def fused_conv_bn_scale(
     if case.bias_differs:
         assert bias is not None
         tensors = (x, weight, bias.to(case.vector_dtype), running_mean, running_var, gamma, beta)
-    if case.by_torch or (call.requires_grad and torch.is_grad_enabled()) or has_tangent(tensors):
-        parameters = Parameters._make((*tensors, scaling_factor, eps))
-        if case.checked.device.type == "meta":
-            return tracing.evaluate(parameters, (stride, padding, dilation, groups), precision)
-        if case.training_runner is None or not _folds(scaling_factor, eps) or has_tangent(tensors):
-            return by_torch.evaluate(parameters, case.problem.conv_options)
-        y: Tensor = apply_evaluation(call, scaling_factor, eps, *tensors)
-        return y
-    return evaluate(case, tensors, scaling_factor, eps, call.ready)
+    tangent = has_tangent(tensors)
+    if not (case.by_torch or tangent):
+        if not (call.requires_grad and torch.is_grad_enabled()):
+            return evaluate(case, tensors, scaling_factor, eps, call.ready)
+        if case.training_runner is not None and _folds(scaling_factor, eps):
+            if not case.on_gpu:
+                check_memory(tensors)
+            y: Tensor = apply_evaluation(call, scaling_factor, eps, *tensors)
+            return y
+    parameters = Parameters._make((*tensors, scaling_factor, eps))
+    if case.checked.device.type == "meta":
+        return tracing.evaluate(parameters, (stride, padding, dilation, groups), precision)
+    return by_torch.evaluate(parameters, case.problem.conv_options)
 
 
 def evaluate(case: Case, tensors: Tensors, scaling_factor: float, eps: float, ready: bool) -> Tensor:

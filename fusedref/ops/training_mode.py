@@ -58,10 +58,11 @@ def fused_conv_bn_scale_training(
     if traced:
         given = (x, weight, bias, gamma, beta, scaling_factor, eps)
         return tracing.train(given, running, (stride, padding, dilation, groups), precision)
+    owner = weight
     if is_any_autocast_enabled():
         x, weight, bias, precision = autocast.cast(x, weight, bias, precision)
     everything = (x, weight, bias, running_mean, running_var, gamma, beta)
-    call = find(everything, stride, padding, dilation, groups, precision, True)
+    call = find(everything, stride, padding, dilation, groups, precision, True, owner)
     if type(scaling_factor) is not float or type(eps) is not float:
         scaling_factor, eps = number("scaling_factor", scaling_factor), number("eps", eps)
     if eps < 0:
