@@ -142,7 +142,7 @@ def _geometry_of(problem: Problem, variant: KernelVariant, with_t: bool, strips:
     most_offset = atom - math.gcd(problem.out_width, atom, 0 if strips == 1 else left)
     raw_row = CHANNELS * 16 * math.ceil((loaded + most_offset) / atom)
     dy = STAGES * pieces * staged * 128
-    x = (height - 1 + STAGES) * pieces * (steps + halo) * 16
+    x = (height - 1 + 2) * pieces * (steps + halo) * 16
     filters = pieces * (height * width * 8 * CHANNELS * 2 if with_t else 16)
     rest = 8 * 2 * STAGES + 4 * 16 + 4 * 2 * LOADERS + 4 * STAGES
     raw_rows = 3

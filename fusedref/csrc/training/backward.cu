@@ -1,27 +1,29 @@
 // The one pass over dy, for the gradients of y = a * conv2d(x, weight) + b with batch statistics:
 //   A'[o, (tap, c)] = sum over pixels of dy[o, pixel] x'[c, pixel + tap]      x' = x - pivot, padding too
 //   q[o]            = sum over pixels of dy[o, pixel]
-//   T               = conv_transpose(a dy, weight)                            the part of x's gradient that is linear in dy
+//   T               = conv_transpose(a dy, weight)               the part of x's gradient that is linear in dy
 //
-// Persistent blocks of specialised warps share the rows of dy evenly: a block walks down the rows of an image (or of a strip
-// of it, where rows are wide), then of the next. mbarriers pass a row from one kind of warp to the next:
-//   warps 0-3   load: cp.async brings rows of dy to shared memory, RAW_ROWS - 1 ahead; scale, split, write [column][channel];
-//               q in float64                                                                            backward_load.cuh
-//   warps 4-7   A': wgmma over the pixels of a row; a is dy, in registers, b windows of x in shared memory  backward_sums.cuh
-//   warps 8-11  T: wgmma over channels and the taps of a row of the filter; a is dy, in registers, b the filters. The rows
-//               of the filter make a sum that rolls down with the rows of dy                       backward_transpose.cuh
+// Persistent blocks of specialised warps share the rows of dy evenly: a block walks down the rows of an image (or of a
+// strip of it, where rows are wide), then of the next. mbarriers pass a row of dy from the loading warps to the others:
+//   warps 0-3   load: cp.async brings rows of dy to shared memory, RAW_ROWS - 1 ahead; scale, split into fp16, write
+//               [column][channel]; q in float64                                                backward_load.cuh
+//   warps 4-7   A': stage rows of x; wgmma over the pixels of a row, with dy in registers (a) and windows of x in
+//               shared memory (b)                                                              backward_sums.cuh
+//   warps 8-11  T: wgmma over the channels and the taps of a filter's row, with dy in registers (a) and the filters in
+//               shared memory (b); the sum over the rows of a filter rolls down with the rows of dy
+//                                                                                         backward_transpose.cuh
 //
-// Float32 from fp16: a power of two scales a row of dy so that its largest magnitude lies in [2^14, 2^15); a number is then
-// hi + lo, both fp16, to 2^-39 of the largest. A product is hi hi' + hi lo' + lo hi'. A sum on the tensor core covers one row
-// at most, then float32 adds it. The tensor core truncates; the lo of x and of the filters compensate the average loss.
-// With PIECES 1 only hi is used. fp16 and bf16 tensors are scaled to fp16 in the same way, which holds all their bits.
+// Float32 from fp16: a power of two scales a row of dy so that its largest magnitude lies in [2^14, 2^15). A number is
+// then hi + lo, both fp16, to 2^-39 of the largest; a product is hi hi' + hi lo' + lo hi'. The tensor cores sum one row
+// at most, then float32 adds it. They truncate where an addition rounds: the lo of x and of the filters compensate the
+// average loss. With PIECES 1 only hi is used. fp16 and bf16 tensors are scaled in the same way: fp16 holds their bits.
 //
 // A block that starts inside an image reads the KERNEL_HEIGHT - 1 rows above its first row too, for T alone.
 // Each block writes its own part of A' and q, so the same bits come out of every run.
+// NaN and infinity in dy make NaN or infinity of what they reach.
 //
-// Serves stride 1, dilation 1, one group, up to 8 input channels, 64 output channels, 9 taps, kernel sides up to 3.
-// Macros, beside those of the problem (IN_CHANNELS HEIGHT WIDTH OUT_CHANNELS OUT_HEIGHT OUT_WIDTH KERNEL_HEIGHT KERNEL_WIDTH
-// PAD_TOP PAD_LEFT ELEMENT):
+// Serves stride 1, dilation 1, one group, up to 8 input and 64 output channels, kernel sides up to 3. Macros:
+//   IN_CHANNELS HEIGHT WIDTH OUT_CHANNELS OUT_HEIGHT OUT_WIDTH KERNEL_HEIGHT KERNEL_WIDTH PAD_TOP PAD_LEFT ELEMENT
 //   PIECES                  2: hi and lo, 1: hi alone
 //   WITH_A WITH_T           whether to compute A' and q, and T
 //   STRIPS STRIP_COLUMNS T_BLOCKS RAW_ROWS     see Geometry in fusedref/plans/backward.py
@@ -59,9 +61,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(
     }
     __syncthreads();
     if (warp < LOADERS) {
-        load_rows(shared, dy, x, parts, batch, threadIdx.x);
+        load_rows(shared, dy, parts, batch, threadIdx.x);
     } else if (WITH_A && warp < LOADERS + SUMMERS) {
-        if constexpr (WITH_A) sum_rows(shared, parts, batch, warp - LOADERS, lane);
+        if constexpr (WITH_A) sum_rows(shared, x, parts, batch, warp - LOADERS, lane);
     } else {
         if constexpr (WITH_T) transpose_rows(shared, filters, dx, batch, warp - LOADERS - SUMMERS, lane);
     }

@@ -1,4 +1,4 @@
-// backward.cu: the loading warps bring rows of dy and x to shared memory, split into fp16 pieces, and sum dy.
+// backward.cu: the loading warps bring rows of dy to shared memory, split into fp16 pieces, and sum them.
 #pragma once
 
 #include "backward_tile.cuh"
@@ -9,7 +9,8 @@ __device__ __forceinline__ long long first_element(const Walk& at, int channel) 
         + FIRST_LOADED;
 }
 
-// Elements from the atom that holds the first element to that element: the same for all channels if planes are whole atoms.
+// Elements from the atom that holds the first element to that element: the same for all channels if planes are whole
+// atoms.
 __device__ __forceinline__ int offset(const Walk& at, int warp, int o) {
     return int(first_element(at, OUT_PLANE % ATOM == 0 ? 0 : warp * 16 + o) & (ATOM - 1));
 }
@@ -36,56 +37,6 @@ __device__ __forceinline__ void fetch(
         }
     }
 }
-
-// One pixel of x: the row that a step stages, in the column of this thread.
-struct Pixel {
-#if ELEMENT == 0
-    float value[IN_CHANNELS];
-#else
-    unsigned short value[IN_CHANNELS];
-#endif
-    bool inside;
-    __device__ __forceinline__ void load(const Element* __restrict__ x, const Walk& at, int thread) {
-        const int row = at.row + ABOVE - PAD_TOP, column = at.column() + thread - PAD_LEFT;
-        inside = (unsigned)row < HEIGHT && (unsigned)column < WIDTH;
-        const Element* from = x + at.image() * IN_CHANNELS * IN_PLANE + (long long)row * WIDTH + column;
-        #pragma unroll
-        for (int c = 0; c < IN_CHANNELS; c++) {
-#if ELEMENT == 0
-            value[c] = inside ? __ldg(from + c * IN_PLANE) : 0.0f;
-#else
-            value[c] = inside ? __ldg(reinterpret_cast<const unsigned short*>(from) + c * IN_PLANE) : (unsigned short)0;
-#endif
-        }
-    }
-    __device__ __forceinline__ float at(int c) const {
-#if ELEMENT == 0
-        return value[c];
-#elif ELEMENT == 1
-        return __half2float(__ushort_as_half(value[c]));
-#else
-        return __uint_as_float((unsigned)value[c] << 16);
-#endif
-    }
-    // Writes (x - pivot) * scale.
-    __device__ __forceinline__ void stage(unsigned char* row, const Shared& shared, int thread) const {
-        if (X_COLUMNS < LOADING_THREADS && thread >= X_COLUMNS) return;
-        uint32_t hi[4], lo[4];
-        #pragma unroll
-        for (int c = 0; c < 8; c += 2) {
-            float v[2];
-            #pragma unroll
-            for (int e = 0; e < 2; e++)
-                v[e] = c + e < IN_CHANNELS
-                    ? (at(min(c + e, IN_CHANNELS - 1)) - shared.pivot[c + e]) * shared.scale[c + e]
-                    : 0.0f;
-            split_unscaled(v[0], v[1], hi[c / 2], lo[c / 2], SHORTFALL);
-        }
-        uint4* to = reinterpret_cast<uint4*>(row + thread * 16);
-        *to = make_uint4(hi[0], hi[1], hi[2], hi[3]);
-        if (PIECES == 2) to[X_LO / 16] = make_uint4(lo[0], lo[1], lo[2], lo[3]);
-    }
-};
 
 // What a thread holds of a row of dy: one pixel of each group of 32, the warp's 16 channels.
 struct Values {
@@ -135,11 +86,11 @@ struct ChannelSums {
         float row[16];
         #pragma unroll
         for (int o = 0; o < 16; o++) {
-            row[o] = 0.0f;
             #pragma unroll
             for (int i = 0; i < LANE_GROUPS; i++) {
                 const bool own = STRIPS == 1 || unsigned(i * 32 + lane - LEFT) < STRIP_COLUMNS;  // not another strip's
-                row[o] += own ? values.value[i][o] : 0.0f;
+                const float value = own ? values.value[i][o] : 0.0f;
+                row[o] = i == 0 ? value : row[o] + value;
             }
         }
         #pragma unroll
@@ -161,11 +112,10 @@ struct ChannelSums {
 };
 
 __device__ __forceinline__ void load_rows(
-    Shared& shared, const Element* __restrict__ dy, const Element* __restrict__ x, float* __restrict__ parts,
-    long long batch, int thread) {
+    Shared& shared, const Element* __restrict__ dy, float* __restrict__ parts, long long batch, int thread) {
     const int warp = thread / 32, lane = thread % 32;
     const long long elements = batch * OUT_CHANNELS * OUT_PLANE;
-    Walk here(batch), ahead(batch), next(batch);
+    Walk here(batch), ahead(batch);
     #pragma unroll
     for (int i = 0; i < RAW_ROWS - 1; i++) {
         if (!ahead.done()) {
@@ -174,10 +124,8 @@ __device__ __forceinline__ void load_rows(
         }
         ptx::cp_async_commit();
     }
-    Pixel pixel;
-    if (WITH_A) pixel.load(x, next, thread);
     ChannelSums q;
-    int slot = 0, x_slot = 0, turn = 0;
+    int slot = 0, turn = 0;
     for (int step = 0; !here.done(); step++, here.advance()) {
         const int s = step % STAGES;
         // The warp has read what the last step left in the slot that this copy fills.
@@ -204,18 +152,11 @@ __device__ __forceinline__ void load_rows(
         }
         __syncwarp();
         ptx::mbarrier_wait(&shared.empty[s], (step / STAGES + 1) % 2);
-        if (WITH_A) {
-            pixel.stage(shared.x[x_slot], shared, thread);
-            next.advance();
-            if (!next.done()) pixel.load(x, next, thread);
-        }
         if (here.has_dy()) values.stage(shared.dy[s], power_of_two(shift), warp, lane);
         if (thread == 0) shared.shift[s] = shift;
-        ptx::fence_async_shared();
         __syncwarp();
         if (lane == 0) ptx::mbarrier_arrive(&shared.full[s]);
         slot = slot == RAW_ROWS - 1 ? 0 : slot + 1;
-        x_slot = x_slot == X_ROWS - 1 ? 0 : x_slot + 1;
     }
     if (WITH_A) q.store(parts, warp, lane);
 }

@@ -3,8 +3,58 @@
 
 #include "backward_tile.cuh"
 
-// A warp computes 16 output channels and all columns. Sums of a row of the filter: in the layout of wgmma's d, 16 channels x
-// (tap of the row, input channel).
+// One pixel of x: of the last row that a step reads, in the column of this thread.
+struct Pixel {
+#if ELEMENT == 0
+    float value[IN_CHANNELS];
+#else
+    unsigned short value[IN_CHANNELS];
+#endif
+    bool inside;
+    __device__ __forceinline__ void load(const Element* __restrict__ x, const Walk& at, int thread) {
+        const int row = at.row + ABOVE - PAD_TOP, column = at.column() + thread - PAD_LEFT;
+        inside = (unsigned)row < HEIGHT && (unsigned)column < WIDTH;
+        const Element* from = x + at.image() * IN_CHANNELS * IN_PLANE + (long long)row * WIDTH + column;
+        #pragma unroll
+        for (int c = 0; c < IN_CHANNELS; c++) {
+#if ELEMENT == 0
+            value[c] = inside ? __ldg(from + c * IN_PLANE) : 0.0f;
+#else
+            value[c] = inside ? __ldg(reinterpret_cast<const unsigned short*>(from) + c * IN_PLANE) : (unsigned short)0;
+#endif
+        }
+    }
+    __device__ __forceinline__ float at(int c) const {
+#if ELEMENT == 0
+        return value[c];
+#elif ELEMENT == 1
+        return __half2float(__ushort_as_half(value[c]));
+#else
+        return __uint_as_float((unsigned)value[c] << 16);
+#endif
+    }
+    // Writes (x - pivot) * scale.
+    __device__ __forceinline__ void stage(unsigned char* row, const Shared& shared, int thread) const {
+        if (X_COLUMNS < LOADING_THREADS && thread >= X_COLUMNS) return;
+        uint32_t hi[4], lo[4];
+        #pragma unroll
+        for (int c = 0; c < 8; c += 2) {
+            float v[2];
+            #pragma unroll
+            for (int e = 0; e < 2; e++)
+                v[e] = c + e < IN_CHANNELS
+                    ? (at(min(c + e, IN_CHANNELS - 1)) - shared.pivot[c + e]) * shared.scale[c + e]
+                    : 0.0f;
+            split_unscaled(v[0], v[1], hi[c / 2], lo[c / 2], SHORTFALL);
+        }
+        uint4* to = reinterpret_cast<uint4*>(row + thread * 16);
+        *to = make_uint4(hi[0], hi[1], hi[2], hi[3]);
+        if (PIECES == 2) to[X_LO / 16] = make_uint4(lo[0], lo[1], lo[2], lo[3]);
+    }
+};
+
+// A warp computes 16 output channels and all columns. Sums of a row of the filter: in the layout of wgmma's d, 16
+// channels x (tap of the row, input channel).
 struct Sums { float value[KERNEL_HEIGHT][KERNEL_WIDTH * 4]; };
 
 struct Fragments { uint32_t piece[PIECES][STEPS][4]; };  // of a row of dy: 16 channels x 16 pixels, a of wgmma
@@ -23,15 +73,23 @@ __device__ __forceinline__ void multiply(
 }
 
 __device__ __forceinline__ void sum_rows(
-    Shared& shared, float* __restrict__ parts, long long batch, int warp, int lane) {
-    const int matrix = lane / 8;
+    Shared& shared, const Element* __restrict__ x, float* __restrict__ parts, long long batch, int warp, int lane) {
+    const int matrix = lane / 8, thread = warp * 32 + lane;
     // This lane's row of ldmatrix: channels 0 to 7 and 8 to 15 of the warp's at pixels 0 to 7, then at pixels 8 to 15.
     const int dy_place = place(LEFT + matrix / 2 * 8 + lane % 8, warp * 2 + matrix % 2);
     Sums total = {};
-    int x_slot = 0;  // of the row that this step staged
-    Walk here(batch);
+    int x_slot = 0;  // of the row that this step stages
+    Walk here(batch), next(batch);
+    Pixel pixel;
+    pixel.load(x, next, thread);
     for (int step = 0; !here.done(); step++, here.advance()) {
         const int s = step % STAGES;
+        // The row that was here is four steps old, and all warps have passed the barrier of the last step.
+        pixel.stage(shared.x[x_slot], shared, thread);
+        ptx::fence_async_shared();
+        ptx::named_barrier_sync(3, SUMMERS * 32);
+        next.advance();
+        if (!next.done()) pixel.load(x, next, thread);  // after the fence, which waits for loads too
         ptx::mbarrier_wait(&shared.full[s], step / STAGES % 2);
         if (here.own()) {
             const float unscale = power_of_two(-shared.shift[s]);
@@ -41,19 +99,19 @@ __device__ __forceinline__ void sum_rows(
                 #pragma unroll
                 for (int piece = 0; piece < PIECES; piece++)
                     ptx::ldmatrix_x4_trans(dy.piece[piece][k], shared.dy[s] + dy_place + piece * LO + k * 16 * 128);
-            const unsigned char* x[KERNEL_HEIGHT];
+            const unsigned char* rows[KERNEL_HEIGHT];
             #pragma unroll
             for (int kh = 0; kh < KERNEL_HEIGHT; kh++) {
                 const int slot = x_slot - (ABOVE - kh);
-                x[kh] = shared.x[slot < 0 ? slot + X_ROWS : slot];
+                rows[kh] = shared.x[slot < 0 ? slot + X_ROWS : slot];
             }
             Sums sum;
             ptx::wgmma_fence();
             if (PIECES == 2) {  // the small products first: the tensor core truncates what it adds to a large sum
-                multiply(sum, dy, x, PIECES - 1, 0, false);
-                multiply(sum, dy, x, 0, PIECES - 1, true);
+                multiply(sum, dy, rows, PIECES - 1, 0, false);
+                multiply(sum, dy, rows, 0, PIECES - 1, true);
             }
-            multiply(sum, dy, x, 0, 0, PIECES == 2);
+            multiply(sum, dy, rows, 0, 0, PIECES == 2);
             ptx::wgmma_commit();
             ptx::wgmma_wait<0>();
             #pragma unroll

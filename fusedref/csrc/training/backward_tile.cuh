@@ -21,10 +21,10 @@ constexpr long long OUT_PLANE = (long long)OUT_HEIGHT * OUT_WIDTH;
 constexpr int STAGES = 2;                 // rows of dy that the tensor cores can read
 constexpr int ABOVE = KERNEL_HEIGHT - 1;  // rows of dy above a row that T reads too
 constexpr int HALO = KERNEL_WIDTH - 1;    // and columns to the left
-constexpr int X_ROWS = ABOVE + STAGES;    // rows of x in shared memory
+constexpr int X_ROWS = ABOVE + 2;         // rows of x in shared memory: those of a step and the next
 
-// A strip has STRIP_COLUMNS columns of dy, and columns of T from the same column on. Staged column q is column LEFT to the
-// left of the strip's column q of dy.
+// A strip has STRIP_COLUMNS columns of dy, and columns of T from the same column on. Staged column q is the strip's
+// column q - LEFT of dy.
 constexpr int LEFT = HALO - PAD_LEFT;
 constexpr int FIRST_LOADED = STRIPS == 1 ? LEFT : 0;  // staged column; what is to the left of a single strip is zero
 constexpr int LOADED = STRIPS == 1 ? OUT_WIDTH : STRIP_COLUMNS + HALO;
@@ -32,7 +32,7 @@ constexpr int LANE_GROUPS = (LOADED + 31) / 32;
 constexpr int STEPS = (STRIP_COLUMNS + 15) / 16;  // of A': each 16 columns of a row
 constexpr int STAGED = HALO + (WITH_T && T_BLOCKS * 64 > STEPS * 16 ? T_BLOCKS * 64 : STEPS * 16);
 constexpr int X_COLUMNS = STEPS * 16 + HALO;
-static_assert(LOADED <= 128 && STRIP_COLUMNS + HALO <= LOADING_THREADS, "one loading thread per pixel");
+static_assert(LOADED <= 128 && STRIP_COLUMNS + HALO <= LOADING_THREADS, "one thread per pixel");
 
 // dy is copied in atoms of 16 bytes, which start up to MOST_OFFSET elements before a row.
 constexpr int gcd(long long a, int b) { return b == 0 ? int(a) : gcd(b, int(a % b)); }
@@ -59,8 +59,8 @@ struct Shared {
 };
 static_assert(sizeof(Shared) == SHARED_BYTES, "the plan computes another size");
 
-// The position in a block's share of the rows, the same in every warp. A block computes whole rows of strips, in order. In
-// an image, ABOVE steps go before its first row: they fetch rows of x, and rows of dy that T needs.
+// The position in a block's share of the rows, the same in every warp. A block computes whole rows of strips, in order.
+// ABOVE steps go before its first row in a strip: they fetch rows of x, and rows of dy that T needs.
 struct Walk {
     int strip;  // image * STRIPS + strip of the image
     int row;    // of dy; negative in steps above an image's first row
@@ -91,7 +91,7 @@ struct Walk {
 
 template <class Two> __device__ __forceinline__ uint32_t bits(Two h) { return *reinterpret_cast<uint32_t*>(&h); }
 
-// Splits two scaled numbers into hi + lo, both fp16 and of the same scale: v0 goes to the low halves. Adds more * v to lo.
+// Splits two scaled numbers into hi + lo, fp16 of the same scale: v0 goes to the low halves. Adds more * v to lo.
 __device__ __forceinline__ void split_unscaled(float v0, float v1, uint32_t& hi, uint32_t& lo, float more = 0.0f) {
     const __half2 h = __floats2half2_rn(v0, v1);
     hi = bits(h);
@@ -106,5 +106,6 @@ __device__ __forceinline__ void split_unscaled(float v0, float v1, uint32_t& hi,
     }
 }
 
-// Byte of channels 8 octet to 8 octet + 7 of a staged column: the swizzle keeps eight columns of an octet in eight banks.
+// Byte of channels 8 octet to 8 octet + 7 of a staged column: swizzled, so that eight columns of an octet do not share
+// banks.
 __device__ __forceinline__ int place(int column, int octet) { return column * 128 + ((octet ^ (column & 7)) << 4); }

@@ -3,12 +3,12 @@
 
 #include "backward_tile.cuh"
 
-// A warp computes 16 pixels of each block of 64, all input channels. A row of T is the sum over KERNEL_HEIGHT rows of dy; the
-// warp keeps what it has of the next rows as the rows of dy come.
+// A warp computes 16 pixels of each block of 64, all input channels. A row of T sums KERNEL_HEIGHT rows of dy;
+// the warp keeps what it has of the next rows as the rows of dy come.
 constexpr int T_PRODUCTS = PIECES == 2 ? 3 : 1;  // hi * hi', hi * lo' and lo * hi'
 
-// Of 16 pixels x (row of the filter, input channel), in the layout of wgmma's d. The first product has two sums, each of half
-// of the steps: the tensor core truncates less in a shorter one.
+// Of 16 pixels x (row of the filter, input channel), in the layout of wgmma's d. The first product has two sums of
+// half of the steps each: the tensor core truncates less in a shorter one.
 struct RowSums {
     float first[2][KERNEL_HEIGHT * 4], others[T_PRODUCTS > 1 ? T_PRODUCTS - 1 : 1][KERNEL_HEIGHT * 4];
     __device__ __forceinline__ float total(int i) const {

@@ -1,7 +1,7 @@
-// The filters of T = conv_transpose(a dy, W), for backward.cu:  a = scale * gamma / sqrt(var + eps), one number per channel.
+// The filters of T = conv_transpose(a dy, W), for backward.cu:  a = scale * gamma / sqrt(var + eps) of each channel.
 //
-// a W is scaled by one power of two, which brings the largest magnitude to [2^14, 2^15), split into hi + lo in fp16, and
-// written in the order of wgmma's b: backward_filters.cuh.
+// a W is scaled by one power of two, which brings the largest magnitude to [2^14, 2^15), split into hi + lo in fp16,
+// and written in the order of wgmma's b: backward_filters.cuh.
 //
 // Macros: IN_CHANNELS OUT_CHANNELS KERNEL_HEIGHT KERNEL_WIDTH ELEMENT VECTOR
 // Launch: block (1024), grid (1).
@@ -18,25 +18,34 @@ constexpr int THREADS = 1024, SHARE = (PRODUCTS + THREADS - 1) / THREADS;
 constexpr float SHORTFALL = shortfall(2 * KERNEL_WIDTH);  // of half of the steps of a row's part of T
 
 extern "C" __global__ void __launch_bounds__(THREADS) prepare_backward(
-    const Element* __restrict__ weight,         // [OUT_CHANNELS, IN_CHANNELS, KERNEL_HEIGHT, KERNEL_WIDTH]
-    const float* __restrict__ var,              // [OUT_CHANNELS]
-    const Vector* __restrict__ gamma,           // [OUT_CHANNELS] or null: ones
-    float scaling_factor,                       // multiplies everything
-    float eps,                                  // added to the variance
-    float* __restrict__ filters) {              // [FILTER_FACTOR + 1]
+    const Element* __restrict__ weight,  // [OUT_CHANNELS, IN_CHANNELS, KERNEL_HEIGHT, KERNEL_WIDTH]
+    const float* __restrict__ var,       // [OUT_CHANNELS]
+    const Vector* __restrict__ gamma,    // [OUT_CHANNELS] or null: ones
+    float scaling_factor,                // multiplies everything
+    float eps,                           // added to the variance
+    float* __restrict__ filters) {       // [FILTER_FACTOR + 1]
+    __shared__ double slopes[64];
     __shared__ float scaled[64][8 * TAPS + 1];  // a W, [output channel][tap * 8 + input channel]
     __shared__ unsigned largest[THREADS / 32];
     const int thread = threadIdx.x;
+    float mine[SHARE];  // weights, loaded while the slopes are computed
+    #pragma unroll
+    for (int k = 0; k < SHARE; k++) {
+        const int i = thread + k * THREADS, o = i / (8 * TAPS), c = i / TAPS % 8;
+        const bool real = i < PRODUCTS && o < OUT_CHANNELS && c < IN_CHANNELS;
+        mine[k] = real ? float(weight[(o * IN_CHANNELS + c) * TAPS + i % TAPS]) : 0.0f;
+    }
+    if (thread < OUT_CHANNELS) {
+        const double g = gamma ? (double)float(gamma[thread]) : 1.0;
+        slopes[thread] = scaling_factor * g / sqrt((double)var[thread] + eps);
+    }
+    __syncthreads();
     unsigned most = 0;
     #pragma unroll
     for (int k = 0; k < SHARE; k++) {
         const int i = thread + k * THREADS, o = i / (8 * TAPS), c = i / TAPS % 8, tap = i % TAPS;
         if (i >= PRODUCTS) break;
-        float product = 0.0f;
-        if (o < OUT_CHANNELS && c < IN_CHANNELS) {
-            const double slope = scaling_factor * (gamma ? (double)float(gamma[o]) : 1.0) / sqrt((double)var[o] + eps);
-            product = float(slope * (double)float(weight[(o * IN_CHANNELS + c) * TAPS + tap]));
-        }
+        const float product = o < OUT_CHANNELS ? float(slopes[o] * mine[k]) : 0.0f;
         scaled[o][tap * 8 + c] = product;
         // Twice the bits of the largest finite magnitude, plus 2^24: infinities and NaNs wrap around to the least.
         most = max(most, __float_as_uint(product) * 2 + (1u << 24));
