@@ -1,0 +1,93 @@
+// input_gradient.cu: the products.
+#pragma once
+
+#include "input_gradient_tile.cuh"
+
+// A step's composites of two rows of pixels, operand a of an mma.
+struct Fragment { uint4 hi, lo; };
+
+// sum += the step's products of 16 rows and 8 pixels; hi and lo are the pixels' registers of the two positions.
+static __device__ __forceinline__ void multiply(
+    float (&sum)[4], const Fragment& a, uint32_t hi0, uint32_t hi1, uint32_t lo0, uint32_t lo1) {
+    const float zero[4] = {};
+    float d[4];
+    if (PIECES == 2) {
+        ptx::mma_m16n8k16_f16(d, a.lo.x, a.lo.y, a.lo.z, a.lo.w, hi0, hi1, zero);
+        ptx::mma_m16n8k16_f16(d, a.hi.x, a.hi.y, a.hi.z, a.hi.w, lo0, lo1, d);
+        ptx::mma_m16n8k16_f16(d, a.hi.x, a.hi.y, a.hi.z, a.hi.w, hi0, hi1, d);
+        #pragma unroll
+        for (int i = 0; i < 4; i++) sum[i] += d[i];
+    } else {
+        ptx::mma_m16n8k16_f16(sum, a.hi.x, a.hi.y, a.hi.z, a.hi.w, hi0, hi1, sum);
+    }
+}
+
+// What is subtracted from T in channel c of a pixel, from its sum of products.
+static __device__ __forceinline__ float subtrahend(
+    float sum, const float* __restrict__ constants, int pair_kind, int column_kind, int lower, int c) {
+    const int border = pair_kind * ColumnKinds::COUNT + column_kind;
+    return fmaf(sum, __ldg(constants + c), __ldg(constants + (2 * (1 + border) + lower) * 8 + c));
+}
+
+// Computes the strip's columns near the border.
+static __device__ __forceinline__ void compute_edges(
+    Shared& shared, const uint4* __restrict__ fragments, const float* __restrict__ constants, const Strip& strip,
+    int warp, int lane) {
+    const int first_pair = strip.row / 2, pairs = (strip.rows + 1) / 2;
+    for (int job = warp; job < BORDERS * pairs; job += WARPS) {
+        const int border = job % BORDERS, column_kind = border + (border >= ColumnKinds::INNER), pair = job / BORDERS;
+        const int kind = PairKinds::of(first_pair + pair);
+        if (pair % 8 && kind == PairKinds::of(first_pair + pair - 1)) continue;  // computed with the pair before
+        // The four matrices: hi of both positions, lo of both positions; a row is the pixel of one pair of rows.
+        const int mine = min(pair + lane % 8, pairs - 1);
+        const int column =
+            column_kind < LEFT ? column_kind : LEFT_PART + ColumnKinds::example(column_kind) - (WIDTH - RIGHT);
+        const uint4* from = &shared.edge_pixels[PIECES == 2 ? lane / 16 : 0][2 * mine + lane / 8 % 2][column];
+        const uint4* composites = fragments + (kind * ColumnKinds::COUNT + column_kind) * (STEPS * 64) + lane;
+        float sum[4] = {};
+        #pragma unroll 1
+        for (int d = 0; d < WINDOW_COLUMNS; d++)
+            #pragma unroll
+            for (int j = 0; j < KERNEL_HEIGHT; j++) {
+                const uint4* step = composites + (d * KERNEL_HEIGHT + j) * 64;
+                uint32_t b[4];
+                ptx::ldmatrix_x4(b, from + 2 * j * EDGE_PITCH + d);
+                multiply(sum, {__ldg(step), __ldg(step + 32)}, b[0], b[1], b[2], b[3]);
+            }
+        #pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int its = pair + lane % 4 * 2 + i % 2;  // the pair of rows
+            if (its >= pairs || its / 8 != pair / 8 || PairKinds::of(first_pair + its) != kind) continue;
+            shared.edges[border][2 * its + i / 2][lane / 4] =
+                subtrahend(sum[i], constants, kind, column_kind, i / 2, lane / 4);
+        }
+    }
+}
+
+// sums[pair of rows][mma][register] of 16 columns and four rows, with one kind of composites. `from` are the addresses of
+// the lane's pixels in each two rows of the windows.
+static __device__ __forceinline__ void compute_sums(
+    float (&sums)[2][2][4], const uint4* const (&from)[KERNEL_HEIGHT + 1], const uint4* composites, int hi_to_lo) {
+    #pragma unroll 1
+    for (int d = 0; d < WINDOW_COLUMNS; d++) {
+        Fragment a[KERNEL_HEIGHT];
+        #pragma unroll
+        for (int j = 0; j < KERNEL_HEIGHT; j++) {
+            const uint4* step = composites + (d * KERNEL_HEIGHT + j) * (32 + hi_to_lo);
+            a[j].hi = *step;
+            if (PIECES == 2) a[j].lo = step[32];
+        }
+        #pragma unroll
+        for (int rows = 0; rows <= KERNEL_HEIGHT; rows++) {
+            uint32_t hi[4], lo[4] = {};
+            ptx::ldmatrix_x4(hi, from[rows] + d);
+            if (PIECES == 2) ptx::ldmatrix_x4(lo, from[rows] + RING_ROWS * PITCH + d);
+            #pragma unroll
+            for (int pair = 0; pair < 2; pair++)
+                if (rows - pair >= 0 && rows - pair < KERNEL_HEIGHT) {
+                    multiply(sums[pair][0], a[rows - pair], hi[0], hi[1], lo[0], lo[1]);
+                    multiply(sums[pair][1], a[rows - pair], hi[2], hi[3], lo[2], lo[3]);
+                }
+        }
+    }
+}
