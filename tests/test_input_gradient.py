@@ -105,7 +105,7 @@ PLANTED = {
     "c2 is forgotten": ("shared.slope[o] = slopes[OUT_CHANNELS + o]", "shared.slope[o] = 0.0", COMPOSITES),
     "the pivot is forgotten": ("-float(moments[SCALES - 8 + thread]) * scale", "0.0f", SOURCE),
     "the other window's row is left out": ("? -(KERNEL_HEIGHT - 1) : KERNEL_HEIGHT - 1)", "? -100 : 100)", COMPOSITES),
-    "the first chunk is read before it is there": ("    __syncthreads();\n\n    const Unit", "\n    const Unit", SOURCE),
+    "the first chunk is read too early": ("    __syncthreads();\n\n    const Unit", "\n    const Unit", SOURCE),
     "a chunk is read before it is there": ("        __syncthreads();\n    }\n}", "    }\n}", SOURCE),
     "a chunk is staged where the last one is read":
         ("oldest < RING_ROWS ? oldest : oldest - RING_ROWS", "ring_row", SOURCE),

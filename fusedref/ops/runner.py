@@ -31,7 +31,7 @@ class PlanRunner:
         y = torch.empty(problem.output_shape, device="meta", memory_format=self.memory_format)
         self.shape, self.strides = y.shape, y.stride()
         self.batch, self.index, self.backend = problem.batch, device.index, backend_of(device)
-        self.kernels = [_kernel(launch, device) for launch in plan.launches] if self.batch else []
+        self.kernels = [kernel_of(launch, device, VALUE_NAMES) for launch in plan.launches] if self.batch else []
 
     def contiguous(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return the tensors as the kernels read them, copied where they lie in memory otherwise."""
@@ -71,7 +71,8 @@ def compiled_function(launch: Launch, device: torch.device) -> Any:
     return function
 
 
-def _kernel(launch: Launch, device: torch.device) -> Kernel:
+def kernel_of(launch: Launch, device: torch.device, names: Sequence[str]) -> Kernel:
+    """Return the compiled kernel of ``launch``, which chooses its arguments from values with these names."""
     kinds = [argument.kind for argument in launch.signature]
-    places = [VALUE_NAMES.index(argument.name) for argument in launch.signature]
+    places = [names.index(argument.name) for argument in launch.signature]
     return Kernel(compiled_function(launch, device), kinds, places, launch.grid, launch.block, launch.shared)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import torch
 
 from fusedref.cuda.backend import can_launch
+from fusedref.ops.fast_training import FastTraining
 from fusedref.ops.general_training import GeneralTraining
+from fusedref.ops.runner import target_of
 from fusedref.ops.training import TrainingRunner
+from fusedref.plans import KernelVariant
+from fusedref.plans.training import unserved_by_fast_training
 from fusedref.problem import Problem
 
 
@@ -19,4 +23,7 @@ def training_runner(
     """
     if not can_launch(device):
         return None
+    variant = KernelVariant(precision, channels_last, vector_dtype)
+    if unserved_by_fast_training(problem, target_of(device), variant) is None:
+        return FastTraining(problem, device, precision, vector_dtype)
     return GeneralTraining(problem, device, precision, channels_last, vector_dtype)

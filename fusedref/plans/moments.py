@@ -11,7 +11,12 @@ from fusedref.plans.variant import KernelVariant, common_macros
 from fusedref.problem import Problem
 from fusedref.target import EMULATED, Target
 
-MOMENTS_SIGNATURE = (Argument("x", "in"), Argument("parts", "out"), Argument("batch", "int64"))
+MOMENTS_SIGNATURE = (
+    Argument("x", "in"),
+    Argument("parts", "out"),
+    Argument("finished", "out"),
+    Argument("batch", "int64"),
+)
 STATISTICS_SIGNATURE = (
     Argument("parts", "in"),
     Argument("weight", "in"),

@@ -27,11 +27,13 @@
 extern "C" __global__ void __launch_bounds__(THREADS, 1) moments(
     const Element* __restrict__ x,  // [batch, IN_CHANNELS, HEIGHT, WIDTH]
     double* __restrict__ parts,     // [BORDER_PARTS + gridDim.x, SUMS], see moments_layout.cuh
+    unsigned* __restrict__ finished,  // [1]: set to zero, for statistics.cu
     long long batch) {
     extern __shared__ __align__(128) unsigned char memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
     if (threadIdx.x == 0) {
+        if (blockIdx.x == 0) *finished = 0;
         for (int i = 0; i < STAGES; i++) {
             ptx::mbarrier_init(&shared.full[i], 32);
             ptx::mbarrier_init(&shared.empty[i], INTERIOR_WARPS / 2);
