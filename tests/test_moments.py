@@ -327,7 +327,7 @@ PLANTED = {  # the kernel, what is right, what is wrong, what shows
     "the bias is forgotten": (STATISTICS, "mean[channel] = float(sum + own)", "mean[channel] = float(sum)", "mean"),
     "the mean is not subtracted": (STATISTICS, "square - sum * sum", "square", "var"),
     "two taps count once": (STATISTICS, "(first == second ? 1.0 : 2.0)", "1.0", "var"),
-    "the pivot is not taken off": (STATISTICS, "sum - sum_of_four(shifted)", "sum", "centre"),
+    "the pivot is not taken off": (STATISTICS, "sum - sum_of_eight(shifted)", "sum", "centre"),
     "the biased variance is kept": (STATISTICS, "variance * (count / (count - 1.0))", "variance", "running_var"),
     "momentum is the old value's weight":
         (STATISTICS, "momentum < 0.0f ? 1.0 / tracked :", "momentum < 0.0f ? 1.0 / tracked : 1.0 -", "running_mean"),

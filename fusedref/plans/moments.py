@@ -129,7 +129,7 @@ def moments_plan(problem: Problem, target: Target = EMULATED, variant: KernelVar
                 signature=STATISTICS_SIGNATURE,
                 macros=tuple(macros.items()),
                 grid=(pairs + taps + 1, 1, 1),
-                block=(256, 1, 1),
+                block=(512, 1, 1),
             ),
         ),
         parts=(blocks + (lines_down + 2 * (lines_left + lines_right)) * shares + corners) * sums,

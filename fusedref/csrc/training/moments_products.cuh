@@ -73,29 +73,39 @@ __device__ __forceinline__ void add_pairs(Shared& shared, Sums& sums, int pairs,
     if (pairs == 0) return;
     Window window = {};
     ExactSum pixels[1 + apart];
-    const auto fetch = [&](int slot, int pair) {
-        const bool own = pair >= 0 && pair < pairs;
-        if (MARGIN == 0 && !own) return;
+    float next[KERNEL_HEIGHT][2];  // the pair to come, loaded a step ahead
+    const auto load = [&](int pair) {
+        const bool wanted = MARGIN > 0 ? pair <= pairs : pair >= 0 && pair < pairs;
         #pragma unroll
         for (int down = 0; down < KERNEL_HEIGHT; down++)
             #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                const float one = value(down, 2 * pair + i);
-                window[down][slot][i] = double(one);
-                if (down == 0 && own) pixels[apart ? i : 0].add(one);
-            }
+            for (int i = 0; i < 2; i++) next[down][i] = wanted ? value(down, 2 * pair + i) : 0.0f;
     };
-    fetch(0, -1);
-    fetch(1, 0);
+    const auto take = [&](int slot, bool own) {
+        #pragma unroll
+        for (int down = 0; down < KERNEL_HEIGHT; down++)
+            #pragma unroll
+            for (int i = 0; i < 2; i++) window[down][slot][i] = double(next[down][i]);
+        #pragma unroll
+        for (int i = 0; i < 2; i++) pixels[apart ? i : 0].add(own ? next[0][i] : 0.0f);
+    };
+    load(-1);
+    take(0, false);
+    load(0);
+    take(1, true);
+    load(1);
     #pragma unroll 1
     for (int pair = 0;;) {
-        fetch(2, pair + 1);
+        take(2, pair + 1 < pairs);
+        load(pair + 2);
         add_products<0>(sums, window);
         if (++pair == pairs) break;
-        fetch(0, pair + 1);
+        take(0, pair + 1 < pairs);
+        load(pair + 2);
         add_products<1>(sums, window);
         if (++pair == pairs) break;
-        fetch(1, pair + 1);
+        take(1, pair + 1 < pairs);
+        load(pair + 2);
         add_products<2>(sums, window);
         if (++pair == pairs) break;
     }

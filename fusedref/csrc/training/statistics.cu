@@ -6,16 +6,17 @@
 // A column of p and M is an element of a patch: tap * 8 + channel, tap = row * KERNEL_WIDTH + column of the kernel. The
 // columns of channels that x does not have are zero.
 //
-// Each block of 256 threads makes 64 elements of M, those of two taps, from all the parts that both taps reach, and their
+// Each block of 512 threads makes 64 elements of M, those of two taps, from all the parts that both taps reach, and their
 // share of every channel's weight' M weight; or one tap's p; or the sums of x. The last block to finish does the rest. All
 // sums are taken in a fixed order.
 //
 // Serves what moments.cu serves, up to 64 output channels. Its macros, and OUT_CHANNELS.
 //
-// Launch: block (256), grid (STATISTICS_BLOCKS).
+// Launch: block (512), grid (STATISTICS_BLOCKS).
 #include "moments_layout.cuh"
 
-constexpr int WARPS = 8;
+constexpr int WARPS = 16;
+constexpr int MOST_PARTS = BORDER_PARTS + MOST_BLOCKS;
 constexpr int TAPS = KERNEL_HEIGHT * KERNEL_WIDTH, COLUMNS = TAPS * 8;
 constexpr int PAIRS = TAPS * (TAPS + 1) / 2;
 constexpr int STATISTICS_BLOCKS = PAIRS + TAPS + 1;
@@ -50,21 +51,28 @@ __device__ __forceinline__ double weight_of(const Element* weight, int channel, 
     return there ? double(float(weight[(channel * IN_CHANNELS + in_channel) * TAPS + tap])) : 0.0;
 }
 
-// The sum over the four threads of an output channel.
-__device__ __forceinline__ double sum_of_four(double value) {
+// The sum over the eight threads of an output channel.
+__device__ __forceinline__ double sum_of_eight(double value) {
     value += __shfl_xor_sync(~0u, value, 1);
-    return value + __shfl_xor_sync(~0u, value, 2);
+    value += __shfl_xor_sync(~0u, value, 2);
+    return value + __shfl_xor_sync(~0u, value, 4);
+}
+
+// Finds the parts that a tap reaches; a tap below 0 stands for all pixels. Loads that wait for no branch follow.
+__device__ __forceinline__ void find_reached(bool (&reached)[MOST_PARTS], int tap, int count) {
+    for (int part = threadIdx.x; part < count; part += WARPS * 32) reached[part] = tap < 0 || reaches(tap, part);
+    __syncthreads();
 }
 
 // The elements of M of two taps, first <= second, and their share of weight' M weight.
 __device__ void sum_products(
-    const double* parts, int count, const Element* weight, double* moments, double* squares, int first, int second) {
+    const bool (&reached)[MOST_PARTS], const double* parts, int count, const Element* weight, double* moments,
+    double* squares, int first, int second) {
     __shared__ __align__(16) double sums[WARPS][64];
     __shared__ double elements[8][9];  // 9: rows that are read together start in different banks
-    const int thread = threadIdx.x, lane = thread % 32, channel = thread / 4;
-    double left[2], right[8];  // of this thread's output channel, whose second factors four threads share
-    #pragma unroll
-    for (int i = 0; i < 2; i++) left[i] = weight_of(weight, channel, thread % 4 * 2 + i, second);
+    const int thread = threadIdx.x, lane = thread % 32, channel = thread / 8;
+    const double left = weight_of(weight, channel, thread % 8, second);
+    double right[8];
     #pragma unroll
     for (int i = 0; i < 8; i++) right[i] = weight_of(weight, channel, i, first);
 
@@ -72,12 +80,11 @@ __device__ void sum_products(
     const int across = second % KERNEL_WIDTH - first % KERNEL_WIDTH;
     const int lag = down == 0 ? across : KERNEL_WIDTH + (down - 1) * WINDOW_COLUMNS + across + REACH;
     double2 sum = make_double2(0.0, 0.0);
-    #pragma unroll 16
-    for (int part = thread / 32; part < count; part += WARPS) {  // loads that no branch holds up
+    #pragma unroll 12
+    for (int part = thread / 32; part < count; part += WARPS) {
         const double2 two = *reinterpret_cast<const double2*>(parts + part * SUMS + lag * 64 + lane * 2);
-        const bool reached = reaches(first, part);
-        sum.x += reached ? two.x : 0.0;
-        sum.y += reached ? two.y : 0.0;
+        sum.x += reached[part] ? two.x : 0.0;
+        sum.y += reached[part] ? two.y : 0.0;
     }
     *reinterpret_cast<double2*>(&sums[thread / 32][lane * 2]) = sum;
     __syncthreads();
@@ -93,25 +100,20 @@ __device__ void sum_products(
     __syncthreads();
     double square = 0.0;
     #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        double inner = 0.0;
-        #pragma unroll
-        for (int k = 0; k < 8; k++) inner += elements[thread % 4 * 2 + i][k] * right[k];
-        square += inner * left[i];
-    }
-    square = sum_of_four(square) * (first == second ? 1.0 : 2.0);
-    if (thread % 4 == 0) squares[channel] = square;
+    for (int i = 0; i < 8; i++) square += elements[thread % 8][i] * right[i];
+    square = sum_of_eight(square * left) * (first == second ? 1.0 : 2.0);
+    if (thread % 8 == 0) squares[channel] = square;
 }
 
-// The sums of x over the pixels that a tap reaches; a tap below 0 stands for all pixels.
-__device__ void sum_pixels(const double* parts, int count, double* sums_of_pixels, int tap) {
+// The sums of x over the pixels of the parts that are reached.
+__device__ void sum_pixels(const bool (&reached)[MOST_PARTS], const double* parts, int count, double* sums_of_pixels) {
     __shared__ double sums[WARPS][8];
     const int thread = threadIdx.x;
     double sum = 0.0;
-    #pragma unroll 8
+    #pragma unroll 6
     for (int part = thread / 8; part < count; part += WARPS * 4) {
         const double one = parts[part * SUMS + LAGS * 64 + thread % 8];
-        sum += tap < 0 || reaches(tap, part) ? one : 0.0;
+        sum += reached[part] ? one : 0.0;
     }
     sum += __shfl_xor_sync(~0u, sum, 8);
     sum += __shfl_xor_sync(~0u, sum, 16);
@@ -160,15 +162,17 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) finish_statistics(
     double* squares,                     // [PAIRS, 64]: workspace
     unsigned* finished,                  // [1]: blocks that have finished; zero before and after
     long long batch) {
+    __shared__ bool reached[MOST_PARTS];
     const int block = blockIdx.x, thread = threadIdx.x, parts_count = BORDER_PARTS + blocks_of(batch);
     if (block < PAIRS) {
         int first = 0, second = block;  // pairs in rows: (0, 0) to (0, TAPS - 1), (1, 1) to (1, TAPS - 1), ...
         while (second >= TAPS - first) second -= TAPS - first++;
-        sum_products(parts, parts_count, weight, moments, squares + block * 64, first, first + second);
-    } else if (block < PAIRS + TAPS) {
-        sum_pixels(parts, parts_count, moments + (block - PAIRS) * 8, block - PAIRS);
+        find_reached(reached, first, parts_count);
+        sum_products(reached, parts, parts_count, weight, moments, squares + block * 64, first, first + second);
     } else {
-        sum_pixels(parts, parts_count, moments + PIVOT_AT, -1);
+        const int tap = block < PAIRS + TAPS ? block - PAIRS : -1;
+        find_reached(reached, tap, parts_count);
+        sum_pixels(reached, parts, parts_count, moments + (tap < 0 ? PIVOT_AT : tap * 8));
     }
 
     __shared__ bool last;
@@ -180,31 +184,26 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) finish_statistics(
     __threadfence();
 
     const double count = double(batch) * OUT_HEIGHT * OUT_WIDTH;
-    const int channel = thread / 4;
-    double square = 0.0, sum = 0.0, weights[2] = {}, shifted = 0.0;
-    #pragma unroll 12
-    for (int pair = thread % 4; pair < PAIRS; pair += 4) square += squares[pair * 64 + channel];
+    const int channel = thread / 8, in_channel = thread % 8;
+    double square = 0.0, sum = 0.0, weights = 0.0;
     #pragma unroll
-    for (int i = 0; i < 2; i++)
-        #pragma unroll
-        for (int tap = 0; tap < TAPS; tap++) {
-            const int in_channel = thread % 4 * 2 + i;
-            const double w = weight_of(weight, channel, in_channel, tap), p = moments[tap * 8 + in_channel];
-            sum += in_channel < IN_CHANNELS ? w * p : 0.0;
-            weights[i] += w;
-        }
+    for (int pair = thread % 8; pair < PAIRS; pair += 8) square += squares[pair * 64 + channel];
+    #pragma unroll
+    for (int tap = 0; tap < TAPS; tap++) {
+        const double w = weight_of(weight, channel, in_channel, tap), p = moments[tap * 8 + in_channel];
+        sum += in_channel < IN_CHANNELS ? w * p : 0.0;
+        weights += w;
+    }
     if (thread < 8) choose_pivot(moments, double(batch) * HEIGHT * WIDTH, count, thread);
     __syncthreads();
-    #pragma unroll
-    for (int i = 0; i < 2; i++)
-        if (thread % 4 * 2 + i < IN_CHANNELS) shifted += weights[i] * moments[PIVOT_AT + thread % 4 * 2 + i];
-    square = sum_of_four(square) / count;
-    sum = sum_of_four(sum) / count;
-    shifted = sum - sum_of_four(shifted);
+    double shifted = in_channel < IN_CHANNELS ? weights * moments[PIVOT_AT + in_channel] : 0.0;
+    square = sum_of_eight(square) / count;
+    sum = sum_of_eight(sum) / count;
+    shifted = sum - sum_of_eight(shifted);
     const double tracked = batches ? double(*batches + 1) : 1.0;
     __syncthreads();
     if (thread == 0 && batches) *batches += 1;
-    if (thread % 4 != 0 || channel >= OUT_CHANNELS) return;
+    if (in_channel != 0 || channel >= OUT_CHANNELS) return;
     const double own = bias ? double(float(bias[channel])) : 0.0;
     double variance = square - sum * sum;
     if (variance < 0.0) variance = 0.0;
