@@ -29,14 +29,16 @@ constexpr int HALO_H = TILE_H + KERNEL_SIZE - 1, HALO_W = TILE_W + KERNEL_SIZE -
 constexpr int ACROSS = (OUT_WIDTH + TILE_W - 1) / TILE_W, DOWN = (OUT_HEIGHT + TILE_H - 1) / TILE_H;
 constexpr int GROUP = 16, CHANNELS = 64;  // out_channels of a warp and of a block
 
-// Copy the inputs of a tile into shared memory, with zeros where the padding is and beyond it.
+// Copy the inputs of a tile into shared memory, with zeros where the padding is and beyond it. Its rows lie `pitch` numbers
+// apart, its planes `plane`.
 template <typename Number>
-__device__ void load_tile(const float* image, Number (*tile)[HALO_H][HALO_W], int top, int left, int thread) {
+__device__ void load_tile(const float* image, Number* tile, int pitch, int plane, int top, int left, int thread) {
     for (int i = thread; i < IN_CHANNELS * HALO_H * HALO_W; i += 256) {
         const int channel = i / (HALO_H * HALO_W), halo_row = i / HALO_W % HALO_H, halo_column = i % HALO_W;
         const int row = top + halo_row - PADDING, column = left + halo_column - PADDING;
         const bool inside = row >= 0 && row < HEIGHT && column >= 0 && column < WIDTH;
-        tile[channel][halo_row][halo_column] = inside ? image[(channel * HEIGHT + row) * WIDTH + column] : 0;
+        tile[channel * plane + halo_row * pitch + halo_column] =
+            inside ? image[(channel * HEIGHT + row) * WIDTH + column] : 0;
     }
 }
 
@@ -59,7 +61,8 @@ extern "C" __global__ void conv_statistics(
     for (int index = blockIdx.x; index < batch * DOWN * ACROSS; index += gridDim.x) {
         const int image = index / (DOWN * ACROSS), top = index / ACROSS % DOWN * TILE_H, left = index % ACROSS * TILE_W;
         __syncthreads();  // nobody reads the last tile any more
-        load_tile(x + (long long)image * IN_CHANNELS * HEIGHT * WIDTH, tile, top, left, thread);
+        const float* planes = x + (long long)image * IN_CHANNELS * HEIGHT * WIDTH;
+        load_tile(planes, &tile[0][0][0], HALO_W, HALO_H * HALO_W, top, left, thread);
         __syncthreads();
         for (int row = threadIdx.y % 2; row < TILE_H; row += 2) {
             if (top + row >= OUT_HEIGHT || left + lane >= OUT_WIDTH) continue;
@@ -67,7 +70,13 @@ extern "C" __global__ void conv_statistics(
             for (int tap = 0; tap < TAPS; tap++) {
                 const int i = tap / KERNEL_SIZE % KERNEL_SIZE, j = tap % KERNEL_SIZE;
                 const float value = tile[tap / (KERNEL_SIZE * KERNEL_SIZE)][row + i][lane + j];
-                for (int k = 0; k < GROUP; k++) z[k] += value * filters[tap][group + k];
+                for (int k = 0; k < GROUP; k += 4) {
+                    const float4 w = *reinterpret_cast<const float4*>(&filters[tap][group + k]);  // one load for four
+                    z[k] += value * w.x;
+                    z[k + 1] += value * w.y;
+                    z[k + 2] += value * w.z;
+                    z[k + 3] += value * w.w;
+                }
             }
             count += 1;
             const float share = 1 / count;
@@ -125,42 +134,49 @@ extern "C" __global__ void finish_statistics(
 constexpr int ONE = TAPS, COLUMNS = TAPS + 1;
 constexpr int SIDE = 4, STRIPES = (COLUMNS + SIDE - 1) / SIDE;  // a thread has 4 x 4 of the sums
 
+// The planes of the tile lie so far apart that number t of a patch is in bank t modulo 16 (a double has two of the 32
+// banks): rows KERNEL_SIZE apart and planes KERNEL_SIZE^2 apart, modulo 16. Neighbouring lanes take neighbouring columns.
+constexpr int PITCH = TILE_W + KERNEL_SIZE;
+constexpr int PLANE = HALO_H * PITCH + (KERNEL_SIZE * KERNEL_SIZE + 16 * KERNEL_SIZE - HALO_H * PITCH % 16) % 16;
+
 // Return where in the tile a column of [P, 1] has its number for pixel (0, 0); from ONE on, in the plane of ones.
 __device__ int place(int column) {
     const int tap = min(column, ONE);
     const int channel = tap / (KERNEL_SIZE * KERNEL_SIZE), i = tap / KERNEL_SIZE % KERNEL_SIZE, j = tap % KERNEL_SIZE;
-    return (channel * HALO_H + i) * HALO_W + j;
+    return channel * PLANE + i * PITCH + j;
 }
 
 extern "C" __global__ void moments(
     const float* x,  // [batch, IN_CHANNELS, HEIGHT, WIDTH]
-    double* parts,   // [slices, COLUMNS, COLUMNS]   sums of the products of [P, 1]; only i <= j
+    double* parts,   // [slices, COLUMNS, COLUMNS]   sums of the products of [P, 1], each once
     int batch) {
     static_assert(STRIPES * (STRIPES + 1) / 2 <= 256, "a thread of the block for every 4 x 4 sums");
-    __shared__ double tile[IN_CHANNELS + 1][HALO_H][HALO_W];  // the last plane is the ones
-    for (int i = threadIdx.x; i < HALO_H * HALO_W; i += 256) tile[IN_CHANNELS][i / HALO_W][i % HALO_W] = 1;
+    __shared__ double tile[(IN_CHANNELS + 1) * PLANE];  // the last plane is the ones
+    for (int i = threadIdx.x; i < PLANE; i += 256) tile[IN_CHANNELS * PLANE + i] = 1;
 
-    // The products are symmetric: of the stripes of 4 columns, a thread takes a pair with first <= second.
+    // Stripe s has the columns s, s + STRIPES, s + 2 STRIPES, ... The products are symmetric: a thread takes a pair of
+    // stripes with first <= second.
     int second = 0;
     while ((second + 1) * (second + 2) / 2 <= threadIdx.x) second++;
     const int first = threadIdx.x - second * (second + 1) / 2;
     const bool busy = second < STRIPES;
     const double *a[SIDE], *b[SIDE];
     for (int k = 0; k < SIDE; k++) {
-        a[k] = &tile[0][0][0] + place(first * SIDE + k);
-        b[k] = &tile[0][0][0] + place(second * SIDE + k);
+        a[k] = tile + place(first + k * STRIPES);
+        b[k] = tile + place(second + k * STRIPES);
     }
 
     double sums[SIDE][SIDE] = {};
     for (int index = blockIdx.x; index < batch * DOWN * ACROSS; index += gridDim.x) {
         const int image = index / (DOWN * ACROSS), top = index / ACROSS % DOWN * TILE_H, left = index % ACROSS * TILE_W;
         __syncthreads();
-        load_tile(x + (long long)image * IN_CHANNELS * HEIGHT * WIDTH, tile, top, left, threadIdx.x);
+        const float* planes = x + (long long)image * IN_CHANNELS * HEIGHT * WIDTH;
+        load_tile(planes, tile, PITCH, PLANE, top, left, threadIdx.x);
         __syncthreads();
         if (!busy) continue;
         for (int row = 0; row < TILE_H && top + row < OUT_HEIGHT; row++) {
             for (int column = 0; column < TILE_W && left + column < OUT_WIDTH; column++) {
-                const int pixel = row * HALO_W + column;
+                const int pixel = row * PITCH + column;
                 for (int i = 0; i < SIDE; i++) {
                     for (int j = 0; j < SIDE; j++) sums[i][j] += a[i][pixel] * b[j][pixel];
                 }
@@ -170,7 +186,7 @@ extern "C" __global__ void moments(
     if (!busy) return;
     for (int i = 0; i < SIDE; i++) {
         for (int j = 0; j < SIDE; j++) {
-            const int row = first * SIDE + i, column = second * SIDE + j;
+            const int row = first + i * STRIPES, column = second + j * STRIPES;
             if (row < COLUMNS && column < COLUMNS) {
                 parts[(blockIdx.x * COLUMNS + row) * COLUMNS + column] = sums[i][j];
             }
@@ -178,10 +194,11 @@ extern "C" __global__ void moments(
     }
 }
 
-// Add a sum of products up over the slices, in their order.
+// Add a sum of products up over the slices, in their order. It is where the lower stripe is the row.
 __device__ double total(const double* parts, int slices, int i, int j) {
+    const int place = i % STRIPES <= j % STRIPES ? i * COLUMNS + j : j * COLUMNS + i;
     double sum = 0;
-    for (int slice = 0; slice < slices; slice++) sum += parts[(slice * COLUMNS + min(i, j)) * COLUMNS + max(i, j)];
+    for (int slice = 0; slice < slices; slice++) sum += parts[slice * COLUMNS * COLUMNS + place];
     return sum;
 }
 

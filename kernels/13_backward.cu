@@ -23,14 +23,16 @@
 constexpr unsigned EVERY_LANE = 0xffffffff;
 constexpr int K = KERNEL_SIZE, REACH = K - 1;
 constexpr int OUT_HEIGHT = HEIGHT + 2 * PADDING - REACH, OUT_WIDTH = WIDTH + 2 * PADDING - REACH;
-constexpr int TAPS = IN_CHANNELS * K * K, SUMS = TAPS + 1;  // of an out_channel: its row of A, then q
+constexpr int TAPS = IN_CHANNELS * K * K, SUMS = TAPS + 1;          // of an out_channel: its row of A, then q
+constexpr int LINES = IN_CHANNELS * K, PASSES = (LINES + 31) / 32;  // of a patch, K numbers each; 32 lanes at a time
 constexpr int TILE_H = 8, TILE_W = 32, GROUP = 8;  // pixels, and the out_channels that are in shared memory at once
 constexpr int DOWN = ((HEIGHT > OUT_HEIGHT ? HEIGHT : OUT_HEIGHT) + TILE_H - 1) / TILE_H;
 constexpr int ACROSS = ((WIDTH > OUT_WIDTH ? WIDTH : OUT_WIDTH) + TILE_W - 1) / TILE_W;
 static_assert(PADDING < K, "a row of padding further out would see no input");
 
 // A tile with its halo. The pitches are chosen so that number t of a patch lies in bank t mod 32, up to the pixel's own:
-// rows are K apart and planes K * K, modulo 32. So 32 lanes that read 32 numbers of one patch meet no bank conflict.
+// rows are K apart and planes K * K, modulo 32. So 32 lanes that read 32 lines of one patch, K banks apart, meet no bank
+// conflict if K is odd.
 constexpr int HALO_H = TILE_H + REACH, HALO_W = TILE_W + REACH, PITCH = TILE_W + K;
 constexpr int PLANE = HALO_H * PITCH + (K * K + 32 * K - HALO_H * PITCH % 32) % 32;
 
@@ -54,8 +56,8 @@ extern "C" __global__ void backward(
     float* parts,          // [slices, OUT_CHANNELS, SUMS]
     float* t,              // [batch, IN_CHANNELS, HEIGHT, WIDTH]
     int batch) {
-    __shared__ float x_tile[IN_CHANNELS * PLANE], dy_tile[GROUP * PLANE], filters[GROUP][TAPS],
-        sums[OUT_CHANNELS][SUMS];
+    __shared__ __align__(16) float filters[GROUP][K * K][IN_CHANNELS];
+    __shared__ float x_tile[IN_CHANNELS * PLANE], dy_tile[GROUP * PLANE], sums[OUT_CHANNELS][SUMS];
     const int lane = threadIdx.x, warp = threadIdx.y, thread = warp * 32 + lane;
     for (int i = thread; i < OUT_CHANNELS * SUMS; i += 256) sums[i / SUMS][i % SUMS] = 0;
 
@@ -83,10 +85,11 @@ extern "C" __global__ void backward(
                     inside ? dy_image[((first + channel) * OUT_HEIGHT + out_row) * OUT_WIDTH + out_column] : 0;
             }
             for (int i = thread; i < GROUP * TAPS; i += 256) {
-                const int channel = first + i / TAPS;
-                filters[i / TAPS][i % TAPS] = channel < OUT_CHANNELS
-                    ? scaling_factor * gamma[channel] / sqrtf(var[channel] + eps) * weight[channel * TAPS + i % TAPS]
-                    : 0;
+                const int channel = first + i / TAPS, tap = i % TAPS;
+                const float a =
+                    channel < OUT_CHANNELS ? scaling_factor * gamma[channel] / sqrtf(var[channel] + eps) : 0;
+                filters[i / TAPS][tap % (K * K)][tap / (K * K)] =
+                    channel < OUT_CHANNELS ? a * weight[channel * TAPS + tap] : 0;
             }
             __syncthreads();
 
@@ -95,28 +98,36 @@ extern "C" __global__ void backward(
                 for (int i = 0; i < K; i++) {
                     for (int j = 0; j < K; j++) {
                         const float d = dy_tile[k * PLANE + (warp + REACH - i) * PITCH + lane + REACH - j];
-                        for (int c = 0; c < IN_CHANNELS; c++) into[c] += d * filters[k][(c * K + i) * K + j];
+                        for (int c = 0; c < IN_CHANNELS; c++) into[c] += d * filters[k][i * K + j][c];
                     }
                 }
             }
 
-            // A and q: an out_channel for each warp, and for each lane every 32nd number of the patch.
+            // A and q: an out_channel for each warp, and for each lane a line of the patch, K numbers. The lane walks along
+            // the rows of the tile with a window of K numbers of x: for each pixel one new x and one dy, and K sums.
             if (first + warp >= OUT_CHANNELS) continue;  // as a whole warp
             const float* own =
                 dy_tile + warp * PLANE + (REACH - PADDING) * (PITCH + 1);  // dy of the tile without its halo
-            float a[(TAPS + 31) / 32] = {}, q = 0;
+            float a[PASSES][K] = {}, q = 0;
             for (int row = 0; row < TILE_H; row++) {
                 q += own[row * PITCH + lane];
-                for (int column = 0; column < TILE_W; column++) {
-                    const int pixel = row * PITCH + column;
-                    for (int k = 0; k < (TAPS + 31) / 32; k++) {
-                        a[k] += own[pixel] * x_tile[place(min(lane + 32 * k, TAPS - 1)) + pixel];
+                for (int pass = 0; pass < PASSES; pass++) {
+                    const float* line = x_tile + place(min(lane + 32 * pass, LINES - 1) * K) + row * PITCH;
+                    float window[K];
+                    for (int j = 1; j < K; j++) window[j] = line[j - 1];
+#pragma unroll
+                    for (int column = 0; column < TILE_W; column++) {
+                        for (int j = 0; j < K - 1; j++) window[j] = window[j + 1];
+                        window[K - 1] = line[column + K - 1];
+                        const float d = own[row * PITCH + column];
+                        for (int j = 0; j < K; j++) a[pass][j] += d * window[j];
                     }
                 }
             }
             for (int offset = 16; offset > 0; offset /= 2) q += __shfl_down_sync(EVERY_LANE, q, offset);
-            for (int k = 0; k < (TAPS + 31) / 32; k++) {
-                if (lane + 32 * k < TAPS) sums[first + warp][lane + 32 * k] += a[k];
+            for (int pass = 0; pass < PASSES; pass++) {
+                if (lane + 32 * pass >= LINES) break;
+                for (int j = 0; j < K; j++) sums[first + warp][(lane + 32 * pass) * K + j] += a[pass][j];
             }
             if (lane == 0) sums[first + warp][TAPS] += q;
         }

@@ -132,9 +132,9 @@ def test_memory_requests():
 
     assert at("inside ? dy_image[").global_load_bytes_used == 4 * dy.numel()
     assert at("t_image[").global_store_requests == 8 * 8
-    assert at("a[k] += own[pixel]").bank_conflicts == 0
-    assert at("into[c] += d *").bank_conflicts == 0
-    assert at("const float d =").bank_conflicts == 0
+    assert at("window[K - 1] = line[").shared_load_requests == 16 * 8 * 32
+    for text in ("window[K - 1] = line[", "const float d = own[", "into[c] += d *", "const float d = dy_tile["):
+        assert at(text).bank_conflicts == 0, text
 
 
 @pytest.mark.parametrize(
