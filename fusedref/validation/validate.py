@@ -25,7 +25,7 @@ from fusedref.validation.subjects import ModuleSubject, Subject, has_layers, sub
 from fusedref.validation.training import settings, training_cases
 
 MODES = ("eval", "train", "backward")
-TRAINING_TENSORS = 8  # of y's size and in float64, that a comparison in training needs at a time
+TRAINING_TENSORS = 16  # of y's size and in float64, that a comparison in training has at a time, at the least
 KEPT_OUTPUTS = 2**20  # a result up to this size is kept, to see whether the next call changes it
 
 
