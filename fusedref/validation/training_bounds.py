@@ -27,9 +27,11 @@ number.
 term outweighs all others, as with outliers, about eight roundings each add u of it. Products of tf32 exceed this where
 the sums are short, as they are for all shapes but the problem itself.
 
-**Where a tensor is float16 or bfloat16** it may be off by half the distance between two of its neighbouring numbers as
-well; dx by as much again for the first of its two terms, conv_transpose(s gamma i dy, weight), which may be kept in x's
-dtype until the second is known.
+**Where the problem is float16 or bfloat16**, torch's operators round z, z without its bias, zhat gamma + beta and dz to
+that dtype, and a candidate may, too: Z, Y and D grow by the distance between neighbouring numbers at each of these
+values, over 32 u: twice what one rounding needs, because the norm takes a quarter. Each result may be off by half the
+distance between two of its neighbouring numbers as well; dx by as much again for the first of its two terms,
+conv_transpose(s gamma i dy, weight), which may be kept in x's dtype until the second is known.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ from torch import Tensor
 
 from fusedref.parameters import Parameters
 from fusedref.problem import Problem
-from fusedref.validation.bounds import ELEMENT_LIMIT, UNIT
+from fusedref.validation.bounds import ELEMENT_LIMIT, UNIT, rounding_error
 from fusedref.validation.training_reference import (
     EVERYTHING,
     Forward,
@@ -71,6 +73,9 @@ def forward_magnitudes(problem: Problem, inputs: Parameters, found: Forward, *, 
     z = convolve(problem, _enlarged(inputs.x), _enlarged(inputs.weight))
     if inputs.bias is not None:
         z += channels(inputs.bias).abs()
+    z += _stored(found.z, problem.dtype)
+    if inputs.bias is not None:  # which torch adds to a convolution that is rounded already
+        z += _stored(found.z - channels(inputs.bias), problem.dtype)
     if training:
         mean = z.mean(EVERYTHING, keepdim=True)
         var = 2 * ((found.z - found.mean).abs() * z).mean(EVERYTHING, keepdim=True)
@@ -82,11 +87,11 @@ def forward_magnitudes(problem: Problem, inputs: Parameters, found: Forward, *, 
     return Magnitudes(z, mean, var, inverse, found.inverse * (z + mean) + found.normalised.abs() * inverse)
 
 
-def y_magnitude(inputs: Parameters, sizes: Magnitudes) -> Tensor:
+def y_magnitude(problem: Problem, inputs: Parameters, found: Forward, sizes: Magnitudes) -> Tensor:
     """Compute Y."""
     y = sizes.normalised if inputs.gamma is None else sizes.normalised * channels(inputs.gamma).abs()
     y = y if inputs.beta is None else y + channels(inputs.beta).abs()
-    return y * abs(inputs.scaling_factor)
+    return y * abs(inputs.scaling_factor) + _stored(found.y, problem.dtype)
 
 
 def running_magnitudes(
@@ -105,18 +110,19 @@ def gradient_magnitudes(
     """Compute the magnitudes of all gradients."""
     normalised, size_of_dy, dy = found.normalised, _enlarged(dy), dy.double()
     products = size_of_dy * (sizes.normalised + normalised.abs())
+    exact = dy
     if training:
         c1, c2 = dy.mean(EVERYTHING, keepdim=True), (dy * normalised).mean(EVERYTHING, keepdim=True)
+        exact = dy - c1 - c2 * normalised
         dz = size_of_dy + size_of_dy.mean(EVERYTHING, keepdim=True)
         dz += normalised.abs() * products.mean(EVERYTHING, keepdim=True)
         dz += sizes.normalised * c2.abs()
-        dz += sizes.inverse * (dy - c1 - c2 * normalised).abs()
+        dz += sizes.inverse * exact.abs()
     else:
         dz = 2 * size_of_dy
     s = abs(inputs.scaling_factor)
-    dz *= found.inverse * s
-    if inputs.gamma is not None:
-        dz *= channels(inputs.gamma).abs()
+    a = found.inverse * s if inputs.gamma is None else found.inverse * s * channels(inputs.gamma).abs()
+    dz = a * dz + _stored(a * exact, problem.dtype)
     dx, dweight = convolution_gradients(problem, _enlarged(inputs.x), _enlarged(inputs.weight), dz)
     return Gradients(
         dx,
@@ -133,6 +139,11 @@ def first_term_of_dx(problem: Problem, inputs: Parameters, dy: Tensor, found: Fo
     if inputs.gamma is not None:
         dz *= channels(inputs.gamma)
     return convolution_gradients(problem, inputs.x.double(), inputs.weight.double(), dz)[0]
+
+
+def _stored(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the magnitude that allows to round ``values`` to ``dtype`` on the way; 0 for float32."""
+    return 2 * rounding_error(values.abs(), dtype) / (ELEMENT_LIMIT * UNIT)
 
 
 def _enlarged(tensor: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class Call:
         """Return all that the call may return."""
         problem, inputs, found = self.problem, self.inputs, self.found
         sizes = forward_magnitudes(problem, inputs, found, training=self.training)
-        result = {"y": Expected(found.y, y_magnitude(inputs, sizes))}
+        result = {"y": Expected(found.y, y_magnitude(problem, inputs, found, sizes))}
         if self.training:
             values = running(problem, inputs, found, self.momentum)
             magnitudes = running_magnitudes(problem, inputs, sizes, self.momentum)

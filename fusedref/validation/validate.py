@@ -69,9 +69,9 @@ def validate(
     GPU if there is one and FUSEDREF_DEVICE is not "emulator". The same ``seed``, at least 0 and below 2**63, gives the
     same inputs. ``precision="fp32"`` accepts the rounding of float32 arithmetic and refuses tf32; ``"tf32"``, in mode
     "eval" alone, also accepts x and weight rounded to tf32, and refuses bfloat16. All tensors have the problem's dtype,
-    in training gamma, beta and the statistics are float32 except in a module that has them otherwise; with float16 or
-    bfloat16 the arithmetic must be float32's and each result rounded once. ``bounds`` and ``training_bounds`` have the
-    limits. ``on_case`` is called with each case as it ends.
+    in training gamma, beta and the statistics are float32 except in a module that has them otherwise. With float16 or
+    bfloat16 the arithmetic must be float32's and y rounded once; in training, what torch's operators round may be
+    rounded as well. ``bounds`` and ``training_bounds`` have the limits. ``on_case`` gets each case as it ends.
 
     Raises TypeError or ValueError for an argument that does not fit, or a problem that does not fit into memory; the
     message names the argument.
