@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import shutil
 from typing import NamedTuple
 
 import pytest
@@ -13,23 +12,18 @@ from fusedref import Problem
 from fusedref.csrc import TRAINING
 from fusedref.emulator import watch
 from fusedref.ops.general_training import GeneralTraining, library_rounds_to_tf32
+from fusedref.ops.training import Running
 from fusedref.plans import KernelVariant, general_training
 from fusedref.target import EMULATED
 from tests import nvcc
 from tests.cases import library_in_float32  # noqa: F401  # for every test here
 from tests.nvcc import assert_no_spills, needs_nvcc
+from tests.sources import inlined
 from tests.tiles import needs_emulator
 
 SCALE, EPS = -1.7, 1e-3
 NAMES = ("y", "dx", "dweight", "dbias", "dgamma", "dbeta")
 SMALL = Problem(2, 4, 6, 5, 8, 3, padding=1, groups=2)  # the library convolves
-
-
-class Running(NamedTuple):
-    mean: torch.Tensor
-    var: torch.Tensor
-    batches: torch.Tensor | None
-    momentum: float | None
 
 
 class Inputs(NamedTuple):
@@ -159,10 +153,10 @@ class TestValues:
     def test_kinds_of_shape(self, device, problem, channels_last):
         assert wrong(problem, inputs_of(problem, device, channels_last), channels_last) == set()
 
-    @pytest.mark.parametrize("padding", [0, (1, 2)])
-    def test_convolutions_of_our_own(self, device, padding, monkeypatch, masks):
+    @pytest.mark.parametrize(("padding", "groups"), [(0, 2), ((1, 2), 1)])
+    def test_convolutions_of_our_own(self, device, padding, groups, monkeypatch, masks):
         monkeypatch.setattr("fusedref.ops.general_training.library_convolves", lambda *_: False)
-        problem = Problem(2, 4, 6, 7, 8, (2, 3), dilation=(2, 1), padding=padding)
+        problem = Problem(2, 4, 6, 7, 8, (2, 3), dilation=(2, 1), padding=padding, groups=groups)
         assert wrong(problem, inputs_of(problem, device)) == set()
         assert masks == [(False, True, False)]  # the library computes the gradient of the weight alone
 
@@ -236,7 +230,7 @@ class TestFamilies:
         assert y.equal((SCALE * inputs.beta)[:, None, None].expand_as(y))
         torch.testing.assert_close(mean, 3.7 * inputs.weight.flatten() + inputs.bias)
 
-    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
+    @pytest.mark.parametrize("value", [math.nan, -math.inf], ids=str)
     @pytest.mark.parametrize("name", ["x", "weight", "bias", "gamma", "beta", "dy"])
     def test_what_is_not_finite(self, device, name, value):
         inputs = inputs_of(SMALL, device)
@@ -327,7 +321,7 @@ class TestCosts:
             assert counters.global_store_sectors < 1.1 * writes * size / 32 + 20, kernel
 
 
-FORWARD, BACKWARD, SHARED = "general_forward.cu", "general_backward.cu", "general.cuh"
+FORWARD, BACKWARD = "general_forward.cu", "general_backward.cu"
 PLANTED = {
     "c1 forgotten": (BACKWARD, "c1[threadIdx.x] = q / count", "c1[threadIdx.x] = 0.0f", {"dx", "dweight"}),
     "c2 forgotten": (BACKWARD, "c2[threadIdx.x] = r / count", "c2[threadIdx.x] = 0.0f", {"dx", "dweight"}),
@@ -337,22 +331,57 @@ PLANTED = {
     "a running mean without the bias": (FORWARD, "share * (mean_of_z + shift)", "share * mean_of_z", {"running mean"}),
     "batches not counted": (FORWARD, "batches[0]++", "batches[0]", {"batches"}),
     "a scale forgotten": (BACKWARD, "Vector(float(scaling_factor * r))", "Vector(float(r))", {"dgamma"}),
-    "an image forgotten": (SHARED, "image + here / plane_units", "image", {"y", "dx", "dgamma"}),
+    "an image forgotten": (FORWARD, "image + here / plane_units", "image", {"y", "running mean"}),
 }
 
 
+class Changed(NamedTuple):
+    """Stands for the folder of the kernels: one of them has another text."""
+
+    file: str
+    text: str
+
+    def __truediv__(self, name):
+        return self.text if name == self.file else TRAINING / name
+
+
 @needs_emulator
-class TestPlantedBugs:
-    @pytest.mark.parametrize(("file", "right", "slip", "expected"), PLANTED.values(), ids=PLANTED)
-    def test_it_shows(self, device, tmp_path, monkeypatch, file, right, slip, expected):
-        for path in TRAINING.glob("general*"):
-            shutil.copy(path, tmp_path)
-        text = (tmp_path / file).read_text()
-        assert text.count(right) >= 1
-        (tmp_path / file).write_text(text.replace(right, slip))
-        monkeypatch.setattr(general_training, "TRAINING", tmp_path)
-        inputs = inputs_of(SMALL, device)
-        assert expected <= wrong(SMALL, inputs) | wrong_running_statistics(inputs)
+@pytest.mark.parametrize(("file", "right", "slip", "expected"), PLANTED.values(), ids=PLANTED)
+def test_a_planted_bug_shows(device, monkeypatch, file, right, slip, expected):
+    text = inlined(TRAINING / file)
+    assert text.count(right) >= 1
+    monkeypatch.setattr(general_training, "TRAINING", Changed(file, text.replace(right, slip)))
+    inputs = inputs_of(SMALL, device)
+    assert expected <= wrong(SMALL, inputs) | wrong_running_statistics(inputs)
+
+
+WIDE = Problem(32, 128, 128, 28, 28, 3, padding=1)
+LAST = KernelVariant(channels_last=True)
+
+
+@pytest.mark.parametrize(
+    ("problem", "variant", "coarse", "library", "weight_by"),
+    [
+        (WIDE, KernelVariant(), False, False, "weight_gradient"),
+        (WIDE, KernelVariant("tf32"), True, True, None),
+        (dataclasses.replace(WIDE, groups=2), KernelVariant("tf32"), True, False, "weight_gradient"),
+        (dataclasses.replace(WIDE, dtype=torch.float16), KernelVariant(), True, True, None),
+        (dataclasses.replace(WIDE, groups=2, dtype=torch.float16), KernelVariant(), True, False, None),
+        (dataclasses.replace(WIDE, groups=2, dtype=torch.float16), LAST, True, True, None),
+        (dataclasses.replace(WIDE, groups=4, dtype=torch.float16), LAST, True, False, None),
+        (Problem(32, 3, 32, 224, 224, 3), KernelVariant(), False, True, "weight_gradient"),
+        (Problem(32, 64, 64, 56, 56, 3, groups=64), KernelVariant(), False, False, "depthwise_gradient"),
+        (Problem(32, 64, 64, 56, 56, 3, groups=64, dtype=torch.float16), KernelVariant(), True, True, None),
+        (Problem(32, 512, 512, 7, 7, 3, padding=1), KernelVariant(), False, True, None),
+        (Problem(32, 256, 512, 56, 56, 1, stride=2), KernelVariant(), False, True, "weight_gradient"),
+        (Problem(32, 256, 512, 56, 56, 1), KernelVariant("tf32"), True, True, None),
+    ],
+    ids=str,
+)
+def test_who_computes(problem, variant, coarse, library, weight_by):
+    assert general_training.library_convolves(problem, EMULATED, variant, coarse) == library
+    chosen = general_training.weight_plan(problem, EMULATED, variant, coarse)
+    assert (chosen and chosen.launches[0].symbol) == weight_by
 
 
 class TestTheLibrary:
@@ -362,15 +391,20 @@ class TestTheLibrary:
         with torch.autocast(device.type, torch.bfloat16):
             assert all(a.equal(b) for a, b in zip(ours(SMALL, inputs), expected, strict=True))
 
-    def test_it_does_not_round_to_tf32_what_is_to_be_float32(self):
-        depthwise = Problem(32, 64, 64, 56, 56, 3, groups=64)
-        assert general_training.library_convolves(depthwise, EMULATED, KernelVariant(), library_rounds=False)
-        assert not general_training.library_convolves(depthwise, EMULATED, KernelVariant(), library_rounds=True)
-        assert general_training.library_convolves(depthwise, EMULATED, KernelVariant("tf32"), library_rounds=True)
+    @pytest.mark.parametrize(
+        ("allowed", "precision", "by_plan"), [(False, "fp32", False), (True, "fp32", True), (True, "tf32", False)]
+    )
+    @needs_emulator
+    def test_it_does_not_round_what_is_to_be_float32(self, device, allowed, precision, by_plan):
+        inputs = inputs_of(SMALL, device)
+        runner = GeneralTraining(SMALL, device, precision)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed), watch() as seen:
+            runner.forward(*inputs[:5], SCALE, EPS, None)
+        assert ("folded" in seen.counters) == by_plan
 
     @pytest.mark.parametrize("allowed", [True, False])
     def test_torchs_setting_is_seen(self, allowed):
-        with torch.backends.cudnn.flags(allow_tf32=allowed):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
             assert library_rounds_to_tf32() == allowed
 
 
@@ -382,7 +416,7 @@ class TestTheLibrary:
         (Problem(2, 3, 4, 9, 9, (3, 2), dilation=(2, 3), padding=(4, 0)), "padding=(0, 3)"),
         (Problem(2, 3, 4, 9, 9, 3, padding=3), None),
         (Problem(2, 3, 4, 9, 9, 3, stride=2), None),
-        (Problem(2, 4, 4, 9, 9, 3, groups=2), None),
+        (Problem(2, 4, 6, 9, 9, 3, groups=2), Problem(2, 6, 4, 7, 7, 3, groups=2, padding=2, bias=False)),
         (Problem(2, 4, 4, 9, 9, 2, padding="same"), None),
     ],
     ids=str,
@@ -395,7 +429,7 @@ def test_the_convolution_that_is_dx(problem, expected):
         assert other is None
     else:
         assert (other.input_shape, other.output_shape) == (problem.output_shape, problem.input_shape)
-        assert (other.kernel, other.pads) == (expected.kernel, expected.pads)
+        assert (other.kernel, other.pads, other.groups) == (expected.kernel, expected.pads, expected.groups)
 
 
 @needs_nvcc

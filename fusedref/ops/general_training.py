@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from torch import Tensor
 from fusedref.cuda.backend import backend_of
 from fusedref.cuda.kernel import Kernel
 from fusedref.ops.runner import PlanRunner, compiled_function, target_of
+from fusedref.ops.training import Gradients, Needs, Running
 from fusedref.plans import KernelVariant, Launch, plan_for
 from fusedref.plans.general_training import (
     backward_launches,
@@ -25,11 +25,10 @@ from fusedref.plans.general_training import (
     input_gradient_problem,
     library_convolves,
     slices_of,
+    weight_plan,
 )
+from fusedref.plans.weight_gradient import WeightPlan
 from fusedref.problem import Problem
-
-Needs = tuple[bool, bool, bool, bool, bool]
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 convolution_backward = torch.ops.aten.convolution_backward
 
@@ -42,22 +41,7 @@ BACKWARD = (
     *("dy", "z", "bias", "gamma", "mean", "var", "parts", "dz", "dbias", "dgamma", "dbeta"),
     *("scaling_factor", "eps", "batch", "channels", "plane"),
 )
-
-
-class RunningStatistics(Protocol):
-    """What ``forward`` updates in place: two vectors, and a counter of batches or None.
-
-    ``momentum`` is the share of the new statistics, or None for 1 / batches.
-    """
-
-    @property
-    def mean(self) -> Tensor: ...  # noqa: D102
-    @property
-    def var(self) -> Tensor: ...  # noqa: D102
-    @property
-    def batches(self) -> Tensor | None: ...  # noqa: D102
-    @property
-    def momentum(self) -> float | None: ...  # noqa: D102
+WEIGHT_GRADIENT = ("dz", "x", "parts", "dweight", "batch", "count")
 
 
 class GeneralTraining:
@@ -83,6 +67,8 @@ class GeneralTraining:
         self.vectors = vectors or problem.dtype
         self.backend, self.target = backend_of(device), target_of(device)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        # Whether the library multiplies numbers of 11 bits or fewer. torch's setting may change: then the choices stay.
+        self.coarse = problem.dtype != torch.float32 or (precision == "tf32" and library_rounds_to_tf32())
         self.sizes = problem.batch, problem.out_channels, problem.out_height * problem.out_width
 
     def forward(
@@ -94,7 +80,7 @@ class GeneralTraining:
         beta: Tensor | None,
         scaling_factor: float,
         eps: float,
-        running: RunningStatistics | None,
+        running: Running | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return y, the mean and biased variance of conv2d + bias over the batch (float32), and z for ``backward``.
 
@@ -162,11 +148,13 @@ class GeneralTraining:
         tensors = (dy, saved, bias, gamma, mean.float(), var.float(), parts, dz, dbias, dgamma, dbeta)
         self.backend.launch(kernels, tensors, (scaling_factor, eps, *self.sizes), self.device.index)
         if dz is not None:
-            if needs_x and self._computes_input_gradient():
+            if needs_x and self._computes_input_gradient:
                 dx, needs_x = self._input_gradient(dz, weight), False
+            if needs_weight and batch_statistics and self._weight_plan is not None:
+                dweight, needs_weight = self._weight_gradient(dz, x), False
             if needs_x or needs_weight:
-                dx_by_library, dweight = self._gradients_by_library(dz, x, weight, needs_x, needs_weight)
-                dx = dx_by_library if needs_x else dx
+                by_library = self._gradients_by_library(dz, x, weight, needs_x, needs_weight)
+                dx, dweight = by_library[0] if needs_x else dx, by_library[1] if needs_weight else dweight
         return dx, dweight, dbias, dgamma, dbeta
 
     @cached_property
@@ -193,7 +181,8 @@ class GeneralTraining:
 
     def _convolution(self, x: Tensor, weight: Tensor) -> Tensor:
         """Return conv2d(x, weight) without the bias."""
-        if not library_convolves(self.problem, self.target, self.variant, library_rounds_to_tf32()):
+        exact = self.problem.dtype == torch.float32 and self.variant.precision == "fp32"
+        if (exact and library_rounds_to_tf32()) or not self._library_convolves(self.problem):
             return self._by_plan(self._convolution_runner, x, weight)
         with torch.autocast(x.device.type, enabled=False):
             z = F.conv2d(x, weight, None, **self.problem.conv_options)
@@ -216,10 +205,14 @@ class GeneralTraining:
             torch.cuda.synchronize(self.device)  # any stream may read them
         return zeros, ones
 
+    def _library_convolves(self, problem: Problem) -> bool:
+        return library_convolves(problem, self.target, self.variant, self.coarse)
+
+    @cached_property
     def _computes_input_gradient(self) -> bool:
         """Return whether a plan of evaluation mode computes dx."""
         other = input_gradient_problem(self.problem)
-        return other is not None and not library_convolves(other, self.target, self.variant, library_rounds_to_tf32())
+        return other is not None and not self._library_convolves(other)
 
     @cached_property
     def _input_gradient_runner(self) -> PlanRunner:
@@ -229,8 +222,30 @@ class GeneralTraining:
 
     def _input_gradient(self, dz: Tensor, weight: Tensor) -> Tensor:
         """Return dx by the convolution of dz with the filter turned around."""
-        turned = weight.transpose(0, 1) if self.problem.kernel == (1, 1) else weight.flip(2, 3).transpose(0, 1)
+        problem = self.problem
+        turned = weight if problem.kernel == (1, 1) else weight.flip(2, 3)
+        turned = turned.view(problem.groups, -1, *weight.shape[1:]).transpose(1, 2)
+        turned = turned.reshape(problem.in_channels, problem.out_channels // problem.groups, *problem.kernel)
         return self._by_plan(self._input_gradient_runner, dz, turned.contiguous())
+
+    @cached_property
+    def _weight_plan(self) -> WeightPlan | None:
+        return weight_plan(self.problem, self.target, self.variant, self.coarse)
+
+    @cached_property
+    def _weight_kernels(self) -> list[Kernel]:
+        assert self._weight_plan is not None
+        return self._kernels(self._weight_plan.launches, WEIGHT_GRADIENT)[1]
+
+    def _weight_gradient(self, dz: Tensor, x: Tensor) -> Tensor:
+        """Return dweight by kernels of ours, for which a channel of dz has no NaN and infinities, or nothing else."""
+        chosen = self._weight_plan
+        assert chosen is not None
+        parts = torch.empty(chosen.parts, dtype=chosen.dtype, device=dz.device)
+        dweight = torch.empty(self.problem.weight_shape, dtype=torch.float32, device=dz.device)
+        numbers = self.sizes[0], chosen.parts[0]
+        self.backend.launch(self._weight_kernels, (dz, x, parts, dweight), numbers, self.device.index)
+        return dweight
 
     def _gradients_by_library(
         self, dz: Tensor, x: Tensor, weight: Tensor, needs_x: bool, needs_weight: bool

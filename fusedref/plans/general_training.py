@@ -10,7 +10,14 @@ import torch
 from fusedref.csrc import TRAINING
 from fusedref.plans import plan_for
 from fusedref.plans.base import Argument, Launch
+from fusedref.plans.depthwise_gradient import depthwise_gradient_plan, unserved_by_depthwise_gradient
 from fusedref.plans.variant import KernelVariant
+from fusedref.plans.weight_gradient import (
+    WeightPlan,
+    best_weight_tile,
+    unserved_by_weight_gradient,
+    weight_gradient_plan,
+)
 from fusedref.problem import ELEMENTS, Problem
 from fusedref.target import Target
 
@@ -71,30 +78,49 @@ def slices_of(launch: Launch) -> int:
     return launch.grid[1]
 
 
-def library_convolves(problem: Problem, target: Target, variant: KernelVariant, library_rounds: bool) -> bool:
-    """Return whether the library convolves ``problem``, not the plan of evaluation mode.
+def library_convolves(problem: Problem, target: Target, variant: KernelVariant, coarse: bool) -> bool:
+    """Return whether the library convolves ``problem`` faster than the plan of evaluation mode, as on an H100.
 
-    ``library_rounds`` says whether it rounds the factors of float32 products to tf32.
+    ``coarse`` says whether the library multiplies numbers of 11 bits or fewer, which tensor cores do for it too. In
+    float32 the plan is up to three times as fast, except where planes are small or a stride skips pixels of single
+    taps, and where one thread computes an output, unless each channel has its own filter.
     """
-    if problem.dtype == torch.float32 and variant.precision == "fp32" and library_rounds:
-        return False  # the plan keeps to float32
-    return plan_for(problem, target, variant).kernel == "folded"
+    if problem.out_height * problem.out_width < 64:
+        return True
+    if plan_for(problem, target, variant).kernel == "folded":
+        depthwise = problem.groups == problem.in_channels == problem.out_channels
+        return problem.dtype != torch.float32 or not depthwise
+    if coarse:
+        channels = problem.in_channels // problem.groups
+        return problem.kernel == (1, 1) or not (8 <= channels <= 32 if variant.channels_last else channels <= 64)
+    return problem.kernel == (1, 1) and problem.strides != (1, 1)
+
+
+def weight_plan(problem: Problem, target: Target, variant: KernelVariant, coarse: bool) -> WeightPlan | None:
+    """Return the plan for the gradient of the weight, None where the library computes it, as fast or faster.
+
+    ``coarse`` is that of ``library_convolves``.
+    """
+    if unserved_by_depthwise_gradient(problem, variant) is None:
+        return depthwise_gradient_plan(problem, target)
+    if unserved_by_weight_gradient(problem, target, variant) is not None:
+        return None
+    if problem.kernel == (1, 1):
+        by_library = coarse
+    else:
+        many = problem.in_channels // problem.groups > 64
+        by_library = problem.out_height * problem.out_width < 256 or (coarse and many)
+    return None if by_library else weight_gradient_plan(problem, best_weight_tile(problem, target))
 
 
 def input_gradient_problem(problem: Problem) -> Problem | None:
     """Return the convolution of dz, with the filter turned around, that is dx; None where there is none.
 
-    There is one for stride 1, one group and a padding below the kernel's span.
+    There is one for stride 1 and a padding below the kernel's span.
     """
     (top, bottom), (left, right) = problem.pads
     rows, columns = problem.span[0] - 1, problem.span[1] - 1
-    if (
-        problem.strides != (1, 1)
-        or problem.groups > 1
-        or (top, left) != (bottom, right)
-        or top > rows
-        or left > columns
-    ):
+    if problem.strides != (1, 1) or (top, left) != (bottom, right) or top > rows or left > columns:
         return None
     return dataclasses.replace(
         problem,

@@ -77,7 +77,7 @@ def implicit_gemm_plan(
     reason: str = "it serves every shape on tensor cores",
 ) -> Plan:
     """Return the plan to run ``problem`` by implicit_gemm.cu with one of its ``gemm_tiles``."""
-    problem = _in_one_row(problem)
+    problem = in_one_row(problem)
     sizes = {
         "TILE_ROWS": tile.rows,
         "TILE_COLUMNS": tile.columns,
@@ -120,7 +120,7 @@ def gemm_tiles(
     problem: Problem, target: Target = EMULATED, variant: KernelVariant = KernelVariant()
 ) -> Iterator[GemmTile]:
     """Yield the tiles worth considering for implicit_gemm.cu that fit into shared memory."""
-    problem = _in_one_row(problem)
+    problem = in_one_row(problem)
     in_channels, out_channels = problem.in_channels // problem.groups, problem.out_channels // problem.groups
     limit = target.shared_limit
     chunks = [8, 16, 32, 64] if in_channels >= 8 else [in_channels]
@@ -152,7 +152,7 @@ def gemm_tiles(
                 )
 
 
-def _in_one_row(problem: Problem) -> Problem:
+def in_one_row(problem: Problem) -> Problem:
     """Return the same problem with each plane as one row if windows are single pixels: tiles divide it evenly."""
     if problem.kernel != (1, 1) or problem.strides != (1, 1) or problem.pads != ((0, 0), (0, 0)):
         return problem
