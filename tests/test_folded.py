@@ -109,6 +109,12 @@ def test_inference_tensors_are_folded_in_every_call(folds):
     assert len(folds) == 2
 
 
+def test_nothing_is_folded_under_autocast(model, folds):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(X), model.bn(model.conv(X)) * 1.5)
+    assert not folds
+
+
 def test_infinity_is_not_kept(model, folds):
     agrees(model)
     with torch.no_grad():

@@ -116,7 +116,10 @@ def evaluate(case: Case, tensors: Tensors, scaling_factor: float, eps: float, re
     if not case.on_gpu:  # on a GPU the launch notices
         check_memory(tensors)
         if not forced_to_emulator():
-            return folded.evaluate(Parameters._make((*tensors, scaling_factor, eps)), case.problem)
+            parameters = Parameters._make((*tensors, scaling_factor, eps))
+            if is_any_autocast_enabled():  # a weight that was cast is new in every call, so folding it would not pay
+                return by_torch.evaluate(parameters, case.problem.conv_options)
+            return folded.evaluate(parameters, case.problem)
     runner = case.runner
     return runner(tensors if ready else runner.contiguous(tensors), scaling_factor, eps)
 
