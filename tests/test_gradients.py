@@ -92,8 +92,8 @@ PLANTED = {
     "c1 is forgotten": ("sums[thread] - q * pbar[thread]", "sums[thread]"),
     "c2 is forgotten": ("gradient -= dyzhat", "gradient -= 0 * dyzhat"),
     "the mean of the patches is forgotten": ("covariance[thread] - projected", "covariance[thread] - 0 * projected"),
-    "the pivot is forgotten": ("first[thread] - pivot", "first[thread]"),
-    "a part is left out": ("int part = group; part < PARTIAL_SUMS", "int part = group + GROUPS; part < PARTIAL_SUMS"),
+    "the pivot is forgotten": ("first[thread] - pbar[thread]", "first[thread]"),
+    "a part is left out": ("const int part = group + k", "const int part = group + (k + 1)"),
     "parts are summed before they are there":
         ("products[slice][column] = sum;\n    }\n    __syncthreads();", "products[slice][column] = sum;\n    }"),
 }  # fmt: skip

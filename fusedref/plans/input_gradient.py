@@ -99,7 +99,7 @@ def _geometry(problem: Problem, variant: KernelVariant) -> Geometry:
     kinds = _kinds(problem)[1]
     borders = max(1, kinds - (left < kinds))
     steps = height * (2 * width - 1)
-    shared = 16 * pieces * (max(ring, edges) + 32 * steps) + 4 * 8 * borders * strip_rows + 8 * 8
+    shared = 16 * pieces * (ring + edges + 32 * steps) + 4 * 8 * borders * strip_rows + 8 * 8
     return Geometry(columns, rows, strip_rows, 2, shared)
 
 

@@ -26,7 +26,8 @@
 constexpr int TAPS = KERNEL_HEIGHT * KERNEL_WIDTH, COLUMNS = TAPS * 8, ROW = COLUMNS + 8;
 constexpr int PIVOTS = COLUMNS + COLUMNS * COLUMNS;  // their place in `moments`
 constexpr int THREADS = 576;
-constexpr int QUADS = ROW / 4, GROUPS = THREADS / QUADS;  // a group of threads reads a row, each thread four numbers
+constexpr int QUADS = ROW / 4, GROUPS = THREADS / QUADS;     // a group of threads reads a row, each thread four numbers
+constexpr int SHARE = (PARTIAL_SUMS + GROUPS - 1) / GROUPS;  // parts that a group adds
 constexpr int SLICES = THREADS / COLUMNS < COLUMNS ? THREADS / COLUMNS : COLUMNS;  // threads that share a column of M
 
 // Weight `column` of an output channel.
@@ -65,34 +66,43 @@ extern "C" __global__ void __launch_bounds__(THREADS) finish_backward(
 {
     __shared__ double group_sums[GROUPS][ROW], products[SLICES][COLUMNS];
     __shared__ double sums[ROW], w[COLUMNS], first[COLUMNS], pbar[COLUMNS], covariance[COLUMNS], a_row[COLUMNS];
+    __shared__ double scalars[3];  // 1 / N, i, a
     const int channel = blockIdx.x, thread = threadIdx.x, lane = thread % 32;
-    const double per_pixel = 1.0 / (double(batch) * (OUT_HEIGHT * OUT_WIDTH));  // 1 / N
-    const double s = scaling_factor, i = 1.0 / sqrt(double(var[channel]) + double(eps));
-    const double a = s * (gamma ? double(float(gamma[channel])) : 1.0) * i;
-
+    // One warp computes what does not depend on the sums, while the others wait for theirs.
+    if (thread == THREADS - 32) {
+        const double i = 1.0 / sqrt(double(var[channel]) + double(eps));
+        scalars[0] = 1.0 / (double(batch) * (OUT_HEIGHT * OUT_WIDTH));
+        scalars[1] = i;
+        scalars[2] = scaling_factor * (gamma ? double(float(gamma[channel])) : 1.0) * i;
+    }
     if (thread < GROUPS * QUADS) {
         const int quad = thread % QUADS, group = thread / QUADS;
         double sum[4] = {};
         #pragma unroll 8
-        for (int part = group; part < PARTIAL_SUMS; part += GROUPS) {
-            const float4 four = reinterpret_cast<const float4*>(parts)[(part * 64LL + channel) * QUADS + quad];
+        for (int k = 0; k < SHARE; k++) {
+            const int part = group + k * GROUPS;
+            const bool real = PARTIAL_SUMS % GROUPS == 0 || part < PARTIAL_SUMS;
+            const float4* from = reinterpret_cast<const float4*>(parts) + (part * 64LL + channel) * QUADS + quad;
+            const float4 four = real ? __ldg(from) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
             sum[0] += four.x, sum[1] += four.y, sum[2] += four.z, sum[3] += four.w;
         }
         #pragma unroll
         for (int i = 0; i < 4; i++) group_sums[group][quad * 4 + i] = sum[i];
     }
     if (thread < COLUMNS) {
-        const double pivot = moments[PIVOTS + thread % 8];
         w[thread] = weight_at(weight, channel, thread);
-        first[thread] = TRAINING ? moments[thread] * per_pixel : 0.0;
-        pbar[thread] = first[thread] - pivot;
+        first[thread] = TRAINING ? moments[thread] : 0.0;
+        pbar[thread] = moments[PIVOTS + thread % 8];
     }
     if (TRAINING && thread < SLICES * COLUMNS) {
         const int column = thread % COLUMNS, slice = thread / COLUMNS;
         double sum = 0.0;
         #pragma unroll
-        for (int j = slice; j < COLUMNS; j += SLICES)
-            sum += weight_at(weight, channel, j) * moments[COLUMNS + j * COLUMNS + column];
+        for (int k = 0; k < (COLUMNS + SLICES - 1) / SLICES; k++) {
+            const int j = slice + k * SLICES;
+            if (COLUMNS % SLICES == 0 || j < COLUMNS)
+                sum += weight_at(weight, channel, j) * moments[COLUMNS + j * COLUMNS + column];
+        }
         products[slice][column] = sum;
     }
     __syncthreads();
@@ -102,8 +112,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) finish_backward(
         sums[thread] = sum;
     }
     __syncthreads();
-    const double q = sums[COLUMNS];
+    const double q = sums[COLUMNS], per_pixel = scalars[0], i = scalars[1], a = scalars[2], s = scaling_factor;
     if (thread < COLUMNS) {
+        first[thread] *= per_pixel;
+        pbar[thread] = first[thread] - pbar[thread];
         // With running statistics pbar is -pivot, so that this is B.
         a_row[thread] = sums[thread] - q * pbar[thread];
         double sum = 0.0;

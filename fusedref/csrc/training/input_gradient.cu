@@ -6,8 +6,8 @@
 // The sums are products on the tensor cores. mma: M = 8 channels c of two rows of pixels, one below the other; N = 8 pixels
 // of these rows; K = two positions of the window by 8 channels c'. Shared memory has a row of 16 bytes per pixel of x', which
 // is scaled by powers of two and split: x' scale = hi + lo, two numbers of fp16. Then ldmatrix reads a position of the window
-// by an address offset. A product is lo hi' + hi lo' + hi hi' (with PIECES 1: hi hi'). Each step's sum starts from zero and
-// is added in float32, since the tensor core truncates where an addition rounds.
+// by an address offset. A product is lo hi' + hi lo' + hi hi' (with PIECES 1: hi hi'). The sums of a column of the
+// window start from zero and are added in float32, since the tensor core truncates where an addition rounds.
 //
 // A block walks down a strip of rows, a chunk of rows at a time: it loads the next chunk of x and this chunk's T into
 // registers, computes, and then stages the next chunk. A warp computes 16 columns of four rows, whose windows overlap.
@@ -84,29 +84,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) input_gradient(
     const Element* image = x + strip.image * IN_CHANNELS * PLANE;
     const int above = strip.row - (KERNEL_HEIGHT - 1);  // the ring's first row
 
-    if (thread < 8) {
-        const float scale = float(moments[SCALES + thread]);
-        shared.scale[thread] = make_float2(scale, -float(moments[SCALES - 8 + thread]) * scale);  // exact
-    }
-    for (int k = thread; k < STEPS * PIECES * 32; k += THREADS) {
-        const int border = PairKinds::INNER * ColumnKinds::COUNT + INNER_COLUMNS, step = k / (PIECES * 32);
-        if (PairKinds::INNER < PairKinds::COUNT)
-            (&shared.composites[0][0][0])[k] = fragments[(border * STEPS + step) * 64 + k % (PIECES * 32)];
-    }
-    __syncthreads();
-    if (BORDERS) {
-        constexpr int WIDE = LEFT_PART + RIGHT_PART;
-        for (int k = thread; k < (strip.rows + 1 + 2 * (KERNEL_HEIGHT - 1)) / 2 * 2 * WIDE; k += THREADS) {
-            const int row = k / WIDE, place = k % WIDE;
-            Pixel pixel;
-            pixel.load(
-                image, above + row, place < LEFT_PART ? place - REACH : place - LEFT_PART + WIDTH - RIGHT - REACH,
-                true);
-            pixel.stage(&shared.edge_pixels[0][row][place], EDGE_ROWS * EDGE_PITCH, shared.scale);
+    // All loads are under way before the first is waited for.
+    Pixel pixels[SHARE];
+    {
+        Pixel first[AHEAD][SHARE], near[EDGE_SHARE + 1];
+        #pragma unroll
+        for (int chunk = 0; chunk < AHEAD; chunk++)
+            load_chunk(first[chunk], image, above + chunk * CHUNK_ROWS, strip.column, thread);
+        load_edges(near, image, above, (strip.rows + 1) / 2 * 2 + 2 * (KERNEL_HEIGHT - 1), thread);
+        ptx::in_order();
+        if (thread < 8) {
+            const float scale = float(moments[SCALES + thread]);
+            shared.scale[thread] = make_float2(scale, -float(moments[SCALES - 8 + thread]) * scale);  // exact
+        }
+        if (PairKinds::INNER < PairKinds::COUNT) {
+            const int border = PairKinds::INNER * ColumnKinds::COUNT + INNER_COLUMNS;
+            for (int k = thread; k < STEPS * PIECES * 32; k += THREADS) {
+                const int step = k / (PIECES * 32);
+                (&shared.composites[0][0][0])[k] = fragments[(border * STEPS + step) * 64 + k % (PIECES * 32)];
+            }
         }
         __syncthreads();
-        compute_edges(shared, fragments, constants, strip, warp, lane);
-        __syncthreads();
+        #pragma unroll
+        for (int chunk = 0; chunk < AHEAD; chunk++) stage_chunk(shared, first[chunk], chunk * CHUNK_ROWS, thread);
+        stage_edges(shared, near, thread);
     }
     if (ACROSS == 1 && REACH)  // the columns beside x
         for (int k = thread; k < RING_ROWS * 2 * REACH; k += THREADS) {
@@ -115,12 +116,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) input_gradient(
                 &shared.ring[0][k / (2 * REACH)][place < REACH ? place : place + WIDTH], RING_ROWS * PITCH,
                 shared.scale);
         }
-    Pixel pixels[SHARE];
-    for (int chunk = 0; chunk < AHEAD; chunk++) {
-        load_chunk(pixels, image, above + chunk * CHUNK_ROWS, strip.column, thread);
-        stage_chunk(shared, pixels, chunk * CHUNK_ROWS, thread);
-    }
     __syncthreads();
+    if (BORDERS) {
+        compute_edges(shared, fragments, constants, strip, warp, lane);
+        __syncthreads();
+    }
 
     const Unit unit(warp, lane);
     const bool near_border = strip.column + unit.first < LEFT || strip.column + unit.first + 3 >= WIDTH - RIGHT;

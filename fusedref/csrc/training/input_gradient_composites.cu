@@ -42,14 +42,24 @@ struct Shared {
     double factor[8];   // 2^exponent[c]
 };
 
-// The power of two that brings all composites of channel c below 2^15: |composite| is at most 64 output channels * 9 taps *
-// sqrt(largest[c] largest[c']) / scale[c']. 1 if nothing is above 0 or if something is not finite.
+static __device__ __forceinline__ double power_of_two(int exponent) {  // -1022 to 1023
+    return __longlong_as_double((long long)(exponent + 1023) << 52);
+}
+// The exponent of a number that is not negative: it is below 2^(exponent + 1). -1023 for 0, 1024 for infinity and NaN.
+static __device__ __forceinline__ int exponent_of(double number) {
+    return int(__double_as_longlong(number) >> 52) - 1023;
+}
+
+// The power of two that brings all composites of channel c below 2^15: |composite| is at most 2^10 (64 output channels, 9
+// taps) * sqrt(largest[c] largest[c']) / scale[c']. 1 if nothing is above 0 or if something is not finite.
 static __device__ __forceinline__ double factor_of(const Shared& shared, const double* __restrict__ scale, int c) {
-    double most = 0.0;
+    int most = -5000;
     #pragma unroll
-    for (int k = 0; k < 8; k++) most = fmax(most, shared.largest[k] / (scale[k] * scale[k]));
-    const double bound = 576.0 * sqrt(shared.largest[c]) * sqrt(most);
-    return bound > 0.0 && !isinf(bound) ? ldexp(1.0, 14 - ilogb(bound)) : 1.0;
+    for (int k = 0; k < 8; k++)
+        if (shared.largest[k] > 0.0) most = max(most, exponent_of(shared.largest[k]) - 2 * exponent_of(scale[k]));
+    const int own = exponent_of(shared.largest[c]);
+    if (own == -1023 || own == 1024 || most > 1024 || most < -3000) return 1.0;
+    return power_of_two(min(max(5 - ((own + most + 3) >> 1), -1000), 1000));
 }
 
 // The sums over output channels at (dh, dw) for each tap.
@@ -92,7 +102,8 @@ static __device__ __forceinline__ void store_composites(
             if (rows.has(tap / KERNEL_WIDTH))
                 #pragma unroll
                 for (int share = 0; share < SHARES; share++) total += shared.shares[share][tap][c][first + e];
-        total *= shared.factor[c] / scale[first + e];
+        // scale is a power of two. The tensor core truncates each sum, on average by this much.
+        total *= shared.factor[c] * power_of_two(-exponent_of(scale[first + e])) * (1.0 + 0x1p-23);
         value[e] = float(total);
         rest[e] = float(total - double(__half2float(__float2half(value[e]))));
     }
@@ -140,8 +151,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) composites(
     // THREADS is a multiple of 8: a thread sees one channel.
     double largest = 0.0;
     #pragma unroll 8
-    for (int k = thread; k < OUT_CHANNELS * TAPS * 8; k += THREADS) {
-        const int o = k / (TAPS * 8), tap = k / 8 % TAPS, c = k % 8;
+    for (int i = 0; i < (OUT_CHANNELS * TAPS * 8 + THREADS - 1) / THREADS; i++) {
+        const int k = thread + i * THREADS, o = k / (TAPS * 8), tap = k / 8 % TAPS, c = k % 8;
+        if (OUT_CHANNELS * TAPS * 8 % THREADS && o >= OUT_CHANNELS) break;
         const double value = c < IN_CHANNELS ? float(weight[(o * IN_CHANNELS + c) * TAPS + tap]) : 0.0f;
         shared.weight[o][tap][c] = value;
         largest = fmax(largest, fabs(slopes[OUT_CHANNELS + o]) * value * value);

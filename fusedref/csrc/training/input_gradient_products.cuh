@@ -9,17 +9,11 @@ struct Fragment { uint4 hi, lo; };
 // sum += the step's products of 16 rows and 8 pixels; hi and lo are the pixels' registers of the two positions.
 static __device__ __forceinline__ void multiply(
     float (&sum)[4], const Fragment& a, uint32_t hi0, uint32_t hi1, uint32_t lo0, uint32_t lo1) {
-    const float zero[4] = {};
-    float d[4];
     if (PIECES == 2) {
-        ptx::mma_m16n8k16_f16(d, a.lo.x, a.lo.y, a.lo.z, a.lo.w, hi0, hi1, zero);
-        ptx::mma_m16n8k16_f16(d, a.hi.x, a.hi.y, a.hi.z, a.hi.w, lo0, lo1, d);
-        ptx::mma_m16n8k16_f16(d, a.hi.x, a.hi.y, a.hi.z, a.hi.w, hi0, hi1, d);
-        #pragma unroll
-        for (int i = 0; i < 4; i++) sum[i] += d[i];
-    } else {
-        ptx::mma_m16n8k16_f16(sum, a.hi.x, a.hi.y, a.hi.z, a.hi.w, hi0, hi1, sum);
+        ptx::mma_m16n8k16_f16(sum, a.lo.x, a.lo.y, a.lo.z, a.lo.w, hi0, hi1, sum);
+        ptx::mma_m16n8k16_f16(sum, a.hi.x, a.hi.y, a.hi.z, a.hi.w, lo0, lo1, sum);
     }
+    ptx::mma_m16n8k16_f16(sum, a.hi.x, a.hi.y, a.hi.z, a.hi.w, hi0, hi1, sum);
 }
 
 // What is subtracted from T in channel c of a pixel, from its sum of products.
@@ -45,15 +39,19 @@ static __device__ __forceinline__ void compute_edges(
         const uint4* from = &shared.edge_pixels[PIECES == 2 ? lane / 16 : 0][2 * mine + lane / 8 % 2][column];
         const uint4* composites = fragments + (kind * ColumnKinds::COUNT + column_kind) * (STEPS * 64) + lane;
         float sum[4] = {};
-        #pragma unroll 1
-        for (int d = 0; d < WINDOW_COLUMNS; d++)
+        #pragma unroll
+        for (int d = 0; d < WINDOW_COLUMNS; d++) {
+            float part[4] = {};
             #pragma unroll
             for (int j = 0; j < KERNEL_HEIGHT; j++) {
                 const uint4* step = composites + (d * KERNEL_HEIGHT + j) * 64;
                 uint32_t b[4];
                 ptx::ldmatrix_x4(b, from + 2 * j * EDGE_PITCH + d);
-                multiply(sum, {__ldg(step), __ldg(step + 32)}, b[0], b[1], b[2], b[3]);
+                multiply(part, {__ldg(step), __ldg(step + 32)}, b[0], b[1], b[2], b[3]);
             }
+            #pragma unroll
+            for (int i = 0; i < 4; i++) sum[i] += part[i];
+        }
         #pragma unroll
         for (int i = 0; i < 4; i++) {
             const int its = pair + lane % 4 * 2 + i % 2;  // the pair of rows
@@ -71,6 +69,7 @@ static __device__ __forceinline__ void compute_sums(
     #pragma unroll 1
     for (int d = 0; d < WINDOW_COLUMNS; d++) {
         Fragment a[KERNEL_HEIGHT];
+        float parts[2][2][4] = {};
         #pragma unroll
         for (int j = 0; j < KERNEL_HEIGHT; j++) {
             const uint4* step = composites + (d * KERNEL_HEIGHT + j) * (32 + hi_to_lo);
@@ -85,9 +84,11 @@ static __device__ __forceinline__ void compute_sums(
             #pragma unroll
             for (int pair = 0; pair < 2; pair++)
                 if (rows - pair >= 0 && rows - pair < KERNEL_HEIGHT) {
-                    multiply(sums[pair][0], a[rows - pair], hi[0], hi[1], lo[0], lo[1]);
-                    multiply(sums[pair][1], a[rows - pair], hi[2], hi[3], lo[2], lo[3]);
+                    multiply(parts[pair][0], a[rows - pair], hi[0], hi[1], lo[0], lo[1]);
+                    multiply(parts[pair][1], a[rows - pair], hi[2], hi[3], lo[2], lo[3]);
                 }
         }
+        #pragma unroll
+        for (int k = 0; k < 16; k++) sums[k / 8][k / 4 % 2][k % 4] += parts[k / 8][k / 4 % 2][k % 4];
     }
 }

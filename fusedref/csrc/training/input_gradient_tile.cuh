@@ -31,13 +31,12 @@ constexpr int BORDERS = ColumnKinds::COUNT - (ColumnKinds::INNER < ColumnKinds::
 constexpr int INNER_COLUMNS = BORDERS < ColumnKinds::COUNT ? ColumnKinds::INNER : 0;  // 0: no column is of this kind
 constexpr int LEFT_PART = LEFT ? LEFT + 2 * REACH : 0, RIGHT_PART = RIGHT ? RIGHT + 2 * REACH : 0;
 constexpr int EDGE_ROWS = STRIP_ROWS + 2 * (KERNEL_HEIGHT - 1);
-constexpr int EDGE_PITCH = (LEFT_PART + RIGHT_PART) | 1;  // odd, so that a column's pixels lie in different banks
+constexpr int EDGE_COLUMNS = LEFT_PART + RIGHT_PART;
+constexpr int EDGE_PITCH = EDGE_COLUMNS | 1;  // odd, so that a column's pixels lie in different banks
 
 struct Shared {
-    union {
-        uint4 ring[PIECES][RING_ROWS][PITCH];              // 8 channels of a pixel, hi and lo
-        uint4 edge_pixels[PIECES][EDGE_ROWS][EDGE_PITCH];  // before the first chunk
-    };
+    uint4 ring[PIECES][RING_ROWS][PITCH];               // 8 channels of a pixel, hi and lo
+    uint4 edge_pixels[PIECES][EDGE_ROWS][EDGE_PITCH];   // the same, of the columns near the border
     uint4 composites[STEPS][PIECES][32];                // of pixels that have all taps
     float edges[BORDERS ? BORDERS : 1][STRIP_ROWS][8];  // what is subtracted from T in the columns near the border
     float2 scale[8];                                    // x' scale = fma(x, scale.x, scale.y)
@@ -105,5 +104,29 @@ static __device__ __forceinline__ void stage_chunk(
         pixels[i].stage(
             &shared.ring[0][ring_row + k / LOADED_COLUMNS][REACH + FIRST_LOADED + k % LOADED_COLUMNS],
             RING_ROWS * PITCH, shared.scale);
+    }
+}
+
+// A thread's pixels of the columns near the border.
+constexpr int EDGE_SHARE = (EDGE_ROWS * EDGE_COLUMNS + THREADS - 1) / THREADS;
+constexpr int EDGE_DIVISOR = EDGE_COLUMNS ? EDGE_COLUMNS : 1;
+
+static __device__ __forceinline__ void load_edges(
+    Pixel (&pixels)[EDGE_SHARE + 1], const Element* __restrict__ image, int first_row, int rows, int thread) {
+    #pragma unroll
+    for (int i = 0; i < EDGE_SHARE; i++) {
+        const int k = thread + i * THREADS, row = k / EDGE_DIVISOR, place = k % EDGE_DIVISOR;
+        pixels[i].load(
+            image, first_row + row, place < LEFT_PART ? place - REACH : place - LEFT_PART + WIDTH - RIGHT - REACH,
+            row < rows);
+    }
+}
+static __device__ __forceinline__ void stage_edges(Shared& shared, const Pixel (&pixels)[EDGE_SHARE + 1], int thread) {
+    #pragma unroll
+    for (int i = 0; i < EDGE_SHARE; i++) {
+        const int k = thread + i * THREADS;
+        if (EDGE_ROWS * EDGE_COLUMNS % THREADS && k >= EDGE_ROWS * EDGE_COLUMNS) break;
+        pixels[i].stage(
+            &shared.edge_pixels[0][k / EDGE_DIVISOR][k % EDGE_DIVISOR], EDGE_ROWS * EDGE_PITCH, shared.scale);
     }
 }
