@@ -7,6 +7,7 @@ comes out and whose implementation launches.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -70,13 +71,14 @@ def numbers(stride: Any, padding: Any, dilation: Any, groups: int) -> tuple[list
 
 
 def options(stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int) -> dict[str, Any]:
-    """Return the options of which ``numbers`` made these."""
-    return {
-        "stride": tuple(stride),
-        "padding": tuple(padding) if padding else "same",
-        "dilation": tuple(dilation),
-        "groups": groups,
-    }
+    """Return the options of which ``numbers`` made these, the same objects every time."""
+    return dict(zip(_OPTIONS, _kept(tuple(stride), tuple(padding) or "same", tuple(dilation), groups), strict=True))
+
+
+@lru_cache(maxsize=1024)
+def _kept(*convolution: Any) -> Convolution:
+    stride, padding, dilation, groups = convolution
+    return stride, padding, dilation, groups
 
 
 def _pair(value: Any) -> list[int]:
@@ -89,7 +91,7 @@ def _takes_operators(tensors: Sequence[Any]) -> bool:
     torch.jit.trace, the gradients of functorch and other subclasses of Tensor know torch's own operators alone.
     """
     if _is_compiling():
-        return _transforms() == 0
+        return _transforms() == 0 and all(tensor is None or type(tensor) in PLAIN_TYPES for tensor in tensors)
     if _jit_state() is not None:
         return False
     if _functorch_level() is not None and any(
