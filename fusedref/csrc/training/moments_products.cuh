@@ -121,23 +121,6 @@ __device__ __forceinline__ void add_pairs(Shared& shared, Sums& sums, int pairs,
     }
 }
 
-// Adds up the halves of fragments that belong to a lag. column: that of the pixels in the windows; below 0: both.
-template <int lag, bool turned> __device__ __forceinline__ double2 sum_of_lag(const Sums& sums, int column) {
-    constexpr int row = down(lag), MOST = 5;
-    double2 total = make_double2(0.0, 0.0);
-    #pragma unroll
-    for (int i = 0; i < 2 * MOST; i++) {
-        if (i / 2 >= products(row)) continue;
-        const Product p = product(row, i / 2);
-        const int pixel = p.turned ? p.a[i % 2] : p.b, partner = p.turned ? p.b : p.a[i % 2];
-        if (p.turned != turned || p.a[i % 2] < 0 || partner - pixel != right(lag)) continue;
-        if (column >= 0 && column != pixel) continue;
-        total.x += sums.products[first_product(row) + i / 2][i % 2 * 2];
-        total.y += sums.products[first_product(row) + i / 2][i % 2 * 2 + 1];
-    }
-    return total;
-}
-
 // The transposed 8 x 8 matrix, of which a lane holds two neighbours in row lane / 4.
 __device__ __forceinline__ double2 transposed(double2 two, int lane) {
     const int from = lane % 4 * 8 + lane / 8;  // that has row 2 (lane % 4)
@@ -146,23 +129,30 @@ __device__ __forceinline__ double2 transposed(double2 two, int lane) {
     return lane / 4 % 2 ? make_double2(first[1], second[1]) : make_double2(first[0], second[0]);
 }
 
-// Writes the sums of a warp from `lag` on, as a part has them, for the pixels in this column of the windows or in both (-1).
-template <int lag = 0> __device__ __forceinline__ void put_sums(
-    const Shared& shared, double* region, const Sums& sums, int column, int lane) {
-    if constexpr (lag < LAGS) {
-        double2 sum = sum_of_lag<lag, false>(sums, column);
-        if constexpr (KERNEL_WIDTH == 3 && right(lag) > 0) {
-            const double2 turned = transposed(sum_of_lag<lag, true>(sums, column), lane);
-            sum.x += turned.x;
-            sum.y += turned.y;
+// Writes the sums of a warp as a part has them, for the pixels in this column of the windows or in both (-1).
+__device__ __forceinline__ void put_sums(const Shared& shared, double* region, const Sums& sums, int column, int lane) {
+    #pragma unroll
+    for (int lag = 0; lag < LAGS; lag++) {
+        const int row = down(lag);
+        double2 sum[2] = {};  // of the products as they are, and turned
+        #pragma unroll
+        for (int i = 0; i < 10; i++) {  // the halves of at most 5 products
+            const Product p = i / 2 < products(row) ? product(row, i / 2) : Product{0, {-1, -1}, false};
+            const int pixel = p.turned ? p.a[i % 2] : p.b, partner = p.turned ? p.b : p.a[i % 2];
+            if (p.a[i % 2] < 0 || partner - pixel != right(lag) || (column >= 0 && column != pixel)) continue;
+            sum[p.turned].x += sums.products[first_product(row) + i / 2][i % 2 * 2];
+            sum[p.turned].y += sums.products[first_product(row) + i / 2][i % 2 * 2 + 1];
         }
-        *reinterpret_cast<double2*>(region + lag * 64 + lane * 2) = sum;
-        put_sums<lag + 1>(shared, region, sums, column, lane);
-    } else {
-        double pixels = column == 3 ? 0.0 : shared.pixels[0][threadIdx.x];
-        if (column != 2) pixels += shared.pixels[1][threadIdx.x];
-        pixels += __shfl_xor_sync(~0u, pixels, 1);
-        pixels += __shfl_xor_sync(~0u, pixels, 2);
-        if (lane % 4 == 0) region[LAGS * 64 + lane / 4] = pixels;
+        if (KERNEL_WIDTH == 3 && right(lag) > 0) {
+            const double2 turned = transposed(sum[1], lane);
+            sum[0].x += turned.x;
+            sum[0].y += turned.y;
+        }
+        *reinterpret_cast<double2*>(region + lag * 64 + lane * 2) = sum[0];
     }
+    double pixels = column == 3 ? 0.0 : shared.pixels[0][threadIdx.x];
+    if (column != 2) pixels += shared.pixels[1][threadIdx.x];
+    pixels += __shfl_xor_sync(~0u, pixels, 1);
+    pixels += __shfl_xor_sync(~0u, pixels, 2);
+    if (lane % 4 == 0) region[LAGS * 64 + lane / 4] = pixels;
 }
