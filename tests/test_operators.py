@@ -303,3 +303,28 @@ def test_compile_of_a_transformed_call(models, transform):
     with torch.no_grad():
         compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x), reference(x), rtol=1e-4, atol=1e-5)
+
+
+X = x_of(1)
+TRANSFORMS = {
+    "grad": lambda model: torch.func.grad(lambda x: model(x).pow(3).mean())(X),
+    "jvp": lambda model: torch.func.jvp(model, (X,), (X + 1,)),
+    "linearize": lambda model: torch.func.linearize(model, X)[1](X + 1),
+    "jacrev of jacfwd": lambda model: torch.func.hessian(lambda x: model(x).pow(3).mean())(X[:, :, :3, :3]),
+    "vmap of grad": lambda model: torch.vmap(torch.func.grad(lambda x: model(x[None]).pow(3).mean()))(x_of(3)),
+    "grad of vmap": lambda model: torch.func.grad(lambda x: torch.vmap(model)(x[:, None]).pow(3).mean())(x_of(3)),
+    "functionalize": lambda model: torch.func.functionalize(model)(X),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")  # torch's own linearize
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@MODES
+def test_transforms(training, transform):
+    """Functorch and forward mode differentiate torch's own operators."""
+    results = []
+    for model in (ConvBnScale, FusedConvBnScale):
+        torch.manual_seed(0)
+        made = model(2, 4, 3, 1.7, padding=1, track_running_stats=not training).train(training)
+        results.append(TRANSFORMS[transform](made))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)

@@ -53,16 +53,17 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return y, the mean and biased variance of the batch, and the convolution z, which ``backward`` takes.
 
-    The statistics are float64 for a float64 x, else float32.
+    The statistics are float64 for a float64 x, else float32. y alone has a gradient.
     """
     z = convolve(x, weight, _like(bias, x), **conv_options)
-    wide = z if z.dtype == torch.float64 else z.float()
+    kept = z.detach()
+    wide = kept if z.dtype == torch.float64 else kept.float()
     if z.numel():
         var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
     else:
         mean, var = wide.new_zeros(z.shape[1]), wide.new_ones(z.shape[1])
-    y = F.batch_norm(z, mean, var, _like(gamma, mean), _like(beta, mean), eps=eps) * scaling_factor
-    return y, mean, var, z
+    y = F.batch_norm(z, None, None, gamma, beta, True, 0.0, eps) * scaling_factor
+    return y, mean, var, kept
 
 
 def backward(

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.autograd import Info, make_autograd_impl
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
@@ -244,6 +245,24 @@ def _differentiate_backward(ctx: Any, grads: list[Tensor | None]) -> Any:
     return *answer, *[[] if option == [] else None for option in ctx.options]
 
 
+def _decomposed_evaluation(*arguments: Any) -> Tensor:
+    *parameters, stride, padding, dilation, groups, _ = arguments
+    return by_torch.evaluate(Parameters._make(parameters), options(stride, padding, dilation, groups))
+
+
+def _decomposed_training(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, weight, bias, gamma, beta, scaling_factor, eps, *numbers, _ = arguments
+    return by_torch.forward(x, weight, bias, gamma, beta, scaling_factor, eps, options(*numbers))
+
+
+def _decomposed_backward(*arguments: Any) -> list[Tensor]:
+    dy, x, weight, bias, gamma, mean, var, _, scaling_factor, eps, *numbers, _, training, needs = arguments
+    found = by_torch.backward(
+        dy, x, weight, bias, gamma, mean, var, None, scaling_factor, eps, options(*numbers), needs, training
+    )
+    return [gradient for gradient in found if gradient is not None]
+
+
 def _batched_evaluation(info: Any, in_dims: Any, x: Tensor, *rest: Any) -> Any:
     if any(isinstance(dim, int) for dim in in_dims[1:]):
         return _one_by_one(_EVALUATION, info, in_dims, x, *rest)
@@ -297,26 +316,46 @@ _LIBRARY: Any = torch.library.Library("fusedref", "FRAGMENT")  # type: ignore[no
 
 
 def _register(
-    operator: Any, implementation: Any, fake: Any, set_up: Any, formula: Any, batched: Any, flops: Any
+    operator: Any,
+    implementation: Any,
+    fake: Any,
+    set_up: Any,
+    formula: Any,
+    decomposition: Any,
+    batched: Any,
+    flops: Any,
 ) -> None:
     name = operator.name()
     torch.library.impl(name, ("cpu", "cuda"), implementation)
     torch.library.register_fake(name, fake)
-    torch.library.register_autograd(name, formula, setup_context=set_up)
+    differentiable = make_autograd_impl(operator, Info(formula, set_up))
+
+    def differentiate(keys: Any, *arguments: Any) -> Any:
+        """Do as ``torch.library.register_autograd`` does, which neither functorch nor forward mode can differentiate.
+
+        They get torch's own operators.
+        """
+        tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+        if torch._C._are_functorch_transforms_active() or autograd.has_tangent(tensors):
+            return decomposition(*arguments)
+        return differentiable(keys, *arguments)
+
+    _LIBRARY.impl(operator._name, differentiate, "Autograd", with_keyset=True)
     torch.library.register_vmap(name, batched)
     register_flop_formula(operator.overloadpacket, get_raw=True)(flops)
 
 
 _register(
-    _EVALUATION, _evaluate, _fake_evaluate, _set_up_evaluation, _differentiate_evaluation, _batched_evaluation, _flops
+    *(_EVALUATION, _evaluate, _fake_evaluate, _set_up_evaluation, _differentiate_evaluation),
+    *(_decomposed_evaluation, _batched_evaluation, _flops),
 )
 _register(
     *(_TRAINING, _train, _fake_train, _set_up_training, _differentiate_training),
-    *(partial(_one_by_one, _TRAINING), _flops),
+    *(_decomposed_training, partial(_one_by_one, _TRAINING), _flops),
 )
 _register(
     *(_BACKWARD, _backward, _fake_backward, _set_up_backward, _differentiate_backward),
-    *(partial(_one_by_one, _BACKWARD), _backward_flops),
+    *(_decomposed_backward, partial(_one_by_one, _BACKWARD), _backward_flops),
 )
 for _operator in (_EVALUATION, _TRAINING):  # in backward everything has been cast
     for _key in ("AutocastCPU", "AutocastCUDA"):

@@ -25,7 +25,8 @@ _is_compiling = torch.compiler.is_dynamo_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _functorch_level = torch._C._functorch.peek_interpreter_stack
 _jit_state = torch._C._get_tracing_state
-_transforms = torch._C._functorch.get_dynamic_layer_stack_depth  # unlike the stack itself, torch.compile knows it
+
+_WITHOUT_DATA = (*PLAIN_TYPES, FakeTensor, FunctionalTensor)
 
 Convolution = tuple[Any, Any, Any, Any]  # stride, padding, dilation, groups
 _OPTIONS = ("stride", "padding", "dilation", "groups")
@@ -86,17 +87,8 @@ def _pair(value: Any) -> list[int]:
 
 
 def _takes_operators(tensors: Sequence[Any]) -> bool:
-    """Return whether what traces can take a registered operator.
-
-    torch.jit.trace, the gradients of functorch and other subclasses of Tensor know torch's own operators alone.
-    """
-    if _is_compiling():
-        return _transforms() == 0 and all(tensor is None or type(tensor) in PLAIN_TYPES for tensor in tensors)
-    if _jit_state() is not None:
-        return False
-    if _functorch_level() is not None and any(
-        level.key() != torch._C._functorch.TransformType.Vmap
-        for level in torch._C._functorch.get_interpreter_stack() or ()
-    ):
-        return False
-    return all(tensor is None or type(tensor) in (*PLAIN_TYPES, FakeTensor, FunctionalTensor) for tensor in tensors)
+    """Return whether what traces takes a registered operator: torch.jit.trace and other subclasses of Tensor do not."""
+    known = PLAIN_TYPES if _is_compiling() else _WITHOUT_DATA
+    return (_is_compiling() or _jit_state() is None) and all(
+        tensor is None or type(tensor) in known for tensor in tensors
+    )
