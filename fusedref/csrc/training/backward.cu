@@ -54,8 +54,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(
     }
     if (threadIdx.x == 0) {
         for (int s = 0; s < STAGES; s++) {
-            ptx::mbarrier_init(&shared.full[s], LOADERS);
-            ptx::mbarrier_init(&shared.empty[s], SUMMERS + TRANSPOSERS);
+            ptx::mbarrier_init(&shared.full[s], LOADERS * 32);
+            ptx::mbarrier_init(&shared.empty[s], (SUMMERS + TRANSPOSERS) * 32);
         }
         ptx::mbarrier_init_fence();
     }

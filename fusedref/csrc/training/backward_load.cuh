@@ -154,8 +154,7 @@ __device__ __forceinline__ void load_rows(
         ptx::mbarrier_wait(&shared.empty[s], (step / STAGES + 1) % 2);
         if (here.has_dy()) values.stage(shared.dy[s], power_of_two(shift), warp, lane);
         if (thread == 0) shared.shift[s] = shift;
-        __syncwarp();
-        if (lane == 0) ptx::mbarrier_arrive(&shared.full[s]);
+        ptx::mbarrier_arrive(&shared.full[s]);
         slot = slot == RAW_ROWS - 1 ? 0 : slot + 1;
     }
     if (WITH_A) q.store(parts, warp, lane);

@@ -99,7 +99,6 @@ __device__ __forceinline__ void sum_rows(
                 #pragma unroll
                 for (int piece = 0; piece < PIECES; piece++)
                     ptx::ldmatrix_x4_trans(dy.piece[piece][k], shared.dy[s] + dy_place + piece * LO + k * 16 * 128);
-            give_back(shared, s, lane);
             const unsigned char* rows[KERNEL_HEIGHT];
             #pragma unroll
             for (int kh = 0; kh < KERNEL_HEIGHT; kh++) {
@@ -121,7 +120,7 @@ __device__ __forceinline__ void sum_rows(
                 for (int i = 0; i < KERNEL_WIDTH * 4; i++)
                     total.value[kh][i] = fmaf(sum.value[kh][i], unscale, total.value[kh][i]);
         }
-        if (!here.own()) give_back(shared, s, lane);
+        ptx::mbarrier_arrive(&shared.empty[s]);
         x_slot = x_slot == X_ROWS - 1 ? 0 : x_slot + 1;
     }
     const int group = lane / 4, member = lane % 4;

@@ -106,12 +106,6 @@ __device__ __forceinline__ void split_unscaled(float v0, float v1, uint32_t& hi,
     }
 }
 
-// Says that this warp has read all that it needs of a stage.
-__device__ __forceinline__ void give_back(Shared& shared, int stage, int lane) {
-    __syncwarp();
-    if (lane == 0) ptx::mbarrier_arrive(&shared.empty[stage]);
-}
-
 // Byte of channels 8 octet to 8 octet + 7 of a staged column: swizzled, so that eight columns of an octet do not share
 // banks.
 __device__ __forceinline__ int place(int column, int octet) { return column * 128 + ((octet ^ (column & 7)) << 4); }

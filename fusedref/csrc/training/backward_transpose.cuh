@@ -84,7 +84,8 @@ __device__ __forceinline__ void transpose_rows(
                         for (int piece = 0; piece < PIECES; piece++)
                             ptx::ldmatrix_x4(
                                 dy.piece[piece][k], shared.dy[s] + dy_place[kw][k] + piece * LO + i * 64 * 128);
-                    if (i == T_BLOCKS - 1 && kw == KERNEL_WIDTH - 1) give_back(shared, s, lane);
+                    // The last of the row is in registers.
+                    if (i == T_BLOCKS - 1 && kw == KERNEL_WIDTH - 1) ptx::mbarrier_arrive(&shared.empty[s]);
                     ptx::wgmma_fence();
                     #pragma unroll
                     for (int k = 0; k < 4; k++)
@@ -114,7 +115,7 @@ __device__ __forceinline__ void transpose_rows(
                 }
             }
         } else {
-            give_back(shared, s, lane);
+            ptx::mbarrier_arrive(&shared.empty[s]);
         }
         if (here.own()) {
             store_row(dx, out, here, here.row, warp, lane);
