@@ -378,7 +378,7 @@ class TestPlantedBugs:
 @nvcc.needs_nvcc
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_few_spills(dtype, tmp_path):
-    """A few numbers of the border's warps are spilled, outside their loops; the sums of a warp alone are 416 bytes."""
+    """At most a few numbers are spilled, outside the loops; the sums of a warp alone are 416 bytes."""
     for planned in moments_plan(dataclasses.replace(KERNELBENCH_73, dtype=dtype)).launches:
         report = nvcc.report(planned.source, tmp_path, "90a", planned.options)
         assert all(int(count) <= 32 for count in re.findall(r"(\d+) bytes spill stores", report))

@@ -25,8 +25,8 @@
 #include "moments_interior.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) moments(
-    const Element* __restrict__ x,  // [batch, IN_CHANNELS, HEIGHT, WIDTH]
-    double* __restrict__ parts,     // [BORDER_PARTS + gridDim.x, SUMS], see moments_layout.cuh
+    const Element* __restrict__ x,    // [batch, IN_CHANNELS, HEIGHT, WIDTH]
+    double* __restrict__ parts,       // [BORDER_PARTS + gridDim.x, SUMS], see moments_layout.cuh
     unsigned* __restrict__ finished,  // [1]: set to zero, for statistics.cu
     long long batch) {
     extern __shared__ __align__(128) unsigned char memory[];
@@ -42,8 +42,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) moments(
     }
     __syncthreads();
     if (warp < INTERIOR_WARPS) {
+        ptx::more_registers<176>();
         sum_interior(shared, x, parts + (BORDER_PARTS + blockIdx.x) * SUMS, batch, warp, lane);
     } else {
+        ptx::fewer_registers<152>();
         sum_border(shared, x, parts, batch, warp - INTERIOR_WARPS, lane);
     }
 }

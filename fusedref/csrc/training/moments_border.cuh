@@ -1,12 +1,12 @@
 // moments.cu: the warps that sum over the borders of the images, where some taps reach no pixel.
 //
-// Numbers come straight from global memory. Lanes of a fragment stand on the same row of four images, and the warp walks along
-// the edge; or on four rows of a side of an image; or on the same corner of four images.
+// Numbers come straight from global memory. The lanes of a channel stand on the same pixels of four images, in a row's edge or
+// at a corner; or on four rows of a side of one image.
 #pragma once
 
 #include "moments_products.cuh"
 
-constexpr int INNER_PAIRS = INNER_COLUMNS / 2, SEGMENTS = (INNER_PAIRS + 7) / 8;  // pairs of a row; its walks
+constexpr int INNER_PAIRS = INNER_COLUMNS / 2;
 constexpr int SIDE_PARTS = SIDES * 2 * SHARES;
 constexpr int TASKS = ROW_PARTS + SIDE_PARTS + LINES_DOWN * SIDES;
 
@@ -15,21 +15,24 @@ __device__ __forceinline__ int first_column(int side) {
     return LEFT > 0 && side == 0 ? LEFT - 2 : WIDTH - RIGHT + 2 * (side - (LEFT > 0));
 }
 
-// Adds pairs of columns, from `column` on, of a row of an image, which a lane has none of if `row` is not below `rows`.
-// open: whether windows can reach outside x.
-template <bool open, bool apart>
-__device__ __forceinline__ void add_row(
-    Shared& shared, Sums& sums, const Element* x, int image, int row, int rows, int column, int pairs, int batch) {
+// Adds a pair of columns of a row of an image, which a lane has none of if `row` is not below `rows`.
+__device__ __forceinline__ void add_pair(
+    Shared& shared, Sums& sums, const Element* x, int image, int row, int rows, int column, int batch) {
     const int channel = threadIdx.x % 32 / 4;
     const Element* first = x + ((image * (long long)IN_CHANNELS + channel) * HEIGHT + row) * WIDTH + column;
-    bool there[KERNEL_HEIGHT];
+    Window window;
     #pragma unroll
-    for (int down = 0; down < KERNEL_HEIGHT; down++)
-        there[down] = image < batch && channel < IN_CHANNELS && row + down < (down == 0 ? rows : HEIGHT);
-    add_pairs<apart>(shared, sums, pairs, [&](int down, int offset) {
-        return there[down] && (!open || (unsigned)(column + offset) < WIDTH) ? float(first[down * WIDTH + offset])
-                                                                             : 0.0f;
-    });
+    for (int down = 0; down < KERNEL_HEIGHT; down++) {
+        const bool there = image < batch && channel < IN_CHANNELS && row + down < (down == 0 ? rows : HEIGHT);
+        #pragma unroll
+        for (int i = 0; i < 6; i++) {
+            const bool inside = there && (unsigned)(column + i - 2) < WIDTH;
+            window[down][i / 2][i % 2] = inside ? double(float(first[down * WIDTH + i - 2])) : 0.0;
+        }
+    }
+    add_products<0>(sums, window);
+    #pragma unroll
+    for (int i = 0; i < 2; i++) shared.pixels[i][threadIdx.x] += window[0][1][i];
 }
 
 // Writes the sums of the block's warps as a part; see put_sums for `column`.
@@ -52,14 +55,11 @@ __device__ __forceinline__ void sum_edge(
     Shared& shared, const Element* x, double* parts, int task, int batch, int warp, int lane) {
     Sums sums = {};
     shared.pixels[0][threadIdx.x] = shared.pixels[1][threadIdx.x] = 0.0;
-    const int units = (batch + 3) / 4 * SEGMENTS;
+    const int units = (batch + 3) / 4 * INNER_PAIRS;
     #pragma unroll 1
     for (int unit = task % SHARES * BORDER_WARPS + warp; unit < units; unit += SHARES * BORDER_WARPS) {
-        const int image = unit / max(SEGMENTS, 1) * 4 + lane % 4, segment = unit % max(SEGMENTS, 1);
-        const int begin = INNER_PAIRS * segment / max(SEGMENTS, 1),
-                  end = INNER_PAIRS * (segment + 1) / max(SEGMENTS, 1);
-        add_row<OPEN_COLUMNS, false>(
-            shared, sums, x, image, row_of(task / SHARES), HEIGHT, LEFT + 2 * begin, end - begin, batch);
+        const int image = unit / max(INNER_PAIRS, 1) * 4 + lane % 4, column = LEFT + unit % max(INNER_PAIRS, 1) * 2;
+        add_pair(shared, sums, x, image, row_of(task / SHARES), HEIGHT, column, batch);
     }
     write_border(shared, sums, -1, parts + task * SUMS, warp, lane);
 }
@@ -77,7 +77,7 @@ __device__ __forceinline__ void sum_side(
     for (int unit = share * BORDER_WARPS + warp; unit < units; unit += shares * BORDER_WARPS) {
         const int image = corner ? unit * 4 + lane % 4 : unit / max(GROUPS, 1);
         const int row = corner ? row_of(line) : TOP + unit % max(GROUPS, 1) * GROUP + lane % 4;
-        add_row<true, true>(shared, sums, x, image, row, corner ? HEIGHT : HEIGHT - BOTTOM, column, 1, batch);
+        add_pair(shared, sums, x, image, row, corner ? HEIGHT : HEIGHT - BOTTOM, column, batch);
     }
     #pragma unroll 1
     for (int i = 0; i < 2; i++) {

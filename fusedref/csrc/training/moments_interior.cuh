@@ -59,6 +59,75 @@ __device__ __forceinline__ void load_unit(
     }
 }
 
+// A sum of float32 numbers with its rounding errors. A DADD for each number would hold up the tensor cores.
+struct ExactSum {
+    float sum = 0.0f, error = 0.0f;
+    __device__ __forceinline__ void add(float value) {
+        const float next = sum + value, part = next - sum;
+        error += (sum - (next - part)) + (value - part);
+        sum = next;
+    }
+};
+
+// Adds the pixels of `pairs` pairs of columns, along which a warp walks with a window in registers.
+// value(down, column): the lane's number in a column, `down` rows below its row of pixels; zero where there is none.
+template <class Value> __device__ __forceinline__ void add_pairs(Shared& shared, Sums& sums, int pairs, Value value) {
+    if (pairs == 0) return;
+    Window window = {};
+    ExactSum pixels;
+    float next[KERNEL_HEIGHT][2];  // the pair to come, loaded a step ahead
+    const auto load = [&](int pair) {
+        const bool wanted = MARGIN > 0 ? pair <= pairs : pair >= 0 && pair < pairs;
+        #pragma unroll
+        for (int down = 0; down < KERNEL_HEIGHT; down++)
+            #pragma unroll
+            for (int i = 0; i < 2; i++) next[down][i] = wanted ? value(down, 2 * pair + i) : 0.0f;
+    };
+    const auto take = [&](int slot, bool own) {
+        #pragma unroll
+        for (int down = 0; down < KERNEL_HEIGHT; down++)
+            #pragma unroll
+            for (int i = 0; i < 2; i++) window[down][slot][i] = double(next[down][i]);
+        #pragma unroll
+        for (int i = 0; i < 2; i++) pixels.add(own ? next[0][i] : 0.0f);
+    };
+    load(-1);
+    take(0, false);
+    load(0);
+    take(1, true);
+    load(1);
+    int pair = 0;
+    // Without a branch between them, the loads and conversions of a step run beside the products of the one before.
+    #pragma unroll 1
+    for (; pair + 3 <= pairs; pair += 3) {
+        take(2, true);
+        load(pair + 2);
+        add_products<0>(sums, window);
+        take(0, true);
+        load(pair + 3);
+        add_products<1>(sums, window);
+        take(1, pair + 3 < pairs);
+        load(pair + 4);
+        add_products<2>(sums, window);
+    }
+    if (pair < pairs) {
+        take(2, pair + 1 < pairs);
+        load(pair + 2);
+        add_products<0>(sums, window);
+    }
+    if (pair + 1 < pairs) {
+        take(0, false);
+        add_products<1>(sums, window);
+    }
+    double sum = double(pixels.sum) + double(pixels.error);
+    if (!isfinite(pixels.sum)) {  // an infinity, a NaN, or a sum beyond float32
+        sum = 0.0;
+        #pragma unroll 1
+        for (int column = 0; column < 2 * pairs; column++) sum += double(value(0, column));
+    }
+    shared.pixels[0][threadIdx.x] += sum;
+}
+
 // Adds a quarter of a unit.
 __device__ __forceinline__ void add_quarter(
     Shared& shared, Sums& sums, const unsigned char* stage, const Element* x, const Unit& unit, int quarter, int lane) {
@@ -74,7 +143,7 @@ __device__ __forceinline__ void add_quarter(
         there[down] = (IN_CHANNELS == 8 || channel < IN_CHANNELS)
             && (!OPEN_ROWS || unit.row + row < (down == 0 ? HEIGHT - BOTTOM : HEIGHT));
     }
-    add_pairs<false>(shared, sums, end - begin, [&](int down, int column) {
+    add_pairs(shared, sums, end - begin, [&](int down, int column) {
         const bool inside = there[down] && (!OPEN_COLUMNS || (unsigned)(first + column) < WIDTH);
         return inside ? float(from[down][column]) : 0.0f;
     });

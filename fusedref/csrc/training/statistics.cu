@@ -58,16 +58,18 @@ __device__ __forceinline__ double sum_of_eight(double value) {
     return value + __shfl_xor_sync(~0u, value, 4);
 }
 
-// Finds the parts that a tap reaches; a tap below 0 stands for all pixels. Loads that wait for no branch follow.
+// Finds the parts that a tap reaches; a tap below 0 stands for all pixels. Threads then load the parts that they add up, or
+// part 0 instead, without a branch, so that all loads are in flight together.
 __device__ __forceinline__ void find_reached(bool (&reached)[MOST_PARTS], int tap, int count) {
-    for (int part = threadIdx.x; part < count; part += WARPS * 32) reached[part] = tap < 0 || reaches(tap, part);
+    for (int part = threadIdx.x; part < MOST_PARTS; part += WARPS * 32)
+        reached[part] = part < count && (tap < 0 || reaches(tap, part));
     __syncthreads();
 }
 
 // The elements of M of two taps, first <= second, and their share of weight' M weight.
 __device__ void sum_products(
-    const bool (&reached)[MOST_PARTS], const double* parts, int count, const Element* weight, double* moments,
-    double* squares, int first, int second) {
+    const bool (&reached)[MOST_PARTS], const double* parts, const Element* weight, double* moments, double* squares,
+    int first, int second) {
     __shared__ __align__(16) double sums[WARPS][64];
     __shared__ double elements[8][9];  // 9: rows that are read together start in different banks
     const int thread = threadIdx.x, lane = thread % 32, channel = thread / 8;
@@ -80,11 +82,14 @@ __device__ void sum_products(
     const int across = second % KERNEL_WIDTH - first % KERNEL_WIDTH;
     const int lag = down == 0 ? across : KERNEL_WIDTH + (down - 1) * WINDOW_COLUMNS + across + REACH;
     double2 sum = make_double2(0.0, 0.0);
-    #pragma unroll 12
-    for (int part = thread / 32; part < count; part += WARPS) {
-        const double2 two = *reinterpret_cast<const double2*>(parts + part * SUMS + lag * 64 + lane * 2);
-        sum.x += reached[part] ? two.x : 0.0;
-        sum.y += reached[part] ? two.y : 0.0;
+    #pragma unroll
+    for (int i = 0; i < (MOST_PARTS + WARPS - 1) / WARPS; i++) {
+        const int part = thread / 32 + i * WARPS;
+        const bool wanted = part < MOST_PARTS && reached[part];
+        const double* from = parts + (wanted ? part : 0) * SUMS + lag * 64 + lane * 2;
+        const double2 two = *reinterpret_cast<const double2*>(from);
+        sum.x += wanted ? two.x : 0.0;
+        sum.y += wanted ? two.y : 0.0;
     }
     *reinterpret_cast<double2*>(&sums[thread / 32][lane * 2]) = sum;
     __syncthreads();
@@ -106,14 +111,16 @@ __device__ void sum_products(
 }
 
 // The sums of x over the pixels of the parts that are reached.
-__device__ void sum_pixels(const bool (&reached)[MOST_PARTS], const double* parts, int count, double* sums_of_pixels) {
+__device__ void sum_pixels(const bool (&reached)[MOST_PARTS], const double* parts, double* sums_of_pixels) {
     __shared__ double sums[WARPS][8];
     const int thread = threadIdx.x;
     double sum = 0.0;
-    #pragma unroll 6
-    for (int part = thread / 8; part < count; part += WARPS * 4) {
-        const double one = parts[part * SUMS + LAGS * 64 + thread % 8];
-        sum += reached[part] ? one : 0.0;
+    #pragma unroll
+    for (int i = 0; i < (MOST_PARTS + WARPS * 4 - 1) / (WARPS * 4); i++) {
+        const int part = thread / 8 + i * WARPS * 4;
+        const bool wanted = part < MOST_PARTS && reached[part];
+        const double one = parts[(wanted ? part : 0) * SUMS + LAGS * 64 + thread % 8];
+        sum += wanted ? one : 0.0;
     }
     sum += __shfl_xor_sync(~0u, sum, 8);
     sum += __shfl_xor_sync(~0u, sum, 16);
@@ -130,13 +137,17 @@ __device__ void sum_pixels(const bool (&reached)[MOST_PARTS], const double* part
 // Replaces the sums of x by the pivots, their averages, and writes the scales: powers of two that bring sqrt(TAPS count) times
 // the root mean square of x - pivot over all patches, which no magnitude exceeds, to at most 2^15.
 __device__ void choose_pivot(double* moments, double pixels, double count, int channel) {
-    const double pivot = float(moments[PIVOT_AT + channel] / pixels);
-    double squares = 0.0;
+    double sums[TAPS], squares_of[TAPS];
     #pragma unroll
     for (int tap = 0; tap < TAPS; tap++) {
         const int column = tap * 8 + channel;
-        squares += moments[COLUMNS + column * COLUMNS + column] - 2.0 * pivot * moments[column] + count * pivot * pivot;
+        sums[tap] = moments[column];
+        squares_of[tap] = moments[COLUMNS + column * COLUMNS + column];
     }
+    const double pivot = float(moments[PIVOT_AT + channel] / pixels);
+    double squares = 0.0;
+    #pragma unroll
+    for (int tap = 0; tap < TAPS; tap++) squares += squares_of[tap] - 2.0 * pivot * sums[tap] + count * pivot * pivot;
     double scale = 1.0;
     if (squares > 0.0 && squares < 1e300) scale = ldexp(1.0, min(max(14 - ilogb(sqrt(squares)), -126), 126));
     moments[PIVOT_AT + channel] = pivot;
@@ -168,11 +179,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) finish_statistics(
         int first = 0, second = block;  // pairs in rows: (0, 0) to (0, TAPS - 1), (1, 1) to (1, TAPS - 1), ...
         while (second >= TAPS - first) second -= TAPS - first++;
         find_reached(reached, first, parts_count);
-        sum_products(reached, parts, parts_count, weight, moments, squares + block * 64, first, first + second);
+        sum_products(reached, parts, weight, moments, squares + block * 64, first, first + second);
     } else {
         const int tap = block < PAIRS + TAPS ? block - PAIRS : -1;
         find_reached(reached, tap, parts_count);
-        sum_pixels(reached, parts, parts_count, moments + (tap < 0 ? PIVOT_AT : tap * 8));
+        sum_pixels(reached, parts, moments + (tap < 0 ? PIVOT_AT : tap * 8));
     }
 
     __shared__ bool last;
@@ -186,15 +197,19 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) finish_statistics(
     const double count = double(batch) * OUT_HEIGHT * OUT_WIDTH;
     const int channel = thread / 8, in_channel = thread % 8;
     double square = 0.0, sum = 0.0, weights = 0.0;
+    if (thread < 8) choose_pivot(moments, double(batch) * HEIGHT * WIDTH, count, thread);
     #pragma unroll
-    for (int pair = thread % 8; pair < PAIRS; pair += 8) square += squares[pair * 64 + channel];
+    for (int i = 0; i < (PAIRS + 7) / 8; i++) {
+        const int pair = in_channel + i * 8;
+        const double one = squares[min(pair, PAIRS - 1) * 64 + channel];
+        square += pair < PAIRS ? one : 0.0;
+    }
     #pragma unroll
     for (int tap = 0; tap < TAPS; tap++) {
         const double w = weight_of(weight, channel, in_channel, tap), p = moments[tap * 8 + in_channel];
         sum += in_channel < IN_CHANNELS ? w * p : 0.0;
         weights += w;
     }
-    if (thread < 8) choose_pivot(moments, double(batch) * HEIGHT * WIDTH, count, thread);
     __syncthreads();
     double shifted = in_channel < IN_CHANNELS ? weights * moments[PIVOT_AT + in_channel] : 0.0;
     square = sum_of_eight(square) / count;
