@@ -10,7 +10,8 @@
 //   multiply   mma, 16 pixels at a time. As in implicit_gemm.cu, each product of the high numbers starts from zero, and the
 //              FFMA that adds it to the sum brings it to the scale of the sum
 //
-// A magnitude of less than 2^-29 of the largest in its tile loses bits: all of them at 2^-52.
+// A magnitude of less than 2^-29 of the largest in its tile loses bits: all of them at 2^-52. Infinities become NaN, which
+// stay in their channels.
 //
 // Sizes are compile-time constants, those of implicit_gemm.cu and
 //   TILE_ROWS TILE_COLUMNS    pixels of a tile: columns a multiple of 8, all a multiple of 16
@@ -105,15 +106,16 @@ struct Loaded {
         }
     }
 
-    // Leaves the largest magnitudes of the warp's numbers in `largest`.
+    // Leaves the largest finite magnitudes of the warp's numbers in `largest`.
     __device__ __forceinline__ void find_largest(unsigned (&largest)[2][WARPS]) const {
         Range of_dz, of_x;
+        const auto add = [](Range& range, float value) { range.add(isfinite(value) ? value : 0.0f); };
         #pragma unroll
-        for (int i = 0; i < PAIR_LOADS; i++) of_dz.add(dz[i][0]), of_dz.add(dz[i][1]);
+        for (int i = 0; i < PAIR_LOADS; i++) add(of_dz, dz[i][0]), add(of_dz, dz[i][1]);
         #pragma unroll
         for (int i = 0; i < ROW_LOADS; i++)
             #pragma unroll
-            for (int c = 0; c < 8; c++) of_x.add(x[i][c]);
+            for (int c = 0; c < 8; c++) add(of_x, x[i][c]);
         of_dz = of_dz.of_warp(), of_x = of_x.of_warp();
         if (threadIdx.x % 32 == 0) {
             largest[0][threadIdx.x / 32] = of_dz.largest;
