@@ -177,6 +177,20 @@ class TestRange:
     def test_errors_are_those_of_float32(self, device, x, weight):
         assert_errors_are_those_of_float32(SMALL, gemm, device, x, weight)
 
+    @needs_emulator
+    @pytest.mark.parametrize("loses_tiny", [False, True])
+    def test_a_tiny_element_has_its_tile_summed_slowly_unless_it_may_be_lost(self, loses_tiny):
+        inputs = convolution(*random_inputs(SMALL, 0)[:2])
+        inputs.x[0, 3, 2, 4] = 1e-12
+        with watch() as seen:
+            y = gemm(SMALL, inputs, KernelVariant(loses_tiny=loses_tiny))
+        truth = oracle(*inputs, **options(SMALL))
+        assert (y.double() - truth).norm() <= 3e-7 * truth.norm()
+        lines = (INFERENCE / "implicit_gemm_store.cuh").read_text().splitlines()
+        (slow,) = [number for number, line in enumerate(lines, 1) if "float(image[place_in_x(" in line]
+        by_line = seen.counters["implicit_gemm"].by_line
+        assert (("implicit_gemm_store.cuh", slow) in by_line) != loses_tiny
+
     @pytest.mark.parametrize("value", NOT_FINITE)
     @pytest.mark.parametrize("name", TENSORS)
     def test_nan_and_infinity(self, device, name, value):
@@ -191,7 +205,7 @@ class TestRange:
 
 
 PUT = "put(&run[c][pixel], channel + c, row, column);"
-X_UNIT = 'shared.x_unscale = range.splits() ? power_of_two(-range.shift()) : nanf("");'
+SERVED = "LOSES_TINY ? range.largest < 0x7f800000u : range.splits()"
 FIND, PREPARE = "find_ranges(shared, new_weights);", "prepare(shared, new_weights, slot);"
 PLANTED = {
     "the cross terms are left out": ("PIECES == 2 ? 1 / LO_SCALE", "PIECES == 2 ? 0.0f", "result"),
@@ -201,7 +215,7 @@ PLANTED = {
     "rows are read before they are written":
         (PREPARE + "\n            __syncthreads();", PREPARE, "race"),
     "a run is overwritten while it is stored": (PUT + "\n            __syncwarp();", PUT, "race"),
-    "too wide a range is split anyway": (X_UNIT, "shared.x_unscale = power_of_two(-range.shift());", "result"),
+    "too wide a range is split anyway": (SERVED, "true", "result"),
     "a sum that is not finite stays": ("const bool plain = SCALED &&", "const bool plain = false &&", "result"),
     "channels beyond the last are loaded":
         ("(GROUP_IN % CHUNK == 0 || first + channel < GROUP_IN)", "true", "out-of-bounds"),

@@ -88,6 +88,7 @@ def implicit_gemm_plan(
         "WARPS_ACROSS": tile.across,
         "BLOCKS": tile.blocks,
         "PIECES": variant.pieces(problem.dtype),
+        "LOSES_TINY": int(variant.loses_tiny),
         **{name.upper(): size for name, size in _geometry(problem, variant, tile)._asdict().items()},
     }
     macros = common_macros(problem, variant) | stride_and_group_macros(problem) | sizes

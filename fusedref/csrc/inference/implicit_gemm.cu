@@ -20,6 +20,8 @@
 //
 // Sizes are compile-time constants, those of folded.cu and
 //   PIECES                     fp16 numbers per number of x or weight: 2, or 1 for the precision of tf32
+//   LOSES_TINY                 1: x may be off by 2^-52 of the largest magnitude of its chunk (with one piece by 2^-40)
+//                              where two pieces cannot represent it; only NaN and infinity are summed in plain float32
 //   TILE_ROWS TILE_COLUMNS     outputs of a tile, at most 32 WARPS_ACROSS
 //   CHUNK                      input channels at a time: a multiple of 8, or all
 //   SLOTS                      chunks of weights in shared memory: 1, or all; if all, each is loaded only once

@@ -24,7 +24,8 @@ __device__ __forceinline__ void prepare(Shared& shared, bool new_weights, int sl
         const int lane = threadIdx.x % 32;
         const Range range = (lane < WARPS ? shared.x_range[lane] : Range()).of_warp();
         scale = power_of_two(range.shift());
-        if (threadIdx.x == 0) shared.x_unscale = range.splits() ? power_of_two(-range.shift()) : nanf("");
+        const bool served = LOSES_TINY ? range.largest < 0x7f800000u : range.splits();
+        if (threadIdx.x == 0) shared.x_unscale = served ? power_of_two(-range.shift()) : nanf("");
     }
     #pragma unroll 1
     for (int i = threadIdx.x; i < SLICES * IN_PIXELS; i += THREADS) {
