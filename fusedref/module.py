@@ -87,20 +87,11 @@ class FusedConvBnScale(ConvBnScale):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return y of x: by fused kernels where they serve, else by torch's own operators."""
-        try:  # dictionaries: attributes that nn.Module looks up cost ten times as much
-            conv: Any = self._modules["conv"]
-            bn: Any = self._modules["bn"]
-            if not (_is_plain(conv, _CONV) and _is_plain(bn, _BN)) or _has_global_hook():
-                return super().forward(x)
-            weight, bias = conv._parameters["weight"], conv._parameters["bias"]
-            gamma, beta, statistics = bn._parameters["weight"], bn._parameters["bias"], bn._buffers
-            mean, var, batches = (
-                statistics["running_mean"],
-                statistics["running_var"],
-                statistics["num_batches_tracked"],
-            )
-        except KeyError:  # something else has been put in the place of a layer or tensor
+        conv: Any = self._modules.get("conv")
+        bn: Any = self._modules.get("bn")
+        if not (_is_plain(conv, _CONV) and _is_plain(bn, _BN)) or _has_global_hook():
             return super().forward(x)
+        weight, bias, mean, var, gamma, beta, batches = _tensors(conv, bn)
         precision = self.precision
         if precision != "fp32" and not (isinstance(x, Tensor) and x.dtype == torch.float32):
             precision = "fp32"
@@ -147,6 +138,21 @@ def _is_plain(layer: object, kinds: tuple[type, ...]) -> bool:
         or "_conv_forward" in own
         or own.get("padding_mode", "zeros") != "zeros"
     )
+
+
+def _tensors(conv: nn.Conv2d, bn: nn.SyncBatchNorm) -> tuple[Any, ...]:
+    """Return weight, bias, the running statistics, gamma, beta and the counter of batches.
+
+    They are read from dictionaries, because an attribute that nn.Module looks up costs ten times as much.
+    """
+    try:
+        parameters, vectors, statistics = conv._parameters, bn._parameters, bn._buffers
+        return (
+            parameters["weight"], parameters["bias"], statistics["running_mean"], statistics["running_var"],
+            vectors["weight"], vectors["bias"], statistics["num_batches_tracked"],
+        )  # fmt: skip
+    except KeyError:  # hypernetworks and replicas of DataParallel have plain tensors
+        return conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.num_batches_tracked
 
 
 def _has_global_hook() -> bool:
