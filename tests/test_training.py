@@ -174,6 +174,20 @@ def test_batch_norm_in_evaluation_mode_in_a_model_that_trains(how):
     assert int(fused.bn.num_batches_tracked) == 0
 
 
+def test_statistics_that_are_tracked_no_longer(how):
+    """In training those of the batch are used and nothing is updated; in evaluation mode the running ones are used."""
+    reference, fused = pair()
+    for training in (True, False):
+        results = []
+        for model in (fused, reference):
+            model(x_of())
+            model.bn.track_running_stats = False
+            results.append(model.train(training)(x_of(2)))
+            model.bn.track_running_stats = True
+        close(*results)
+    compare_states(fused, reference)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kept", [False, True], ids=["all", "bn kept in float32"])
 def test_halves(how, dtype, kept):
