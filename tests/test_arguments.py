@@ -5,7 +5,8 @@ import re
 import pytest
 import torch
 
-from fusedref import Problem, fused_conv_bn_scale
+from fusedref import Problem, fused_conv_bn_scale, fused_conv_bn_scale_training
+from fusedref.ops import calls
 from fusedref.validation import random_inputs
 
 X, W, V = torch.zeros(2, 6, 9, 11), torch.zeros(8, 3, 3, 3), torch.ones(8)
@@ -126,3 +127,24 @@ def test_freed_storage(device, monkeypatch, name, by_torch):
     getattr(inputs, name).untyped_storage().resize_(0)
     with pytest.raises(ValueError, match=rf"{name} must have memory, got a tensor of \(.*\) whose storage was freed"):
         fused_conv_bn_scale(*inputs)
+
+
+@pytest.mark.parametrize("absent", [(), ("bias",), ("bias", "gamma", "beta")], ids=len)
+@pytest.mark.parametrize("training", [False, True])
+def test_arguments_are_checked_once(device, monkeypatch, training, absent):
+    """Afterwards their properties are compared alone, also if the registered operators are called."""
+    calls.forget()
+    described, describe = [], calls.describe
+    monkeypatch.setattr(calls, "describe", lambda tensors: described.append(1) or describe(tensors))
+    inputs = random_inputs(Problem(2, 2, 2, 5, 5, 3), 0, device)._replace(**dict.fromkeys(absent))
+    function = fused_conv_bn_scale_training if training else fused_conv_bn_scale
+    for _ in range(3):
+        function(*inputs)
+    assert len(described) == 1
+    function(*inputs._replace(x=inputs.x[:1]))
+    assert len(described) == 2
+    operator = torch.ops.fusedref.conv_bn_scale_training if training else torch.ops.fusedref.conv_bn_scale
+    tensors = [*inputs[:3], *inputs[5:7]] if training else inputs[:7]
+    for _ in range(3):
+        operator(*tensors, 1.0, 1e-5, [1, 1], [0, 0], [1, 1], 1, "fp" + str(32))
+    assert len(described) == 3

@@ -14,12 +14,14 @@ from fusedref.cuda.backend import forced_to_emulator
 from fusedref.ops.runner import PlanRunner, target_of
 from fusedref.ops.training import TrainingRunner
 from fusedref.ops.training_runner import training_runner
+from fusedref.parameters import TENSOR_NAMES
 from fusedref.plans import KernelVariant, plan_for
 
 Tensors = Sequence[Tensor | None]
 
 MOST_REMEMBERED = 1024
-_NONE = torch.empty(0)  # stands for None in a guard, which takes tensors alone; no vector is that short
+# They stand for None in a guard, which takes tensors alone, each once; no vector is that short.
+_ABSENT = [torch.empty(0) for _ in TENSOR_NAMES]
 
 
 class Case:
@@ -93,7 +95,7 @@ def find(
         # By identity: 1, 1.0 and True are equal.
         if (
             a is stride and b is padding and c is dilation and d is groups and e is precision
-            and call.check(*(tensors if call.complete else [_NONE if t is None else t for t in tensors]))
+            and call.check(*(tensors if call.complete else _guarded(tensors)))
         ):  # fmt: skip
             return call
     if precision != "fp32":  # it may be anything, even what has no hash
@@ -110,10 +112,10 @@ def find(
         training,
     )
     options = (stride, padding, dilation, groups, precision)
-    x, *others = given = [_NONE if t is None else t for t in tensors]
+    x, *others = given = _guarded(tensors)
     ready = x.is_contiguous(memory_format=case.memory_format) and all(t.is_contiguous() for t in others)
     requires_grad = any(t.requires_grad for t in given)
-    complete = not any(t is _NONE for t in given)
+    complete = all(t is not None for t in tensors)
     call = Call(case, ready, requires_grad, options, _guard(given), complete)
     if len(_recent) >= MOST_REMEMBERED:
         _recent.clear()
@@ -152,6 +154,10 @@ def is_channels_last(tensor: Tensor) -> bool:
             return False
         least = strides[axis] * (shape[axis] if shape[axis] > 1 else 1)
     return True
+
+
+def _guarded(tensors: Tensors) -> list[Tensor]:
+    return [absent if tensor is None else tensor for tensor, absent in zip(tensors, _ABSENT, strict=True)]
 
 
 def _guard(tensors: list[Tensor]) -> Callable[..., bool]:

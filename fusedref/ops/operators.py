@@ -8,6 +8,7 @@ training operator returns the statistics of the batch, and what traces updates t
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from typing import Any
 
@@ -100,7 +101,7 @@ def _backward(
 
 def _case(tensors: tuple[Tensor | None, ...], convolution: Any, training: bool = False) -> tuple[Case, bool]:
     *numbers, precision = convolution
-    call = find(tensors, **options(*numbers), precision=precision, training=training)
+    call = find(tensors, **options(*numbers), precision=sys.intern(precision), training=training)
     return call.case, call.ready
 
 
