@@ -134,8 +134,9 @@ __device__ void sum_pixels(const bool (&reached)[MOST_PARTS], const double* part
     }
 }
 
-// Replaces the sums of x by the pivots, their averages, and writes the scales: powers of two that bring sqrt(TAPS count) times
-// the root mean square of x - pivot over all patches, which no magnitude exceeds, to at most 2^15.
+// Replaces the sums of x by the pivots, their averages, and writes the scales: powers of two that bring to at most 2^15 what no
+// magnitude exceeds: of x - pivot, sqrt(TAPS count) times its root mean square over all patches; and of the pivot itself, which
+// kernels put with a minus where no filter reads, in tiles that reach beyond x.
 __device__ void choose_pivot(double* moments, double pixels, double count, int channel) {
     double sums[TAPS], squares_of[TAPS];
     #pragma unroll
@@ -145,7 +146,7 @@ __device__ void choose_pivot(double* moments, double pixels, double count, int c
         squares_of[tap] = moments[COLUMNS + column * COLUMNS + column];
     }
     const double pivot = float(moments[PIVOT_AT + channel] / pixels);
-    double squares = 0.0;
+    double squares = pivot * pivot;
     #pragma unroll
     for (int tap = 0; tap < TAPS; tap++) squares += squares_of[tap] - 2.0 * pivot * sums[tap] + count * pivot * pivot;
     double scale = 1.0;
