@@ -58,7 +58,8 @@ def by_torch(problem, inputs, dtype, running=None, training=True):
     x, weight, bias, gamma, beta = leaves
     mean, var = (running.mean, running.var) if running else (None, None)
     z = F.conv2d(x, weight, bias, **problem.conv_options)
-    y = F.batch_norm(z, mean, var, gamma, beta, training, 0.1, EPS) * SCALE
+    ones = torch.ones_like(z[0, :, 0, 0]) if gamma is None else gamma  # without it, torch 2.11 fails on a GPU
+    y = F.batch_norm(z, mean, var, ones, beta, training, 0.1, EPS) * SCALE
     wanted = [t for t in leaves if t is not None]
     gradients = iter(torch.autograd.grad(y, wanted, inputs.dy.to(dtype)))
     return [y.detach(), *[None if t is None else next(gradients) for t in leaves]]
@@ -82,7 +83,7 @@ def ours(problem, inputs, channels_last=False, running=None, training=True, need
 
 
 def wrong(problem, inputs, channels_last=False):
-    """Return the names of the results whose errors are more than twice those of torch, and than a rounding."""
+    """Return the names of the results whose errors are more than twice those of torch, and than two roundings."""
     got, true = ours(problem, inputs, channels_last), by_torch(problem, inputs, torch.float64)
     eager = by_torch(problem, inputs, problem.dtype if inputs.x.is_cuda else torch.float32)
     unit, names = torch.finfo(problem.dtype).eps, set()
@@ -93,7 +94,7 @@ def wrong(problem, inputs, channels_last=False):
         else:
             assert result.shape == truth.shape
             error, limit = ((t.double() - truth).norm() for t in (result, by_eager))
-            right = error <= max(2 * limit, unit * truth.norm())
+            right = error <= max(2 * limit, 2 * unit * truth.norm())  # a rounding of dz, and of the sum
         if not right:
             names.add(name)
     return names

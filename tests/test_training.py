@@ -87,8 +87,9 @@ def close(first, second, tolerance=5e-5):
 def compare_states(fused, reference):
     for ours, theirs in zip(fused.state_dict().values(), reference.state_dict().values(), strict=True):
         close(ours, theirs)
-    for ours, theirs in zip(fused.parameters(), reference.parameters(), strict=True):
-        close(ours.grad, theirs.grad)
+    for (name, ours), theirs in zip(fused.named_parameters(), reference.parameters(), strict=True):
+        # The gradient of bias is zero in training, where torch's operators return rounding noise.
+        close(ours.grad, theirs.grad, tolerance=1e-3 if name == "conv.bias" else 2e-5)
 
 
 @pytest.mark.parametrize("evaluated", [False, True], ids=["training", "evaluation"])

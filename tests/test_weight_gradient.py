@@ -113,7 +113,7 @@ def test_it_is_what_training_runs(device, monkeypatch):
     )
     dy, x = numbers(problem, device)
     weight = torch.randn(problem.weight_shape).to(device)
-    runner = GeneralTraining(problem, device)
+    runner = GeneralTraining(problem, x.device)
     _, mean, var, saved = runner.forward(x, weight, None, None, None, 1.0, 0.1, None)
     for given, expected in ((saved, (True, False, False)), (None, (True, True, False))):
         # Without what was saved: evaluation mode, where infinities stay infinite.
