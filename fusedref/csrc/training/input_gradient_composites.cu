@@ -30,6 +30,7 @@ constexpr int SCALES = COLUMNS + COLUMNS * COLUMNS + 8;            // their plac
 constexpr int WINDOWS = (2 * KERNEL_HEIGHT - 1) * WINDOW_COLUMNS;  // the (dh, dw) of a composite
 constexpr int THREADS = 576, WARPS = THREADS / 32;
 constexpr int QUADS = TAPS * 16, SHARES = THREADS / QUADS;  // threads that sum one (2 c, 2 c') of a tap
+constexpr int CONSTANT_SHARES = THREADS / COLUMNS < 8 ? THREADS / COLUMNS : 8;  // threads that sum one for a tap
 
 struct Shared {
     double weight[OUT_CHANNELS][TAPS][8];
@@ -37,6 +38,7 @@ struct Shared {
     union {
         double shares[SHARES][TAPS][8][8];  // sums over some output channels, by c and c'
         double maxima[WARPS][8];            // before them
+        double constant_shares[CONSTANT_SHARES][COLUMNS];
     };
     double largest[8];  // of slope weight^2, by channel
     double factor[8];   // 2^exponent[c]
@@ -118,19 +120,32 @@ static __device__ __forceinline__ void store_composites(
         to[2 - window_row % 2 * 2] = to[32 * 4 + 2 - window_row % 2 * 2] = 0;
 }
 
-// Returns the constant of channel c for a kind of pairs' upper or lower pixel, in all lanes.
-static __device__ __forceinline__ float constant_of(
-    const Shared& shared, const ColumnTaps& columns, int pair_kind, int lower, int c, int lane) {
-    const RowTaps rows(min(2 * PairKinds::example(pair_kind) + lower, HEIGHT - 1));
-    double constant = 0.0;
-    for (int k = lane; k < OUT_CHANNELS * TAPS; k += 32) {
-        const int o = k / TAPS, tap = k % TAPS;
-        if (rows.has(tap / KERNEL_WIDTH) && columns.has(tap % KERNEL_WIDTH))
-            constant += shared.offset[o] * shared.weight[o][tap][c];
+// Stores the constants of the columns' kind for all kinds of pairs.
+static __device__ __forceinline__ void store_constants(
+    Shared& shared, const ColumnTaps& columns, float* __restrict__ constants, int thread) {
+    const int share = thread / COLUMNS, column = thread % COLUMNS;
+    if (share < CONSTANT_SHARES) {
+        double sum = 0.0;
+        #pragma unroll 4
+        for (int o = share; o < OUT_CHANNELS; o += CONSTANT_SHARES)
+            sum += shared.offset[o] * shared.weight[o][column / 8][column % 8];
+        shared.constant_shares[share][column] = sum;
     }
-    #pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) constant += __shfl_xor_sync(~0u, constant, distance);
-    return float(constant);
+    __syncthreads();
+    for (int k = thread; k < 2 * PairKinds::COUNT * 8; k += THREADS) {
+        const int pair_kind = k / 16, lower = k / 8 % 2, c = k % 8;
+        const RowTaps rows(min(2 * PairKinds::example(pair_kind) + lower, HEIGHT - 1));
+        double constant = 0.0;
+        #pragma unroll
+        for (int tap = 0; tap < TAPS; tap++) {
+            double sum = 0.0;
+            #pragma unroll
+            for (int its = 0; its < CONSTANT_SHARES; its++) sum += shared.constant_shares[its][tap * 8 + c];
+            if (rows.has(tap / KERNEL_WIDTH) && columns.has(tap % KERNEL_WIDTH)) constant += sum;
+        }
+        const int border = pair_kind * ColumnKinds::COUNT + blockIdx.x;
+        constants[(2 * (1 + border) + lower) * 8 + c] = float(constant);
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) composites(
@@ -172,11 +187,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) composites(
     }
     __syncthreads();
     if (blockIdx.y == WINDOWS) {
-        for (int k = warp; k < 2 * PairKinds::COUNT * 8; k += WARPS) {
-            const float constant = constant_of(shared, columns, k / 16, k / 8 % 2, k % 8, lane);
-            const int border = k / 16 * ColumnKinds::COUNT + blockIdx.x;
-            if (lane == 0) constants[(2 * (1 + border) + k / 8 % 2) * 8 + k % 8] = constant;
-        }
+        store_constants(shared, columns, constants, thread);
         if (blockIdx.x == 0 && thread < 16) constants[thread] = float(1.0 / factor_of(shared, scale, thread % 8));
         return;
     }
