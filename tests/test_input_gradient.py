@@ -20,7 +20,7 @@ from tests.tensor_cores import shown
 from tests.tiles import needs_emulator
 
 SOURCE, COMPOSITES = TRAINING / "input_gradient.cu", TRAINING / "input_gradient_composites.cu"
-SMALL = Problem(1, 8, 4, 25, 36, 2)  # four chunks down, three units across, 9 kinds of border
+SMALL = Problem(1, 8, 4, 37, 36, 2)  # five chunks down, three units across, 9 kinds of border
 
 
 def error_of(what, dx):
@@ -98,7 +98,7 @@ def test_a_dy_that_is_not_finite(device, value):
 PLANTED = {
     "rows near the border are forgotten":
         ("const int kinds[2] = {PairKinds::of(pair)", "const int kinds[2] = {PairKinds::INNER", SOURCE),
-    "columns near the border are forgotten": ("if (near_border)", "if (false)", SOURCE),
+    "columns near the border are forgotten": ("if (!near_border)", "if (true)", SOURCE),
     "a border has a tap too many": ("if (rows.has(tap / KERNEL_WIDTH))\n", "", COMPOSITES),
     "the constants are those of the interior": ("const int border = pair_kind * ColumnKinds::COUNT",
                                                 "const int border = PairKinds::INNER * ColumnKinds::COUNT", SOURCE),
@@ -106,13 +106,14 @@ PLANTED = {
     "c2 is forgotten": ("shared.slope[o] = slopes[OUT_CHANNELS + o]", "shared.slope[o] = 0.0", COMPOSITES),
     "the pivot is forgotten": ("-float(moments[SCALES - 8 + thread]) * scale", "0.0f", SOURCE),
     "the other window's row is left out": ("? -(KERNEL_HEIGHT - 1) : KERNEL_HEIGHT - 1)", "? -100 : 100)", COMPOSITES),
-    "pixels are read before they are there":
-        ("    __syncthreads();\n    if (BORDERS) {", "    if (BORDERS) {", SOURCE),
-    "a chunk is read before it is there": ("        __syncthreads();\n    }\n}", "    }\n}", SOURCE),
+    "pixels are read before they are there": ("    __syncthreads();\n\n    const Unit", "    const Unit", SOURCE),
+    "a chunk is read before it is there":
+        ("        __syncthreads();\n    }\n    if", "    }\n    if", SOURCE),
     "a chunk is staged where the last one is read":
         ("oldest < RING_ROWS ? oldest : oldest - RING_ROWS", "ring_row", SOURCE),
-    "edges are read before they are there":
-        ("strip, warp, lane);\n        __syncthreads();", "strip, warp, lane);", SOURCE),
+    "T is overwritten before it is read": ("__syncthreads();  // all have read T", "", SOURCE),
+    "edges take other rows' pixels":
+        ("strip.row + edges_done, HEIGHT, edge_row", "strip.row + edges_done, HEIGHT, 4", SOURCE),
 }  # fmt: skip
 
 
@@ -169,15 +170,15 @@ class TestPlan:
 
     def test_problem_73(self):
         planned = input_gradient_launch(KERNELBENCH_73)
-        assert (planned.grid, planned.block, planned.shared) == ((128, 2, 1), (256, 1, 1), 102976)
+        assert (planned.grid, planned.block, planned.shared) == ((128, 2, 1), (256, 1, 1), 78144)
 
 
 @nvcc.needs_nvcc
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
 def test_registers_suffice(tmp_path, precision):
-    """Two addresses, used once for each chunk of rows, may be spilled."""
+    """Addresses that are used once for each chunk of rows may be spilled."""
     variant = KernelVariant(precision)
     report = nvcc.report(COMPOSITES, tmp_path, "90a", composites_launch(KERNELBENCH_73, variant).options)
     nvcc.assert_no_spills(report)
     report = nvcc.report(SOURCE, tmp_path, "90a", input_gradient_launch(KERNELBENCH_73, variant=variant).options)
-    assert int(re.search(r"(\d+) bytes spill stores", report)[1]) <= 8
+    assert int(re.search(r"(\d+) bytes spill stores", report)[1]) <= 64

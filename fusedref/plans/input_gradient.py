@@ -52,7 +52,6 @@ class Geometry(NamedTuple):
 
     tile_columns: int  # of a strip
     chunk_rows: int  # that a block computes at a time
-    strip_rows: int  # the most that a block walks down
     blocks: int  # resident per multiprocessor
     shared_bytes: int  # of struct Shared
 
@@ -70,17 +69,16 @@ def input_gradient_launch(
     }
 
     def cost(down: int) -> int:
-        """Return the time of so many strips down an image, in chunks: a strip costs about three more than it has."""
+        """Return the time of so many strips down an image, in chunks: a strip costs about two more than it has."""
         waves = math.ceil(strips * down / (geometry.blocks * target.multiprocessors))
-        return waves * (math.ceil(chunks / down) + 3)
+        return waves * (math.ceil(chunks / down) + 2)
 
-    least = math.ceil(chunks / (geometry.strip_rows // geometry.chunk_rows))
     return Launch(
         source=TRAINING / "input_gradient.cu",
         symbol="input_gradient",
         signature=SIGNATURE,
         macros=tuple(macros.items()),
-        grid=(strips, min(range(least, chunks + 1), key=cost), 1),
+        grid=(strips, min(range(1, chunks + 1), key=cost), 1),
         block=(256, 1, 1),
         shared=geometry.shared_bytes,
     )
@@ -88,19 +86,16 @@ def input_gradient_launch(
 
 def _geometry(problem: Problem, variant: KernelVariant) -> Geometry:
     pieces = variant.pieces(problem.dtype)
-    (left, right), (height, width) = _near(problem)[1], problem.kernel
+    height, width = problem.kernel
     across = math.ceil(problem.width / 128)
     columns = problem.width if across == 1 else 4 * math.ceil(problem.width / across / 4)
     rows = 4 * (8 // math.ceil(columns / 16))
-    strip_rows = rows * max(1, 64 // rows)
     ring = (3 if height > 1 else 2) * rows * ((columns + 2 * (width - 1)) | 1)
-    parts = sum(near + 2 * (width - 1) for near in (left, right) if near)
-    edges = (strip_rows + 2 * (height - 1)) * (parts | 1)
-    kinds = _kinds(problem)[1]
-    borders = max(1, kinds - (left < kinds))
+    near = sum(side + 2 * (width - 1) for side in _near(problem)[1] if side)
+    near_rows = max(16 // rows * rows, rows) + 3 * rows
     steps = height * (2 * width - 1)
-    shared = 16 * pieces * (ring + edges + 32 * steps) + 4 * 8 * borders * strip_rows + 8 * 8
-    return Geometry(columns, rows, strip_rows, 2, shared)
+    shared = 16 * pieces * (ring + near_rows * (near | 1) + 32 * steps) + 8 * 8
+    return Geometry(columns, rows, 2, shared)
 
 
 def _kinds(problem: Problem) -> tuple[int, int]:

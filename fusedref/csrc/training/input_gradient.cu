@@ -13,7 +13,7 @@
 // registers, computes, and then stages the next chunk. A warp computes 16 columns of four rows, whose windows overlap.
 //
 // All pixels of an mma have one composite. Pairs of rows near the border take those of their kind. A column near the border
-// is computed before, for the whole strip, by mmas whose N pixels are those of 8 pairs of rows in this column.
+// is computed later, 16 rows at a time, by mmas whose N pixels are those of 8 pairs of rows in this column.
 //
 // Bytes: reads T and x once from memory (rows that strips share come from the L2 cache), writes dx once.
 //
@@ -23,7 +23,6 @@
 //   PIECES                    fp16 numbers per number of x' and of a composite: 2, or 1 for fp16, bf16 and tf32
 //   TILE_COLUMNS              columns of a strip: a multiple of 4, or all
 //   CHUNK_ROWS                a multiple of 4: at most 8 warps compute them
-//   STRIP_ROWS                the most rows of a strip, a multiple of CHUNK_ROWS
 //   BLOCKS                    resident blocks per multiprocessor that registers must allow
 //   SHARED_BYTES              dynamic shared memory
 //
@@ -84,14 +83,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) input_gradient(
     const Element* image = x + strip.image * IN_CHANNELS * PLANE;
     const int above = strip.row - (KERNEL_HEIGHT - 1);  // the ring's first row
 
-    // All loads are under way before the first is waited for.
     Pixel pixels[SHARE];
     {
-        Pixel first[AHEAD][SHARE], near[EDGE_SHARE + 1];
+        Pixel first[AHEAD][SHARE];  // all loads are under way before the first is waited for
         #pragma unroll
         for (int chunk = 0; chunk < AHEAD; chunk++)
             load_chunk(first[chunk], image, above + chunk * CHUNK_ROWS, strip.column, thread);
-        load_edges(near, image, above, (strip.rows + 1) / 2 * 2 + 2 * (KERNEL_HEIGHT - 1), thread);
         ptx::in_order();
         if (thread < 8) {
             const float scale = float(moments[SCALES + thread]);
@@ -106,24 +103,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) input_gradient(
         }
         __syncthreads();
         #pragma unroll
-        for (int chunk = 0; chunk < AHEAD; chunk++) stage_chunk(shared, first[chunk], chunk * CHUNK_ROWS, thread);
-        stage_edges(shared, near, thread);
+        for (int chunk = 0; chunk < AHEAD; chunk++)
+            stage_chunk(shared, first[chunk], chunk * CHUNK_ROWS, chunk * CHUNK_ROWS, strip, thread);
     }
     if (ACROSS == 1 && REACH)  // the columns beside x
-        for (int k = thread; k < RING_ROWS * 2 * REACH; k += THREADS) {
-            const int place = k % (2 * REACH);
-            Pixel{}.stage(
-                &shared.ring[0][k / (2 * REACH)][place < REACH ? place : place + WIDTH], RING_ROWS * PITCH,
-                shared.scale);
+        for (int k = thread; k < EDGE_ROWS * 2 * REACH; k += THREADS) {
+            const int row = k / (2 * REACH), place = k % (2 * REACH);
+            Pixel{}.stage(shared, row % RING_ROWS, row, strip, place < REACH ? place - REACH : place - REACH + WIDTH);
         }
     __syncthreads();
-    if (BORDERS) {
-        compute_edges(shared, fragments, constants, strip, warp, lane);
-        __syncthreads();
-    }
 
     const Unit unit(warp, lane);
     const bool near_border = strip.column + unit.first < LEFT || strip.column + unit.first + 3 >= WIDTH - RIGHT;
+    int edge_row = 0,
+        edges_done = 0;  // where the next group of edge pixels begins; how many rows of edges are computed
+    int staged_edge_row = AHEAD * CHUNK_ROWS;
+    Element* image_dx = dx + strip.image * IN_CHANNELS * PLANE;
     for (int done = 0, ring_row = 0; done < strip.rows; done += CHUNK_ROWS) {
         const bool more = done + CHUNK_ROWS < strip.rows;
         const int row = strip.row + done + unit.row, pair = row / 2;
@@ -137,6 +132,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) input_gradient(
         #pragma unroll
         for (int down = 0; down < 4; down++) t[down].load(to + down * WIDTH, inside(down));
         if (more) load_chunk(pixels, image, above + done + AHEAD * CHUNK_ROWS, strip.column, thread);
+        if (BORDERS && done - edges_done == GROUP_ROWS) {
+            compute_edges(
+                shared, fragments, constants, image_dx, strip.column, strip.row + edges_done, HEIGHT, edge_row, warp,
+                lane);
+            edges_done = done;
+            edge_row = edge_row + GROUP_ROWS < EDGE_ROWS ? edge_row + GROUP_ROWS : edge_row + GROUP_ROWS - EDGE_ROWS;
+        }
         ptx::in_order();
         if (busy) {
             const uint4* from[KERNEL_HEIGHT + 1];
@@ -169,23 +171,31 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) input_gradient(
                         const float sum = lane % 4 < 2 ? its[i / 2][k] : its[1 - i / 2][k];
                         term[i] = subtrahend(sum, constants, kind, INNER_COLUMNS, down % 2, unit.c);
                     }
-                    if (near_border)
-                        #pragma unroll
-                        for (int i = 0; i < 4; i++) {
-                            const int column_kind = ColumnKinds::of(strip.column + unit.first + i);
-                            if (column_kind == ColumnKinds::INNER || i >= inside(down)) continue;
-                            const int border = column_kind - (column_kind > ColumnKinds::INNER);
-                            term[i] = shared.edges[border][done + unit.row + down][unit.c];
+                    if (!near_border) {
+                        t[down].subtract(term);
+                        t[down].store(to + down * WIDTH, inside(down));
+                        continue;
+                    }
+                    #pragma unroll
+                    for (int i = 0; i < 4; i++)  // compute_edges() computes the others
+                        if (i < inside(down) && ColumnKinds::of(strip.column + unit.first + i) == ColumnKinds::INNER) {
+                            const Element value = t[down].run[i / VECTOR_WIDTH].value[i % VECTOR_WIDTH];
+                            to[down * WIDTH + i] = Element(float(value) - term[i]);
                         }
-                    t[down].subtract(term);
-                    t[down].store(to + down * WIDTH, inside(down));
                 }
             }
         }
         if (!more) break;
         const int oldest = ring_row + AHEAD * CHUNK_ROWS;
-        stage_chunk(shared, pixels, oldest < RING_ROWS ? oldest : oldest - RING_ROWS, thread);
+        stage_chunk(shared, pixels, oldest < RING_ROWS ? oldest : oldest - RING_ROWS, staged_edge_row, strip, thread);
+        staged_edge_row = staged_edge_row + CHUNK_ROWS < EDGE_ROWS ? staged_edge_row + CHUNK_ROWS : 0;
         ring_row = ring_row + CHUNK_ROWS < RING_ROWS ? ring_row + CHUNK_ROWS : 0;
         __syncthreads();
+    }
+    if (BORDERS) {
+        __syncthreads();  // all have read T
+        compute_edges(
+            shared, fragments, constants, image_dx, strip.column, strip.row + edges_done, strip.rows - edges_done,
+            edge_row, warp, lane);
     }
 }

@@ -23,20 +23,35 @@ static __device__ __forceinline__ float subtrahend(
     return fmaf(sum, __ldg(constants + c), __ldg(constants + (2 * (1 + border) + lower) * 8 + c));
 }
 
-// Computes the strip's columns near the border.
+// Computes the columns near the border of a group of rows, which begins at `row` of the image and at edge_row of the ring of
+// edge pixels, and subtracts the results from T. `rows` are left in the image.
 static __device__ __forceinline__ void compute_edges(
-    Shared& shared, const uint4* __restrict__ fragments, const float* __restrict__ constants, const Strip& strip,
-    int warp, int lane) {
-    const int first_pair = strip.row / 2, pairs = (strip.rows + 1) / 2;
+    const Shared& shared, const uint4* __restrict__ fragments, const float* __restrict__ constants,
+    Element* __restrict__ image, int strip_column, int row, int rows, int edge_row, int warp, int lane) {
+    const int pairs = (min(rows, GROUP_ROWS) + 1) / 2, c = lane / 4;
     for (int job = warp; job < BORDERS * pairs; job += WARPS) {
         const int border = job % BORDERS, column_kind = border + (border >= ColumnKinds::INNER), pair = job / BORDERS;
-        const int kind = PairKinds::of(first_pair + pair);
-        if (pair % 8 && kind == PairKinds::of(first_pair + pair - 1)) continue;  // computed with the pair before
+        const int column = ColumnKinds::example(column_kind), kind = PairKinds::of(row / 2 + pair);
+        if (column < strip_column || column >= strip_column + TILE_COLUMNS) continue;
+        if (pair % 8 && kind == PairKinds::of(row / 2 + pair - 1)) continue;  // computed with the pair before
+        Element t[4], *to[4];
+        bool mine[4];
+        #pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int its = pair + lane % 4 * 2 + i % 2, its_row = row + 2 * its + i / 2;
+            mine[i] = c < IN_CHANNELS && its < pairs && its / 8 == pair / 8 && PairKinds::of(row / 2 + its) == kind
+                && its_row < HEIGHT;
+            to[i] = image + c * PLANE + its_row * WIDTH + column;
+            if (mine[i]) t[i] = *to[i];
+        }
         // The four matrices: hi of both positions, lo of both positions; a row is the pixel of one pair of rows.
-        const int mine = min(pair + lane % 8, pairs - 1);
-        const int column =
-            column_kind < LEFT ? column_kind : LEFT_PART + ColumnKinds::example(column_kind) - (WIDTH - RIGHT);
-        const uint4* from = &shared.edge_pixels[PIECES == 2 ? lane / 16 : 0][2 * mine + lane / 8 % 2][column];
+        const int place = column_kind < LEFT ? column : LEFT_PART + column - (WIDTH - RIGHT);
+        const uint4* from[KERNEL_HEIGHT];
+        #pragma unroll
+        for (int j = 0; j < KERNEL_HEIGHT; j++) {
+            const int its = edge_row + 2 * min(pair + lane % 8, pairs - 1) + 2 * j + lane / 8 % 2;
+            from[j] = &shared.edge_pixels[PIECES == 2 ? lane / 16 : 0][its < EDGE_ROWS ? its : its - EDGE_ROWS][place];
+        }
         const uint4* composites = fragments + (kind * ColumnKinds::COUNT + column_kind) * (STEPS * 64) + lane;
         float sum[4] = {};
         #pragma unroll
@@ -46,19 +61,15 @@ static __device__ __forceinline__ void compute_edges(
             for (int j = 0; j < KERNEL_HEIGHT; j++) {
                 const uint4* step = composites + (d * KERNEL_HEIGHT + j) * 64;
                 uint32_t b[4];
-                ptx::ldmatrix_x4(b, from + 2 * j * EDGE_PITCH + d);
+                ptx::ldmatrix_x4(b, from[j] + d);
                 multiply(part, {__ldg(step), __ldg(step + 32)}, b[0], b[1], b[2], b[3]);
             }
             #pragma unroll
             for (int i = 0; i < 4; i++) sum[i] += part[i];
         }
         #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int its = pair + lane % 4 * 2 + i % 2;  // the pair of rows
-            if (its >= pairs || its / 8 != pair / 8 || PairKinds::of(first_pair + its) != kind) continue;
-            shared.edges[border][2 * its + i / 2][lane / 4] =
-                subtrahend(sum[i], constants, kind, column_kind, i / 2, lane / 4);
-        }
+        for (int i = 0; i < 4; i++)
+            if (mine[i]) *to[i] = Element(float(t[i]) - subtrahend(sum[i], constants, kind, column_kind, i / 2, c));
     }
 }
 

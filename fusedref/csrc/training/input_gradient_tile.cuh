@@ -22,24 +22,25 @@ constexpr int LOADED_COLUMNS = ACROSS == 1 ? WIDTH : STAGED_COLUMNS, FIRST_LOADE
 constexpr int SHARE = (CHUNK_ROWS * LOADED_COLUMNS + THREADS - 1) / THREADS;  // pixels of a chunk that a thread loads
 
 constexpr int UNITS = (TILE_COLUMNS + 15) / 16;  // of 16 columns and four rows
-static_assert(
-    CHUNK_ROWS % 4 == 0 && STRIP_ROWS % CHUNK_ROWS == 0 && CHUNK_ROWS / 4 * UNITS <= WARPS, "a unit per warp");
+static_assert(CHUNK_ROWS % 4 == 0 && CHUNK_ROWS / 4 * UNITS <= WARPS, "a unit per warp");
 
-// Columns near the border, and those that their windows reach: in the left part, then in the right part.
+// Columns near the border are computed 16 rows at a time, or a chunk if that is more. The pixels that their windows reach are
+// staged a second time: those of the left columns, then those of the right ones.
 constexpr int LEFT = ColumnKinds::BEFORE_COUNT, RIGHT = ColumnKinds::AFTER_COUNT;
 constexpr int BORDERS = ColumnKinds::COUNT - (ColumnKinds::INNER < ColumnKinds::COUNT);
 constexpr int INNER_COLUMNS = BORDERS < ColumnKinds::COUNT ? ColumnKinds::INNER : 0;  // 0: no column is of this kind
 constexpr int LEFT_PART = LEFT ? LEFT + 2 * REACH : 0, RIGHT_PART = RIGHT ? RIGHT + 2 * REACH : 0;
-constexpr int EDGE_ROWS = STRIP_ROWS + 2 * (KERNEL_HEIGHT - 1);
-constexpr int EDGE_COLUMNS = LEFT_PART + RIGHT_PART;
-constexpr int EDGE_PITCH = EDGE_COLUMNS | 1;  // odd, so that a column's pixels lie in different banks
+constexpr int RIGHT_BEGIN = WIDTH - RIGHT - REACH;        // the first column of the right part
+constexpr int EDGE_PITCH = (LEFT_PART + RIGHT_PART) | 1;  // odd, so that a column's pixels lie in different banks
+constexpr int GROUP_ROWS = CHUNK_ROWS < 16 ? 16 / CHUNK_ROWS * CHUNK_ROWS : CHUNK_ROWS;
+constexpr int EDGE_ROWS =
+    GROUP_ROWS + 3 * CHUNK_ROWS;  // a ring: a group is computed while the chunk after its next is staged
 
 struct Shared {
-    uint4 ring[PIECES][RING_ROWS][PITCH];               // 8 channels of a pixel, hi and lo
-    uint4 edge_pixels[PIECES][EDGE_ROWS][EDGE_PITCH];   // the same, of the columns near the border
-    uint4 composites[STEPS][PIECES][32];                // of pixels that have all taps
-    float edges[BORDERS ? BORDERS : 1][STRIP_ROWS][8];  // what is subtracted from T in the columns near the border
-    float2 scale[8];                                    // x' scale = fma(x, scale.x, scale.y)
+    uint4 ring[PIECES][RING_ROWS][PITCH];              // 8 channels of a pixel, hi and lo
+    uint4 edge_pixels[PIECES][EDGE_ROWS][EDGE_PITCH];  // the same, near the border
+    uint4 composites[STEPS][PIECES][32];               // of pixels that have all taps
+    float2 scale[8];                                   // x' scale = fma(x, scale.x, scale.y)
 };
 static_assert(sizeof(Shared) == SHARED_BYTES, "the plan computes it, too");
 
@@ -63,8 +64,10 @@ struct Pixel {
         for (int c = 0; c < IN_CHANNELS; c++)
             value[c] = inside ? image[c * PLANE + row * WIDTH + column] : Element(0.0f);
     }
-    // Shifts, scales and splits the numbers; writes hi to *to, lo to to[next].
-    __device__ __forceinline__ void stage(uint4* to, int next, const float2 (&scale)[8]) const {
+    // Shifts, scales and splits the numbers, and stages them: in the ring (column is the strip's), and near the border.
+    __device__ __forceinline__ void stage(
+        Shared& shared, int ring_row, int edge_row, const Strip& strip, int column) const {
+        const float2(&scale)[8] = shared.scale;
         uint32_t hi[4], lo[4];
         #pragma unroll
         for (int k = 0; k < 4; k++) {
@@ -79,8 +82,15 @@ struct Pixel {
             hi[k] = *reinterpret_cast<const uint32_t*>(&h);
             lo[k] = *reinterpret_cast<const uint32_t*>(&l);
         }
-        *to = make_uint4(hi[0], hi[1], hi[2], hi[3]);
-        if (PIECES == 2) to[next] = make_uint4(lo[0], lo[1], lo[2], lo[3]);
+        const uint4 pieces[2] = {make_uint4(hi[0], hi[1], hi[2], hi[3]), make_uint4(lo[0], lo[1], lo[2], lo[3])};
+        const int left = strip.column + column + REACH, right = strip.column + column - RIGHT_BEGIN;
+        #pragma unroll
+        for (int piece = 0; piece < PIECES; piece++) {
+            shared.ring[piece][ring_row][REACH + column] = pieces[piece];
+            if (left < LEFT_PART) shared.edge_pixels[piece][edge_row][left] = pieces[piece];
+            if (0 <= right && right < RIGHT_PART)
+                shared.edge_pixels[piece][edge_row][LEFT_PART + right] = pieces[piece];
+        }
     }
 };
 
@@ -96,37 +106,11 @@ static __device__ __forceinline__ void load_chunk(
     }
 }
 static __device__ __forceinline__ void stage_chunk(
-    Shared& shared, const Pixel (&pixels)[SHARE], int ring_row, int thread) {
+    Shared& shared, const Pixel (&pixels)[SHARE], int ring_row, int edge_row, const Strip& strip, int thread) {
     #pragma unroll
     for (int i = 0; i < SHARE; i++) {
-        const int k = thread + i * THREADS;
+        const int k = thread + i * THREADS, row = k / LOADED_COLUMNS;
         if (CHUNK_ROWS * LOADED_COLUMNS % THREADS && k >= CHUNK_ROWS * LOADED_COLUMNS) break;
-        pixels[i].stage(
-            &shared.ring[0][ring_row + k / LOADED_COLUMNS][REACH + FIRST_LOADED + k % LOADED_COLUMNS],
-            RING_ROWS * PITCH, shared.scale);
-    }
-}
-
-// A thread's pixels of the columns near the border.
-constexpr int EDGE_SHARE = (EDGE_ROWS * EDGE_COLUMNS + THREADS - 1) / THREADS;
-constexpr int EDGE_DIVISOR = EDGE_COLUMNS ? EDGE_COLUMNS : 1;
-
-static __device__ __forceinline__ void load_edges(
-    Pixel (&pixels)[EDGE_SHARE + 1], const Element* __restrict__ image, int first_row, int rows, int thread) {
-    #pragma unroll
-    for (int i = 0; i < EDGE_SHARE; i++) {
-        const int k = thread + i * THREADS, row = k / EDGE_DIVISOR, place = k % EDGE_DIVISOR;
-        pixels[i].load(
-            image, first_row + row, place < LEFT_PART ? place - REACH : place - LEFT_PART + WIDTH - RIGHT - REACH,
-            row < rows);
-    }
-}
-static __device__ __forceinline__ void stage_edges(Shared& shared, const Pixel (&pixels)[EDGE_SHARE + 1], int thread) {
-    #pragma unroll
-    for (int i = 0; i < EDGE_SHARE; i++) {
-        const int k = thread + i * THREADS;
-        if (EDGE_ROWS * EDGE_COLUMNS % THREADS && k >= EDGE_ROWS * EDGE_COLUMNS) break;
-        pixels[i].stage(
-            &shared.edge_pixels[0][k / EDGE_DIVISOR][k % EDGE_DIVISOR], EDGE_ROWS * EDGE_PITCH, shared.scale);
+        pixels[i].stage(shared, ring_row + row, edge_row + row, strip, FIRST_LOADED + k % LOADED_COLUMNS);
     }
 }
