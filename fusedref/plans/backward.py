@@ -145,7 +145,7 @@ def _geometry_of(problem: Problem, variant: KernelVariant, with_t: bool, strips:
     x = (height - 1 + 2) * pieces * (steps + halo) * 16
     filters = pieces * (height * width * 8 * CHANNELS * 2 if with_t else 16)
     rest = 8 * 2 * STAGES + 4 * 16 + 4 * 2 * LOADERS + 4 * STAGES
-    raw_rows = 3
+    raw_rows = 1 + min(4, math.ceil(2**15 / raw_row))  # about 32 KiB are on their way; more is slower
     shared_bytes = _round_up(raw_rows * raw_row + dy + _round_up(x, 128) + _round_up(filters, 8) + rest, 128)
     return Geometry(strips, columns, t_blocks, raw_rows, shared_bytes)
 

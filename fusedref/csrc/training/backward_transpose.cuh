@@ -84,8 +84,6 @@ __device__ __forceinline__ void transpose_rows(
                         for (int piece = 0; piece < PIECES; piece++)
                             ptx::ldmatrix_x4(
                                 dy.piece[piece][k], shared.dy[s] + dy_place[kw][k] + piece * LO + i * 64 * 128);
-                    // The last of the row is in registers.
-                    if (i == T_BLOCKS - 1 && kw == KERNEL_WIDTH - 1) ptx::mbarrier_arrive(&shared.empty[s]);
                     ptx::wgmma_fence();
                     #pragma unroll
                     for (int k = 0; k < 4; k++)
@@ -102,6 +100,7 @@ __device__ __forceinline__ void transpose_rows(
                     if (kw > 0 && kw + 1 < KERNEL_WIDTH) ptx::wgmma_wait<1>();
                 }
                 ptx::wgmma_wait<0>();
+                if (i == T_BLOCKS - 1) ptx::mbarrier_arrive(&shared.empty[s]);
                 #pragma unroll
                 for (int j = 0; j < 4; j++) {
                     float sum[KERNEL_HEIGHT];
