@@ -8,7 +8,7 @@
 #include "ptx.cuh"
 
 constexpr int THREADS = 256, WARPS = THREADS / 32;
-constexpr int PLANE = HEIGHT * WIDTH;
+constexpr long long PLANE = (long long)HEIGHT * WIDTH;
 constexpr int SCALES = (KERNEL_HEIGHT * KERNEL_WIDTH * 8 + 1) * KERNEL_HEIGHT * KERNEL_WIDTH * 8 + 8;  // in `moments`
 constexpr int ACROSS = (WIDTH + TILE_COLUMNS - 1) / TILE_COLUMNS;
 
