@@ -6,17 +6,18 @@
 // and column near a border. Float64 tensor cores compute them: the products of two float32 are exact in float64, and so no
 // number of input data is too badly conditioned for the variance.
 //
-// A product is m16n8k8: two lags, each 8 channels of the partner, by 8 channels of the pixel, over 8 pixels.
+// A product is m16n8k4: two lags, each 8 channels of the partner, by 8 channels of the pixel, over 4 pixels; see
+// moments_products.cuh.
 //   warps 0-7    the interior, from shared memory, in units of 4 rows                              moments_interior.cuh
 //   warps 8-11   the borders, from global memory                                                   moments_border.cuh
 //
-// Bytes: reads x once from memory (1.5 times from the L2 cache), writes one part per block.
+// Bytes: reads x once from memory (1.5 times from the L2 cache), writes a part per block, and those of the borders.
 //
 // Serves stride 1, dilation 1, one group, up to 8 input channels, kernels up to 3 x 3, padding below the kernel's size.
 // Sizes are compile-time constants:
 //   IN_CHANNELS HEIGHT WIDTH OUT_HEIGHT OUT_WIDTH KERNEL_HEIGHT KERNEL_WIDTH PAD_TOP PAD_LEFT
 //   ELEMENT VECTOR   the types, see elements.cuh
-//   MOST_BLOCKS STRIDE UNITS_ACROSS STAGES SHARES
+//   MOST_BLOCKS UNIT_PAIRS UNITS_ACROSS STAGES SHARES
 //                    the rest of the geometry: see Geometry in fusedref/plans/moments.py
 //   SHARED_BYTES     dynamic shared memory
 //
@@ -41,6 +42,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) moments(
         ptx::mbarrier_init_fence();
     }
     __syncthreads();
+    // 8 x 176 + 4 x 152 registers are 12 x 168, which the launch gives.
     if (warp < INTERIOR_WARPS) {
         ptx::more_registers<176>();
         sum_interior(shared, x, parts + (BORDER_PARTS + blockIdx.x) * SUMS, batch, warp, lane);

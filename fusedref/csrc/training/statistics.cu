@@ -6,7 +6,7 @@
 // A column of p and M is an element of a patch: tap * 8 + channel, tap = row * KERNEL_WIDTH + column of the kernel. The
 // columns of channels that x does not have are zero.
 //
-// Each block of 512 threads makes 64 elements of M, those of two taps, from all the parts that both taps reach, and their
+// Each block of 512 threads makes 64 elements of M, those of two taps, from all the parts that the first reaches, and their
 // share of every channel's weight' M weight; or one tap's p; or the sums of x. The last block to finish does the rest. All
 // sums are taken in a fixed order.
 //
