@@ -20,14 +20,21 @@ __device__ __forceinline__ void add_pair(
     Shared& shared, Sums& sums, const Element* x, int image, int row, int rows, int column, int batch) {
     const int channel = threadIdx.x % 32 / 4;
     const Element* first = x + ((image * (long long)IN_CHANNELS + channel) * HEIGHT + row) * WIDTH + column;
+    const bool paired = has_pairs(x);
     Window window;
     #pragma unroll
     for (int down = 0; down < KERNEL_HEIGHT; down++) {
         const bool there = image < batch && channel < IN_CHANNELS && row + down < (down == 0 ? rows : HEIGHT);
         #pragma unroll
-        for (int i = 0; i < 6; i++) {
-            const bool inside = there && (unsigned)(column + i - 2) < WIDTH;
-            window[down][i / 2][i % 2] = inside ? double(float(first[down * WIDTH + i - 2])) : 0.0;
+        for (int i = 0; i < 3; i++) {
+            const Element* two = first + down * WIDTH + 2 * i - 2;
+            const bool left = there && (unsigned)(column + 2 * i - 2) < WIDTH;
+            const bool right = there && (unsigned)(column + 2 * i - 1) < WIDTH;
+            float2 pair;
+            if (paired) pair = left ? both(two) : make_float2(0.0f, 0.0f);
+            else pair = make_float2(left ? float(two[0]) : 0.0f, right ? float(two[1]) : 0.0f);
+            window[down][i][0] = double(pair.x);
+            window[down][i][1] = double(pair.y);
         }
     }
     add_products<0>(sums, window);

@@ -70,26 +70,28 @@ struct ExactSum {
 };
 
 // Adds the pixels of `pairs` pairs of columns, along which a warp walks with a window in registers.
-// value(down, column): the lane's number in a column, `down` rows below its row of pixels; zero where there is none.
-template <class Value> __device__ __forceinline__ void add_pairs(Shared& shared, Sums& sums, int pairs, Value value) {
+// value(down, pair): the lane's numbers in a pair, `down` rows below its row of pixels; zero where there are none.
+// rounds: how many times three steps have no branch between them.
+template <int rounds, class Value>
+__device__ __forceinline__ void add_pairs(Shared& shared, Sums& sums, int pairs, Value value) {
     if (pairs == 0) return;
     Window window = {};
     ExactSum pixels;
-    float next[KERNEL_HEIGHT][2];  // the pair to come, loaded a step ahead
+    float2 next[KERNEL_HEIGHT];  // the pair to come, loaded a step ahead
     const auto load = [&](int pair) {
         const bool wanted = MARGIN > 0 ? pair <= pairs : pair >= 0 && pair < pairs;
         #pragma unroll
         for (int down = 0; down < KERNEL_HEIGHT; down++)
-            #pragma unroll
-            for (int i = 0; i < 2; i++) next[down][i] = wanted ? value(down, 2 * pair + i) : 0.0f;
+            next[down] = wanted ? value(down, pair) : make_float2(0.0f, 0.0f);
     };
     const auto take = [&](int slot, bool own) {
         #pragma unroll
-        for (int down = 0; down < KERNEL_HEIGHT; down++)
-            #pragma unroll
-            for (int i = 0; i < 2; i++) window[down][slot][i] = double(next[down][i]);
-        #pragma unroll
-        for (int i = 0; i < 2; i++) pixels.add(own ? next[0][i] : 0.0f);
+        for (int down = 0; down < KERNEL_HEIGHT; down++) {
+            window[down][slot][0] = double(next[down].x);
+            window[down][slot][1] = double(next[down].y);
+        }
+        pixels.add(own ? next[0].x : 0.0f);
+        pixels.add(own ? next[0].y : 0.0f);
     };
     load(-1);
     take(0, false);
@@ -98,7 +100,7 @@ template <class Value> __device__ __forceinline__ void add_pairs(Shared& shared,
     load(1);
     int pair = 0;
     // Without a branch between them, the loads and conversions of a step run beside the products of the one before.
-    #pragma unroll 1
+    #pragma unroll rounds
     for (; pair + 3 <= pairs; pair += 3) {
         take(2, true);
         load(pair + 2);
@@ -123,12 +125,13 @@ template <class Value> __device__ __forceinline__ void add_pairs(Shared& shared,
     if (!isfinite(pixels.sum)) {  // an infinity, a NaN, or a sum beyond float32
         sum = 0.0;
         #pragma unroll 1
-        for (int column = 0; column < 2 * pairs; column++) sum += double(value(0, column));
+        for (pair = 0; pair < pairs; pair++) sum += double(value(0, pair).x) + double(value(0, pair).y);
     }
     shared.pixels[0][threadIdx.x] += sum;
 }
 
-// Adds a quarter of a unit.
+// Adds a quarter of a unit. paired: see has_pairs.
+template <bool paired>
 __device__ __forceinline__ void add_quarter(
     Shared& shared, Sums& sums, const unsigned char* stage, const Element* x, const Unit& unit, int quarter, int lane) {
     const int begin = unit.pairs() * quarter / 4, end = unit.pairs() * (quarter + 1) / 4;
@@ -143,9 +146,13 @@ __device__ __forceinline__ void add_quarter(
         there[down] = (IN_CHANNELS == 8 || channel < IN_CHANNELS)
             && (!OPEN_ROWS || unit.row + row < (down == 0 ? HEIGHT - BOTTOM : HEIGHT));
     }
-    add_pairs(shared, sums, end - begin, [&](int down, int column) {
-        const bool inside = there[down] && (!OPEN_COLUMNS || (unsigned)(first + column) < WIDTH);
-        return inside ? float(from[down][column]) : 0.0f;
+    add_pairs<paired ? 5 : 1>(shared, sums, end - begin, [&](int down, int pair) {
+        const int column = first + 2 * pair;
+        const Element* two = from[down] + 2 * pair;
+        const bool left = there[down] && (!OPEN_COLUMNS || (unsigned)column < WIDTH);
+        const bool right = there[down] && (!OPEN_COLUMNS || (unsigned)(column + 1) < WIDTH);
+        if (paired) return left ? both(two) : make_float2(0.0f, 0.0f);
+        return make_float2(left ? float(two[0]) : 0.0f, right ? float(two[1]) : 0.0f);
     });
 }
 
@@ -156,6 +163,7 @@ __device__ __forceinline__ void sum_interior(
     const int first = int(units * blockIdx.x / gridDim.x);
     const int count = int(units * (blockIdx.x + 1) / gridDim.x) - first;
     const Element* x_end = x + batch * IN_CHANNELS * HEIGHT * WIDTH;
+    const bool paired = has_pairs(x);
     Sums sums = {};
     shared.pixels[0][threadIdx.x] = shared.pixels[1][threadIdx.x] = 0.0;
     if constexpr (UNITS_PER_IMAGE > 0) {
@@ -167,8 +175,9 @@ __device__ __forceinline__ void sum_interior(
         // Four warps, one on each tensor core, share a unit; the other four have the next one.
         for (int i = warp / 4; i < count; i += 2) {
             ptx::mbarrier_wait(&shared.full[i % STAGES], i / STAGES % 2);
-            add_quarter(
-                shared, sums, shared.stage + i % STAGES * STAGE_BYTES, x, Unit(first + i), (warp + i / 2) % 4, lane);
+            const unsigned char* stage = shared.stage + i % STAGES * STAGE_BYTES;
+            if (EVEN && paired) add_quarter<EVEN>(shared, sums, stage, x, Unit(first + i), (warp + i / 2) % 4, lane);
+            else add_quarter<false>(shared, sums, stage, x, Unit(first + i), (warp + i / 2) % 4, lane);
             __syncwarp();
             if (lane == 0) ptx::mbarrier_arrive(&shared.empty[i % STAGES]);
             // One of them refills the stage of their last unit, which the other three have left by now, or nearly.

@@ -13,6 +13,17 @@ constexpr int WINDOW_ROWS = GROUP + KERNEL_HEIGHT - 1;
 constexpr int MARGIN = KERNEL_WIDTH > 1 ? 2 : 0;                // columns that a window has to both sides of the pixels
 constexpr bool OPEN_COLUMNS = LEFT < MARGIN || RIGHT < MARGIN;  // whether those can lie outside x
 
+// Whether both numbers of a pair of columns can be loaded at once, if x starts at a multiple of their size.
+constexpr bool EVEN = WIDTH % 2 == 0 && LEFT % 2 == 0;
+struct alignas(2 * sizeof(Element)) Two { Element left, right; };
+__device__ __forceinline__ bool has_pairs(const Element* x) {
+    return EVEN && reinterpret_cast<uintptr_t>(x) % sizeof(Two) == 0;
+}
+__device__ __forceinline__ float2 both(const Element* from) {
+    const Two two = *reinterpret_cast<const Two*>(from);
+    return make_float2(float(two.left), float(two.right));
+}
+
 // Bytes of a row of a unit in shared memory, with what lies before it in its first 16 bytes; of a channel, which starts
 // 4 banks after the one before it; of all.
 constexpr int SIZE = sizeof(Element);
