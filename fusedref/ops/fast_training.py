@@ -39,6 +39,7 @@ class FastTraining:
         self.backend = backend_of(device)
         self.workspaces = workspaces(problem, self.target, self.variant)
         self.saved_elements: int = self.workspaces["moments"][0][0]
+        self.output_shape = problem.output_shape
         self._backward: dict[tuple[bool, bool, bool], list[Kernel]] = {}
 
     def forward(
@@ -59,11 +60,12 @@ class FastTraining:
             running_mean, running_var, batches, given = running
             # For the kernel, a negative momentum means 1 / batches.
             momentum = given if given is not None else 0.0 if batches is None else -1.0
-        # Those of the evaluation kernel are float32, as mean and var are.
-        vectors = [vector if vector is None else vector.float() for vector in (bias, gamma, beta)]
-        y = x.new_empty(self.problem.output_shape)
+        vectors = [bias, gamma, beta]
+        if self.vectors != torch.float32:  # those of the evaluation kernel are float32, as mean and var are
+            vectors = [vector if vector is None else vector.float() for vector in vectors]
+        y = x.new_empty(self.output_shape)
         mean, var, moments, *rest = self._new("mean", "var", "moments", *FORWARD_TENSORS[10:14])
-        tensors = (*(x, weight, bias, running_mean, running_var, batches, y, mean, var, moments, *rest, *vectors),)
+        tensors = (x, weight, bias, running_mean, running_var, batches, y, mean, var, moments, *rest, *vectors)
         numbers = (momentum, scaling_factor, eps, self.problem.batch)
         self.backend.launch(self._forward_kernels, tensors, numbers, self.device.index)
         return y, mean, var, moments
