@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import matplotlib
 import numpy as np
-from IPython.display import Image, Markdown
+from IPython.display import Image
 from matplotlib import cbook
 from matplotlib.figure import Figure
+
+# Lessons call everything that they show by this module.
+from lessons.excerpts import excerpt as excerpt
+from lessons.excerpts import listing as listing
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
     "#0072B2",
@@ -50,24 +53,6 @@ def draw(size: tuple[float, float], paint: Callable[[Figure], None], alt: str, k
         file = io.BytesIO()
         figure.savefig(file, format=kind, dpi=120)
     return Image(file.getvalue(), format=kind, alt=alt, width=int(size[0] * 90))
-
-
-def listing(source: str) -> Markdown:
-    """Return the source of a kernel as Markdown."""
-    return Markdown(f"```c++\n{source.strip()}\n```")
-
-
-def excerpt(path: Path, first: str, last: str = "") -> Markdown:
-    """Return a part of a kernel's source as Markdown: from the line with `first` to before the next line with `last`.
-
-    Without `last`, to the end. Raise ValueError if the source does not contain them.
-    """
-    source = path.read_text(encoding="utf-8")
-    if first not in source or last not in source[source.index(first) :]:
-        raise ValueError(f"{path.name} has no {first!r} followed by {last!r}")
-    begin = source.rfind("\n", 0, source.index(first)) + 1
-    end = source.rfind("\n", 0, source.index(last, source.index(first))) + 1 if last else len(source)
-    return listing(source[begin:end])
 
 
 def photo(height: int) -> np.ndarray:

@@ -85,6 +85,7 @@ class _Guard:
         self._context = context
 
     def pop(self) -> None:
+        """Pop the context, unless that was done before."""
         if self._context is not None:
             self._context.pop()
             self._context = None

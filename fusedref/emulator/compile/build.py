@@ -212,9 +212,11 @@ def runtime() -> Path:
     name = f"libfusedref_{digest(emulator_digest(), cxx.version, ' '.join(cxx.command + cxx.runtime_flags))}.so"
 
     def build(folder: Path) -> bytes:
+        """Return the library's bytes, compiled and linked in ``folder``."""
         sources = sorted(HERE.glob("native/*.cpp"))
 
         def compile_one(source: Path) -> None:
+            """Compile one file of the runtime."""
             run([*cxx.command, *cxx.runtime_flags, "-c", str(source), "-o", f"{source.stem}.o"], folder)
 
         with ThreadPoolExecutor(workers()) as pool:
