@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fusedref.cuda.backend import backend_of
 from fusedref.cuda.kernel import Kernel
-from fusedref.ops.runner import PlanRunner, compiled_function, target_of
+from fusedref.ops.runner import PlanRunner, kernel_of, target_of
 from fusedref.ops.training import Gradients, Needs, Running
 from fusedref.plans import KernelVariant, Launch, plan_for
 from fusedref.plans.general_training import (
@@ -173,13 +173,7 @@ class GeneralTraining:
 
     def _kernels(self, launches: Sequence[Launch], names: Sequence[str]) -> tuple[int, list[Kernel]]:
         """Return the number of slices, and the compiled kernels, which choose their arguments by ``names``."""
-        kernels = []
-        for launch in launches:
-            kinds = [argument.kind for argument in launch.signature]
-            places = [names.index(argument.name) for argument in launch.signature]
-            function = compiled_function(launch, self.device)
-            kernels.append(Kernel(function, kinds, places, launch.grid, launch.block, launch.shared))
-        return slices_of(launches[0]), kernels
+        return slices_of(launches[0]), [kernel_of(launch, self.device, names) for launch in launches]
 
     def _convolution(self, x: Tensor, weight: Tensor) -> Tensor:
         """Return conv2d(x, weight) without the bias."""
