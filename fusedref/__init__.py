@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fusedref.fusion import FusionReport, fuse, unfuse
     from fusedref.module import FusedConvBnScale
     from fusedref.ops.inference import fused_conv_bn_scale
     from fusedref.ops.training_mode import fused_conv_bn_scale_training
@@ -20,11 +21,14 @@ __all__ = [
     "KERNELBENCH_73",
     "ConvBnScale",
     "FusedConvBnScale",
+    "FusionReport",
     "Problem",
     "Report",
+    "fuse",
     "fused_conv_bn_scale",
     "fused_conv_bn_scale_training",
     "plan",
+    "unfuse",
     "validate",
 ]
 
@@ -32,11 +36,14 @@ _MODULES = {
     "KERNELBENCH_73": "problem",
     "ConvBnScale": "reference",
     "FusedConvBnScale": "module",
+    "FusionReport": "fusion",
     "Problem": "problem",
     "Report": "validation.report",
+    "fuse": "fusion",
     "fused_conv_bn_scale": "ops.inference",
     "fused_conv_bn_scale_training": "ops.training_mode",
     "plan": "plans",
+    "unfuse": "fusion",
     "validate": "validation.validate",
 }
 
