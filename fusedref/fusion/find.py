@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from fusedref.fusion.layers import kind_of, pair_of
 from fusedref.fusion.report import ALREADY, FusionReport, Line
+from fusedref.fusion.rewrite import Rewrite, product_after
 from fusedref.fusion.trace import Trace, has_hook, is_layer, trace
 from fusedref.module import FusedConvBnScale
 
@@ -19,9 +20,14 @@ SERVED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What ``find`` says of a model: the pairs to fuse, by the names of their layers, and the report."""
+    """What ``find`` says of a model: the pairs to fuse, by the names of their layers, and the report.
 
-    pairs: list[tuple[str, str]]
+    A factor is a number, or the name of the attribute that has it. ``rewrites`` has the modules whose forward leaves a
+    multiplication to a pair.
+    """
+
+    pairs: list[tuple[str, str, float | str]]
+    rewrites: dict[str, Rewrite]
     report: FusionReport
 
 
@@ -32,7 +38,10 @@ def find(model: nn.Module) -> Found:
     names = {module: name for name, module in layers.items()}
     shown = trace(model)
     calls = _Calls(shown, {name for name, layer in layers.items() if not isinstance(layer, nn.Conv2d)})
-    pairs, lines, used = [], [], set()
+    products = _Products(shown, calls)
+    pairs: list[tuple[str, str, float | str]] = []
+    lines: list[Line] = []
+    used: set[str] = set()
     for name, layer in layers.items():
         if any(name.startswith(prefix.lstrip(".")) for prefix in inside):
             continue
@@ -48,13 +57,16 @@ def find(model: nn.Module) -> Found:
                 used.add(bn)
                 reason = reason or _against(layers[name], layers[bn])
                 if not reason:
-                    pairs.append((name, bn))
+                    factor, said = products.factor_of(name, bn)
+                    pairs.append((name, bn, factor))
+                    lines.append(Line(name, bn, "", said))
+                    continue
             lines.append(Line(name, bn, reason))
     lines += [Line(name, "", ALREADY) for name, module in model.named_modules() if _is_fused_module(module)]
     for name, layer in layers.items():
         if name not in used and not isinstance(layer, nn.Conv2d) and not any(name.startswith(p) for p in inside):
             lines.append(Line("", name, calls.input_of(name)))
-    return Found(pairs, FusionReport(tuple(lines), shown.untraced))
+    return Found(pairs, products.applied, FusionReport(tuple(lines), shown.untraced))
 
 
 def _is_fused_module(module: nn.Module) -> bool:
@@ -135,6 +147,36 @@ class _Calls:
     def _is_batch_norm(self, node: fx.Node) -> bool:
         """Return whether a node is the call of a BatchNorm."""
         return node.op == "call_module" and node.target in self.norms
+
+
+class _Products:
+    """The multiplications after pairs, and the rewritten forwards of the modules that multiply."""
+
+    def __init__(self, shown: Trace, calls: _Calls) -> None:
+        self.shown, self.calls = shown, calls
+        self.tried: dict[str, Rewrite] = {}
+        self.applied: dict[str, Rewrite] = {}
+
+    def factor_of(self, conv: str, bn: str) -> tuple[float | str, str]:
+        """Return the factor that the pair takes, 1.0 where there is none, and what the report says of it."""
+        found = [product_after(node) for _, _, node in self.calls.nodes[bn]]
+        if not all(found):
+            return 1.0, ""
+        nodes = [node for name in (conv, bn) for _, _, node in self.calls.nodes[name]]
+        nodes += [product[0] for product in found if product]
+        callers = {node.meta["caller"] for node in nodes}
+        if len(callers) > 1:
+            return 1.0, ", without the factor: another module multiplies"
+        module = callers.pop() or self.calls.nodes[bn][0][0]
+        if module not in self.tried:
+            self.tried[module] = Rewrite(self.shown.model.get_submodule(module))
+        rewrite, inside = self.tried[module], f"{module}." if module else ""
+        factor = rewrite.factors.get((conv.removeprefix(inside), bn.removeprefix(inside)))
+        if factor is None:
+            return 1.0, f", without the factor: {rewrite.reason}"
+        self.applied[module] = rewrite
+        factor = f"{inside}{factor}" if isinstance(factor, str) else factor
+        return factor, f", with the factor {factor}"
 
 
 def _described(node: object) -> str:

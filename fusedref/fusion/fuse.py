@@ -10,6 +10,7 @@ from torch import nn
 
 from fusedref.fusion.find import find
 from fusedref.fusion.layers import PLAIN_TYPES, Pair, join, part
+from fusedref.fusion.rewrite import restore
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -41,10 +42,12 @@ def fuse(model: Model, *, inplace: bool = False) -> Model:
     _check(model)
     fused = model if inplace else _copied(model)
     found = find(fused)
-    pairs = [_pair(fused, conv, bn) for conv, bn in found.pairs]
+    pairs = [_pair(fused, *names) for names in found.pairs]
     fused.fusion_report = found.report  # type: ignore[assignment]  # an attribute of our own
     for pair in pairs:
         join(pair)
+    for name, rewrite in found.rewrites.items():
+        rewrite.apply(fused.get_submodule(name))
     return fused
 
 
@@ -57,6 +60,7 @@ def unfuse(model: Model, *, inplace: bool = False) -> Model:
     _check(model)
     plain = model if inplace else _copied(model)
     for module in plain.modules():
+        restore(module)
         if type(module) in PLAIN_TYPES:
             part(module)
     vars(plain).pop("fusion_report", None)
@@ -85,24 +89,32 @@ def _copied(model: Model) -> Model:
         raise TypeError(message) from error
 
 
-def _pair(model: nn.Module, conv: str, bn: str) -> Pair:
+def _pair(model: nn.Module, conv: str, bn: str, factor: float | str) -> Pair:
     """Return the pair of the two layers with these names."""
-    common = model
-    parts = zip(conv.split(".")[:-1], bn.split(".")[:-1], strict=False)
-    for first, second in parts:
-        if first != second:
-            break
-        common = common.get_submodule(first)
+    places = [_place(model, name) for name in (conv, bn)]
+    names = [conv, bn]
+    if isinstance(factor, str):
+        names.append(factor)
     return Pair(
         model.get_submodule(conv),  # type: ignore[arg-type]  # find chose them by their types
         model.get_submodule(bn),  # type: ignore[arg-type]  # the same
-        _place(model, conv),
-        _place(model, bn),
-        common,
+        *places,
+        _common(model, names),
+        _place(model, factor) if isinstance(factor, str) else factor,
     )
 
 
+def _common(model: nn.Module, names: list[str]) -> nn.Module:
+    """Return the innermost module that has all of these within."""
+    common = model
+    for parts in zip(*(name.split(".")[:-1] for name in names), strict=False):
+        if len(set(parts)) > 1:
+            break
+        common = common.get_submodule(parts[0])
+    return common
+
+
 def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """Return the module that has the layer, and the layer's name in it."""
+    """Return the module that has the layer or attribute, and its name in it."""
     owner, _, last = name.rpartition(".")
     return model.get_submodule(owner), last

@@ -10,7 +10,6 @@ import copy
 import dataclasses
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fusedref.module import FusedConvBnScale, fuses, is_plain, run_layers
@@ -162,6 +161,3 @@ def scaled(conv: nn.Module, y: Tensor, factor: float | Tensor) -> Tensor:
     """Return y * factor, where ``conv`` did not multiply already."""
     pair = pair_of(conv)
     return y if pair is not None and pair.is_fused(conv) else y * factor
-
-
-torch.fx.wrap("scaled")

@@ -10,13 +10,14 @@ import html
 class Line:
     """A convolution and the BatchNorm after it, either of which may be missing (""), or a FusedConvBnScale.
 
-    ``reason`` says why they are left alone; it is "" where they were fused.
+    ``reason`` says why they are left alone; it is "" where they were fused. ``factor`` says what became of a
+    multiplication after them; it is "" where there is none.
     """
 
     conv: str
     bn: str
     reason: str
-    scale: str = ""  # the factor after BatchNorm that was fused too
+    factor: str = ""
 
     @property
     def is_fused(self) -> bool:
@@ -26,9 +27,7 @@ class Line:
     @property
     def result(self) -> str:
         """What the report says: fused, or why not."""
-        if self.reason:
-            return self.reason
-        return f"fused, with the factor {self.scale}" if self.scale else "fused"
+        return self.reason or f"fused{self.factor}"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

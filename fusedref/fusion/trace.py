@@ -29,6 +29,7 @@ MOST_BRANCHES = 32  # in one path
 class Trace:
     """What the traces of a model show."""
 
+    model: nn.Module  # a copy, which shares the parameters
     graphs: list[tuple[str, fx.Graph]] = dataclasses.field(default_factory=list)  # with the module that was traced
     untraced: dict[str, str] = dataclasses.field(default_factory=dict)  # modules that cannot be traced, and why
     called_by: dict[str, str] = dataclasses.field(default_factory=dict)  # layers that one of these calls directly
@@ -50,7 +51,7 @@ def trace(model: nn.Module) -> Trace:
             f"model must be one that copy.deepcopy can copy, for a copy is traced: {type(error).__name__}: {error}"
         ) from error
     names = {module: name for name, module in copied.named_modules()}
-    found = Trace()
+    found = Trace(copied)
     waiting, seen = [copied], {copied}
     while waiting:
         root = waiting.pop(0)
@@ -117,7 +118,7 @@ class _RootTracer:
         for _ in range(MOST_PATHS):
             decided = waiting.pop()
             tracer = _Tracer(self.names, self.alone, decided, with_defaults)
-            with _quiet():
+            with quiet():
                 try:
                     graphs.append(tracer.trace(self.root))
                 except Exception as error:  # whatever forward raises
@@ -164,13 +165,17 @@ class _Tracer(fx.Tracer):
                 finally:
                     self.callers.pop()
             self.alone.add(m)
-        proxy = self.create_proxy("call_module", name, args, kwargs)
-        proxy.node.meta["caller"] = self.callers[-1]
-        return proxy
+        return self.create_proxy("call_module", name, args, kwargs)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Record whose forward makes a node."""
+        node = super().create_node(*args, **kwargs)
+        node.meta["caller"] = self.callers[-1]
+        return node
 
     def direct_calls(self) -> list[str]:
         """Return the layers that the forward of the traced module itself called so far."""
-        return [node.target for node in self.graph.nodes if node.meta.get("caller") == ""]
+        return [node.target for node in self.graph.nodes if node.op == "call_module" and not node.meta["caller"]]
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Decide a branch of the module that is traced."""
@@ -231,7 +236,7 @@ def _reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the generator of random numbers and the warnings of a trace to itself."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
