@@ -117,7 +117,7 @@ def is_plain(layer: object, kinds: tuple[type, ...]) -> bool:
     )
 
 
-def fuses(bn: nn.BatchNorm2d | nn.SyncBatchNorm) -> bool:
+def fuses(bn: Any) -> bool:
     """Return whether ``run_layers`` can take the place of plain layers now.
 
     It cannot with a hook for the calls of all modules, nor where the statistics of processes would be traced.
@@ -127,7 +127,7 @@ def fuses(bn: nn.BatchNorm2d | nn.SyncBatchNorm) -> bool:
     return not (_shares_statistics(bn) and is_traced() and synchronised.group_of(bn) is not None)
 
 
-def run_layers(x: Tensor, conv: nn.Conv2d, bn: Any, scaling_factor: float | Tensor, precision: str) -> Tensor:
+def run_layers(x: Tensor, conv: Any, bn: Any, scaling_factor: float | Tensor, precision: str) -> Tensor:
     """Return y of x through plain layers, by the operators in the mode of ``bn``."""
     weight, bias, mean, var, gamma, beta, batches = _tensors(conv, bn)
     if precision != "fp32" and not (isinstance(x, Tensor) and x.dtype == torch.float32):

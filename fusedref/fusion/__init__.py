@@ -3,7 +3,7 @@
 ``find`` traces a model and proves which layers may be fused; ``layers`` has what they become.
 """
 
-from fusedref.fusion.fuse import fuse, unfuse
+from fusedref.fusion.apply import fuse, unfuse
 from fusedref.fusion.report import FusionReport, Line
 
 __all__ = ["FusionReport", "Line", "fuse", "unfuse"]

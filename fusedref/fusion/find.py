@@ -83,7 +83,7 @@ class _Calls:
         for path, (root, graph) in enumerate(shown.graphs):
             for node in graph.nodes:
                 if node.op == "call_module":
-                    self.nodes.setdefault(node.target, []).append((root, path, node))
+                    self.nodes.setdefault(str(node.target), []).append((root, path, node))
 
     def batch_norm_after(self, name: str) -> tuple[str, str]:
         """Return the name of the BatchNorm that takes all of a convolution's output, or why there is none.
@@ -97,7 +97,7 @@ class _Calls:
         if not users:
             return "", "its output is not used"
         others = sorted({_described(user) for user in users if not self._is_batch_norm(user)})
-        norms = {user.target for user in users if self._is_batch_norm(user)}
+        norms = {str(user.target) for user in users if self._is_batch_norm(user)}
         if others:
             also = " also" if norms else ""
             return (norms.pop() if len(norms) == 1 else ""), f"its output{also} goes to {', '.join(others)}"
@@ -111,6 +111,8 @@ class _Calls:
             return bn, f"{bn}: {reason}"
         if len(self.nodes[bn]) != len(self.nodes[name]):
             return bn, f"{bn} also takes another input"
+        if any(node.meta["checkpoints"] != next(iter(node.users)).meta["checkpoints"] for *_, node in self.nodes[name]):
+            return bn, "a checkpoint recomputes only one of them"
         return bn, ""
 
     def input_of(self, name: str) -> str:
@@ -126,14 +128,14 @@ class _Calls:
         if name in self.shown.called_by:
             caller = self.shown.called_by[name]
             return f"{caller or 'the model'} calls it and cannot be traced: {self.shown.untraced[caller]}"
-        if name in self.shown.apart:
-            return f"{self.shown.apart[name]} and cannot be traced"
         if name not in self.nodes:
             above = [parent for parent in self.shown.untraced if not parent or name.startswith(f"{parent}.")]
             if above:
                 parent = max(above, key=len)
                 return f"{parent or 'the model'} cannot be traced: {self.shown.untraced[parent]}"
             return "forward does not call it"
+        if name in self.shown.apart:
+            return f"{self.shown.apart[name]} and cannot be traced"
         calls = self.nodes[name]
         if len({path for _, path, _ in calls}) < len(calls):
             return "it is called more than once"

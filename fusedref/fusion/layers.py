@@ -77,17 +77,17 @@ class FusedConv2d(FusedConvBnScale, nn.Conv2d):
     _pair: Pair | None
 
     @property
-    def conv(self) -> nn.Conv2d:
+    def conv(self) -> nn.Conv2d:  # type: ignore[override]  # an attribute of FusedConvBnScale
         """The convolution: this module."""
         return self
 
     @property
-    def bn(self) -> nn.BatchNorm2d | nn.SyncBatchNorm | None:
+    def bn(self) -> nn.BatchNorm2d | nn.SyncBatchNorm | None:  # type: ignore[override]  # the same
         """The BatchNorm that is computed here; None where there is none."""
-        return self._pair and self._pair.bn
+        return None if self._pair is None else self._pair.bn
 
     @property
-    def scaling_factor(self) -> float | Tensor:
+    def scaling_factor(self) -> float | Tensor:  # type: ignore[override]  # the same
         """The factor after BatchNorm."""
         return self._pair.scaling_factor() if self._pair else 1.0
 
@@ -100,7 +100,7 @@ class FusedConv2d(FusedConvBnScale, nn.Conv2d):
 
     def extra_repr(self) -> str:
         """Return what ``repr`` says of the convolution."""
-        return nn.Conv2d.extra_repr(self)
+        return str(nn.Conv2d.extra_repr(self))  # type: ignore[no-untyped-call]  # torch has no type hints for it
 
 
 class FusedBatchNorm2d(nn.BatchNorm2d):

@@ -33,8 +33,8 @@ class Rewritten:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Say how to copy and pickle a module whose class has no name in a file."""
-        _, _, *state = super().__reduce_ex__(protocol)
-        return (_make, (self._plain, self._source, self._names), *state)
+        said: Any = super().__reduce_ex__(protocol)
+        return (_make, (self._plain, self._source, self._names), *said[2:])
 
 
 def product_after(node: fx.Node) -> tuple[fx.Node, Any] | None:
@@ -167,11 +167,11 @@ def _recorded(module: nn.Module) -> Iterator[set[str]]:
             seen.add(name)
         return plain.__getattribute__(self, name)
 
-    module.__class__ = type(plain.__name__, (plain,), {"__getattribute__": read})  # type: ignore[assignment]
+    module.__class__ = type(plain.__name__, (plain,), {"__getattribute__": read})
     try:
         yield seen
     finally:
-        module.__class__ = plain  # type: ignore[assignment]
+        module.__class__ = plain
 
 
 def _is_number(value: object, factor: float) -> bool:

@@ -38,11 +38,13 @@ def used_otherwise(module: nn.Module) -> dict[nn.Module, str]:
             called = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
             waiting += called - seen
             seen |= called
+            if not any(isinstance(node, ast.Name) and node.id == "super" for node in ast.walk(tree)):
+                break
     return found
 
 
 def _definitions(cls: type[nn.Module], name: str) -> Iterator[FunctionType]:
-    """Yield the functions of that name that ``cls`` defines or inherits, torch's own apart."""
+    """Yield the functions of that name that ``cls`` defines or inherits, torch's own apart, in the order of super()."""
     for base in cls.__mro__:
         function = vars(base).get(name)
         function = function.fget if isinstance(function, property) else function

@@ -7,17 +7,19 @@ followed both ways. If even that is impossible, the children that the module use
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import dis
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import fx, nn
 
+from fusedref.fusion.copies import copied
 from fusedref.fusion.source import used_otherwise
 from fusedref.module import FusedConvBnScale
 
@@ -41,18 +43,10 @@ def trace(model: nn.Module) -> Trace:
 
     A copy is traced, because forward may store what it computes. It shares the parameters.
     """
-    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
-    for module in model.modules():  # deepcopy refuses tensors that autograd computed
-        memo |= {id(value): value for value in vars(module).values() if isinstance(value, torch.Tensor)}
-    try:
-        copied = copy.deepcopy(model, memo)
-    except Exception as error:
-        raise TypeError(
-            f"model must be one that copy.deepcopy can copy, for a copy is traced: {type(error).__name__}: {error}"
-        ) from error
-    names = {module: name for name, module in copied.named_modules()}
-    found = Trace(copied)
-    waiting, seen = [copied], {copied}
+    copy = copied(model, shares_parameters=True)
+    names = {module: name for name, module in copy.named_modules()}
+    found = Trace(copy)
+    waiting, seen = [copy], {copy}
     while waiting:
         root = waiting.pop(0)
         tracer = _RootTracer(root, names, found)
@@ -168,9 +162,9 @@ class _Tracer(fx.Tracer):
         return self.create_proxy("call_module", name, args, kwargs)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """Record whose forward makes a node."""
+        """Record whose forward makes a node, and the calls of torch.utils.checkpoint that recompute it."""
         node = super().create_node(*args, **kwargs)
-        node.meta["caller"] = self.callers[-1]
+        node.meta |= {"caller": self.callers[-1], "checkpoints": _checkpoints()}
         return node
 
     def direct_calls(self) -> list[str]:
@@ -199,6 +193,16 @@ class _Tracer(fx.Tracer):
             else:
                 given.append(value)
         return lambda *values: root_fn(*values, **named), given
+
+
+def _checkpoints() -> list[FrameType]:
+    """Return the frames of torch.utils.checkpoint that run; while they are kept, each is one call."""
+    found, frame = [], inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
+            found.append(frame)
+        frame = frame.f_back
+    return found
 
 
 def _has_defaults(root: nn.Module) -> bool:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
+from fusedref.fusion.copies import Model, copied
 from fusedref.fusion.find import find
 from fusedref.fusion.layers import PLAIN_TYPES, Pair, join, part
 from fusedref.fusion.rewrite import restore
-
-Model = TypeVar("Model", bound=nn.Module)
 
 
 def fuse(model: Model, *, inplace: bool = False) -> Model:
@@ -37,12 +35,13 @@ def fuse(model: Model, *, inplace: bool = False) -> Model:
     Without ``inplace`` a copy is fused and ``model`` stays as it is.
 
     Raises TypeError for anything but a torch.nn.Module, for a compiled, scripted or distributed one, and for one that
-    copy.deepcopy cannot copy. ``model`` is then as it was.
+    copy.deepcopy cannot copy (even with ``inplace``: a copy is traced). ``model`` is then as it was.
     """
     _check(model)
-    fused = model if inplace else _copied(model)
+    fused = model if inplace else copied(model)
     found = find(fused)
     pairs = [_pair(fused, *names) for names in found.pairs]
+    # Nothing was changed so far, and nothing below fails.
     fused.fusion_report = found.report  # type: ignore[assignment]  # an attribute of our own
     for pair in pairs:
         join(pair)
@@ -58,7 +57,7 @@ def unfuse(model: Model, *, inplace: bool = False) -> Model:
     Raises TypeError as ``fuse`` does.
     """
     _check(model)
-    plain = model if inplace else _copied(model)
+    plain = model if inplace else copied(model)
     for module in plain.modules():
         restore(module)
         if type(module) in PLAIN_TYPES:
@@ -80,26 +79,14 @@ def _check(model: Any) -> None:
         raise TypeError(f"model must not be a {type(model).__name__}: fuse the module before it is wrapped")
 
 
-def _copied(model: Model) -> Model:
-    """Return a deep copy; raise TypeError where there can be none."""
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:  # whatever a part of the model raises
-        message = f"model must be one that copy.deepcopy can copy: {type(error).__name__}: {error}"
-        raise TypeError(message) from error
-
-
 def _pair(model: nn.Module, conv: str, bn: str, factor: float | str) -> Pair:
     """Return the pair of the two layers with these names."""
-    places = [_place(model, name) for name in (conv, bn)]
-    names = [conv, bn]
-    if isinstance(factor, str):
-        names.append(factor)
     return Pair(
         model.get_submodule(conv),  # type: ignore[arg-type]  # find chose them by their types
         model.get_submodule(bn),  # type: ignore[arg-type]  # the same
-        *places,
-        _common(model, names),
+        _place(model, conv),
+        _place(model, bn),
+        _common(model, [conv, bn, factor] if isinstance(factor, str) else [conv, bn]),
         _place(model, factor) if isinstance(factor, str) else factor,
     )
 
