@@ -19,7 +19,7 @@ from fusedref.problem import Problem
 from fusedref.target import Target
 
 # The values that a launch chooses its arguments from: tensors first, then numbers.
-VALUE_NAMES = (*TENSOR_NAMES, "y", "scaling_factor", "eps", "batch")
+VALUE_NAMES = (*TENSOR_NAMES, "y", "scaling_factor", "eps", "batch", "channels", "plane")
 
 
 class PlanRunner:
@@ -30,8 +30,9 @@ class PlanRunner:
         self.memory_format = torch.channels_last if plan.variant.channels_last else torch.contiguous_format
         y = torch.empty(problem.output_shape, device="meta", memory_format=self.memory_format)
         self.shape, self.strides = y.shape, y.stride()
-        self.batch, self.index, self.backend = problem.batch, device.index, backend_of(device)
-        self.kernels = [kernel_of(launch, device, VALUE_NAMES) for launch in plan.launches] if self.batch else []
+        self.sizes = problem.batch, problem.out_channels, problem.out_height * problem.out_width
+        self.index, self.backend = device.index, backend_of(device)
+        self.kernels = [kernel_of(launch, device, VALUE_NAMES) for launch in plan.launches] if problem.batch else []
 
     def contiguous(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return the tensors as the kernels read them, copied where they lie in memory otherwise."""
@@ -42,19 +43,68 @@ class PlanRunner:
 
     def __call__(self, tensors: Sequence[Tensor | None], scaling_factor: float, eps: float) -> Tensor:
         """Return y of x, weight and the five vectors, which must be ``contiguous``."""
-        y: Tensor = tensors[0].new_empty_strided(self.shape, self.strides)  # type: ignore[union-attr]  # x is never None
+        y = self._new(tensors)
         if self.kernels:
             try:
-                self.backend.launch(self.kernels, (*tensors, y), (scaling_factor, eps, self.batch), self.index)
+                self.backend.launch(self.kernels, (*tensors, y), (scaling_factor, eps, *self.sizes), self.index)
             except ValueError:
                 check_memory(tensors)  # its error names the argument
                 raise
         return y
 
+    def _new(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """Return y before the kernels run."""
+        y: Tensor = tensors[0].new_empty_strided(self.shape, self.strides)  # type: ignore[union-attr]  # x is never None
+        return y
+
+
+class LibraryRunner(PlanRunner):
+    """Runs a plan whose convolution is torch's, by the algorithm that is fastest when it is first timed.
+
+    Results are the same in every call of a process; another process may find another algorithm to be the fastest. No
+    setting of torch is changed, and none but ``torch.backends.cudnn.enabled`` counts: whether products are rounded to
+    tf32 depends on the plan's precision alone.
+    """
+
+    def __init__(self, plan: Plan, problem: Problem, device: torch.device) -> None:
+        """Compile as ``PlanRunner`` does."""
+        super().__init__(plan, problem, device)
+        (top, _), (left, _) = problem.pads
+        self.options = problem.strides, (top, left), problem.dilations, False, (0, 0), problem.groups
+        self.allow_tf32 = plan.variant.precision == "tf32"
+
+    def contiguous(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Return the tensors as the convolution and the kernels read them, copied where they lie otherwise."""
+        x, weight, *vectors = tensors
+        assert x is not None
+        assert weight is not None
+        filters = (tensor.contiguous(memory_format=self.memory_format) for tensor in (x, weight))
+        return [*filters, *[tensor if tensor is None else tensor.contiguous() for tensor in vectors]]
+
+    def _new(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """Return the convolution without its bias."""
+        if not self.kernels:
+            return super()._new(tensors)
+        x, weight, *_ = tensors
+        assert x is not None
+        assert weight is not None
+        if not (x.data_ptr() and weight.data_ptr()):
+            check_memory(tensors)  # else the library would read from address 0
+        # While a graph is captured nothing can be timed: what an earlier call has found is used all the same.
+        benchmark = x.is_cuda and not torch.cuda.is_current_stream_capturing()
+        enabled = torch.backends.cudnn.enabled
+        z = torch._convolution(x, weight, None, *self.options, benchmark, True, enabled, self.allow_tf32)
+        return z.contiguous(memory_format=self.memory_format)
+
+
+def runner_of(plan: Plan, problem: Problem, device: torch.device) -> PlanRunner:
+    """Return what runs ``plan`` on ``device``."""
+    return (LibraryRunner if plan.kernel == "library" else PlanRunner)(plan, problem, device)
+
 
 def run_plan(plan: Plan, problem: Problem, parameters: Parameters) -> Tensor:
     """Return y of ``problem``, computed by ``plan``."""
-    runner = PlanRunner(plan, problem, parameters.x.device)
+    runner = runner_of(plan, problem, parameters.x.device)
     return runner(runner.contiguous(parameters.tensors), parameters.scaling_factor, parameters.eps)
 
 
