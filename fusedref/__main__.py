@@ -6,6 +6,7 @@ import argparse
 import re
 import runpy
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,14 @@ def parser() -> argparse.ArgumentParser:
         help="time, instead, every convolution of these models of torchvision's beside the best that can be had by "
         f"hand, in each precision and layout; without a name, of all: {', '.join(bench.MODELS)}",
     )
+    part.add_argument(
+        "--networks",
+        choices=bench.NETWORKS,
+        nargs="*",
+        metavar="NETWORK",
+        help="time, instead, inference and a training step of these networks of torchvision's: eager, compiled, and as "
+        f"fusedref.fuse makes them; without a name, of all: {', '.join(bench.NETWORKS)}",
+    )
     part.add_argument("--growth", action="store_true", help="measure, instead, how the cost grows around problem 73")
     for name, choices in (("precision", bench.DTYPES), ("layout", bench.LAYOUTS)):
         command.add_argument(
@@ -232,6 +241,8 @@ def main(arguments: list[str] | None = None) -> int:
             return not_run(PROGRAM, str(error))
     if given.models is None and (given.batch or given.precision or given.layout):
         return not_run(PROGRAM, "--batch, --precision and --layout are for --models")
+    if given.networks is not None and find_spec("torchvision") is None:
+        return not_run(PROGRAM, "--networks needs torchvision: pip install torchvision")
     if device != "gpu":
         return not_run(
             PROGRAM,
@@ -241,6 +252,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given.growth:
             bench.bench_growth(given.json, given.plot, Console())
+        elif given.networks is not None:
+            bench.bench_networks(given.json, Console(), tuple(given.networks) or bench.NETWORKS)
         elif given.models is not None:
             bench.bench_models(
                 given.json, given.plot, Console(), tuple(given.models) or bench.MODELS, given.batch or bench.BATCHES,

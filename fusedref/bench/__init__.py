@@ -11,13 +11,14 @@ memory that the call takes beyond its data. ``kernelbench`` measures as KernelBe
 The host's time for a call is measured separately, on a tiny input, in rows whose names begin with "host:".
 """
 
-from fusedref.bench.command import PARTS, bench_all, bench_growth, bench_models
+from fusedref.bench.command import PARTS, bench_all, bench_growth, bench_models, bench_networks
 from fusedref.bench.growth import SERIES, growth_picture, growth_table
 from fusedref.bench.kernelbench import agrees, kernelbench_rows, made
 from fusedref.bench.layers import MODELS, model_problems
 from fusedref.bench.measure import compile_ours, host_rows, relative_l2, run
 from fusedref.bench.model_tables import kind_of, models_picture, models_table, ratios
 from fusedref.bench.models import BATCHES, model_rows
+from fusedref.bench.networks import NETWORKS, network_rows, networks_table
 from fusedref.bench.peers import DTYPES, LAYOUTS, OURS, PEERS, PEERS_AT_OTHER_PROBLEMS, Peer, eager, folded, ours
 from fusedref.bench.problems import OTHER_PROBLEMS, describe, in_family
 from fusedref.bench.rows import FLOOR, Row, load, rows_file, save, versions
@@ -41,6 +42,7 @@ __all__ = [
     "FLOOR",
     "LAYOUTS",
     "MODELS",
+    "NETWORKS",
     "OTHER_PROBLEMS",
     "OURS",
     "PARTS",
@@ -57,6 +59,7 @@ __all__ = [
     "bench_all",
     "bench_growth",
     "bench_models",
+    "bench_networks",
     "compile_ours",
     "describe",
     "eager",
@@ -77,6 +80,8 @@ __all__ = [
     "model_rows",
     "models_picture",
     "models_table",
+    "network_rows",
+    "networks_table",
     "other_problems_table",
     "other_problems_training_table",
     "ours",

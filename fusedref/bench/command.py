@@ -15,6 +15,7 @@ from fusedref.bench.layers import MODELS
 from fusedref.bench.measure import compile_ours, host_rows, run
 from fusedref.bench.model_tables import models_picture, models_table
 from fusedref.bench.models import BATCHES, model_rows
+from fusedref.bench.networks import NETWORKS, network_rows, networks_table
 from fusedref.bench.peers import DTYPES, LAYOUTS, OURS, PEERS, PEERS_AT_OTHER_PROBLEMS
 from fusedref.bench.problems import OTHER_PROBLEMS, describe, in_family
 from fusedref.bench.rows import Row, save
@@ -60,6 +61,16 @@ def bench_models(
                 save(json_file, own)
     console.print(models_table(rows, card))
     _draw(plot, models_picture(rows, card))
+
+
+def bench_networks(json_file: Path | None, console: Console, networks: tuple[str, ...] = NETWORKS) -> None:
+    """Time whole networks on the current GPU and print a table. Add each row to ``json_file`` as it is measured."""
+    rows = []
+    for row in network_rows(networks):
+        rows.append(row)
+        if json_file is not None:
+            save(json_file, [row])
+    console.print(networks_table(rows, torch.cuda.get_device_name()))
 
 
 def bench_growth(json_file: Path | None, plot: Path | None, console: Console) -> None:
