@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
+from torch.utils.checkpoint import checkpoint
 
 from fusedref import ConvBnScale, FusedConvBnScale, fuse, unfuse
 from fusedref.fusion.layers import FusedConv2d
@@ -115,6 +117,36 @@ def test_fusing_traces_without_effect():
     assert not hasattr(model, "seen")
     assert model.count == 0
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_other_threads_run_their_models_meanwhile():
+    other = build("residual").eval()
+    x = x_like(other)
+    expected, found = other(x), []
+
+    class Waits(Residual):
+        def forward(self, x):
+            thread = threading.Thread(target=lambda: found.append(other(x_like(other))))
+            thread.start()
+            thread.join()
+            return super().forward(x)
+
+    model = Waits(4, 4)
+    model.other = other  # its parameters are traced
+    assert len(fuse(model).fusion_report.fused) == 2
+    assert len(found) == 2
+    assert all(torch.equal(y, expected) for y in found)
+
+
+def test_a_pair_that_is_recomputed():
+    class Recomputes(Residual):
+        def forward(self, x):
+            return checkpoint(super().forward, x, use_reentrant=False)
+
+    model = with_statistics(nn.Sequential(conv_bn(4, 4), Recomputes(4, 4)))
+    fused = fuse(model)
+    assert len(fused.fusion_report.fused) == 3
+    assert_same(fused, model, x_like(model))
 
 
 @pytest.mark.parametrize("name", ["residual", "number", "parameter"])
@@ -354,6 +386,7 @@ def test_the_reference_of_this_package():
     assert "fused, with the factor scaling_factor" in str(fused.fusion_report)
     assert isinstance(fused, ConvBnScale)
     assert_same(fused, model, x_like(model))
-    own = fuse(FusedConvBnScale(4, 6, 3, 1.7))
-    assert not own.fusion_report.fused
-    assert type(own.conv) is nn.Conv2d
+    own = fuse(nn.Sequential(FusedConvBnScale(4, 6, 3, 1.7)))
+    assert [line.result for line in own.fusion_report.lines] == ["already fused"]
+    assert type(own[0].conv) is nn.Conv2d
+    assert [line.result for line in fuse(own[0]).fusion_report.lines] == ["already fused"]

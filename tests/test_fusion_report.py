@@ -229,7 +229,8 @@ def test_the_report_as_text():
     assert repr(report) == str(report)
     assert list(report.untraced) == [""]
     assert [line.conv for line in report.left_alone] == ["conv", ""]
-    assert str(fuse(nn.ReLU()).fusion_report) == "no convolution and no BatchNorm to fuse"
+    for layer in (nn.ReLU(), nn.Conv2d(4, 4, 1)):
+        assert str(fuse(layer).fusion_report) == "no convolution and no BatchNorm to fuse"
 
 
 def test_the_report_of_the_readme():

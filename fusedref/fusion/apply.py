@@ -62,7 +62,7 @@ def unfuse(model: Model, *, inplace: bool = False) -> Model:
         restore(module)
         if type(module) in PLAIN_TYPES:
             part(module)
-    vars(plain).pop("fusion_report", None)
+        vars(module).pop("fusion_report", None)
     return plain
 
 

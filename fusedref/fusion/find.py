@@ -33,8 +33,11 @@ class Found:
 
 def find(model: nn.Module) -> Found:
     """Return the pairs of ``model`` that may be fused, and a report of all layers."""
-    layers = {name: module for name, module in model.named_modules() if is_layer(module)}
-    inside = [f"{name}." for name, module in model.named_modules() if _is_fused_module(module)]
+    built = [module for module in model.modules() if _is_built(module)]
+    inside = {part for module in built for part in module.modules()}
+    layers = {
+        name: module for name, module in model.named_modules() if name and is_layer(module) and module not in inside
+    }
     names = {module: name for name, module in layers.items()}
     shown = trace(model)
     calls = _Calls(shown, {name for name, layer in layers.items() if not isinstance(layer, nn.Conv2d)})
@@ -43,33 +46,29 @@ def find(model: nn.Module) -> Found:
     lines: list[Line] = []
     used: set[str] = set()
     for name, layer in layers.items():
-        if any(name.startswith(prefix.lstrip(".")) for prefix in inside):
+        if not isinstance(layer, nn.Conv2d):
             continue
-        if isinstance(layer, nn.Conv2d):
-            pair = pair_of(layer)
-            if pair is not None and pair.is_fused(layer):
-                bn = names.get(pair.bn, "")
-                lines.append(Line(name, bn, ALREADY))
-                used.add(bn)
-                continue
+        pair = pair_of(layer)
+        if pair is not None and pair.is_fused(layer):
+            bn, reason = names[pair.bn], ALREADY
+        else:
             bn, reason = calls.batch_norm_after(name)
-            if bn:
-                used.add(bn)
-                reason = reason or _against(layers[name], layers[bn])
-                if not reason:
-                    factor, said = products.factor_of(name, bn)
-                    pairs.append((name, bn, factor))
-                    lines.append(Line(name, bn, "", said))
-                    continue
-            lines.append(Line(name, bn, reason))
-    lines += [Line(name, "", ALREADY) for name, module in model.named_modules() if _is_fused_module(module)]
+            if bn and not reason:
+                reason = _against(layers[name], layers[bn])
+        factor = ""
+        if not reason:
+            value, factor = products.factor_of(name, bn)
+            pairs.append((name, bn, value))
+        lines.append(Line(name, bn, reason, factor))
+        used.add(bn)
+    lines += [Line(name, "", ALREADY) for name, module in model.named_modules() if module in built]
     for name, layer in layers.items():
-        if name not in used and not isinstance(layer, nn.Conv2d) and not any(name.startswith(p) for p in inside):
+        if name not in used and not isinstance(layer, nn.Conv2d):
             lines.append(Line("", name, calls.input_of(name)))
     return Found(pairs, products.applied, FusionReport(tuple(lines), shown.untraced))
 
 
-def _is_fused_module(module: nn.Module) -> bool:
+def _is_built(module: nn.Module) -> bool:
     """Return whether ``module`` is a FusedConvBnScale that somebody built."""
     return isinstance(module, FusedConvBnScale) and not isinstance(module, nn.Conv2d)
 

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import dis
 import inspect
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -134,6 +135,7 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.names, self.alone, self.decided, self.with_defaults = names, alone, decided, with_defaults
         self.taken: list[bool] = []
+        self.thread = threading.get_ident()
         self.callers = [""]  # the modules whose forward runs; "" is the one that is traced
 
     def path_of_module(self, mod: nn.Module) -> str:
@@ -144,6 +146,8 @@ class _Tracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Record the call of a layer, or follow a module's forward; take it for one call where that fails."""
+        if threading.get_ident() != self.thread:  # torch.fx patches the calls of all threads
+            return forward(*args, **kwargs)
         name = self.path_of_module(m)
         if not (is_leaf(m) or m in self.alone):
             if not has_hook(m):
@@ -166,6 +170,12 @@ class _Tracer(fx.Tracer):
         node = super().create_node(*args, **kwargs)
         node.meta |= {"caller": self.callers[-1], "checkpoints": _checkpoints()}
         return node
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Return an attribute of a module: to the thread that traces, a parameter's proxy."""
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def direct_calls(self) -> list[str]:
         """Return the layers that the forward of the traced module itself called so far."""
