@@ -10,7 +10,7 @@ from fusedref.csrc import INFERENCE
 from fusedref.ops import runner
 from fusedref.ops.runner import run_plan, runner_of, target_of
 from fusedref.plans import KernelVariant, library_plan
-from fusedref.plans.library import unserved_by_library
+from fusedref.plans.library import unserved_by_library, unserved_by_matmul
 from fusedref.reference import oracle
 from fusedref.target import EMULATED
 from fusedref.validation import compare, random_inputs
@@ -27,6 +27,14 @@ PROBLEMS = {
 }
 DTYPES = torch.float32, torch.float16, torch.bfloat16
 KINDS = [(torch.float32, False), (torch.float16, False), (torch.bfloat16, True)]
+
+
+PRODUCTS = {
+    "1x1": Problem(2, 5, 40, 7, 7, 1),
+    "one image": Problem(1, 5, 9, 6, 7, 1),
+    "one pixel": Problem(4, 8, 20, 1, 1, 1),
+    "stride": Problem(2, 5, 8, 7, 8, 1, stride=(2, 3)),
+}
 
 
 def run(problem, inputs, channels_last=False, plan=None):
@@ -65,6 +73,18 @@ class TestResults:
         inputs = random_inputs(problem, 1, device)
         case = compare("", problem, inputs, run(problem, inputs))
         assert case.ok, case.reasons
+
+    @pytest.mark.parametrize(("dtype", "channels_last"), KINDS, ids=str)
+    @pytest.mark.parametrize("problem", PRODUCTS.values(), ids=PRODUCTS)
+    def test_products_of_matrices(self, device, problem, dtype, channels_last, monkeypatch):
+        monkeypatch.setattr(torch, "_convolution", None)
+        problem = dataclasses.replace(problem, dtype=dtype)
+        inputs = whole(problem, device)
+        plan = library_plan(problem, target_of(device), KernelVariant(channels_last=channels_last), kernel="matmul")
+        y = run(problem, inputs, channels_last, plan)
+        assert torch.equal(y, oracle(*inputs, **problem.conv_options).to(dtype))
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        assert y.is_contiguous(memory_format=memory_format)
 
     @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
     def test_halves_are_rounded_after_the_convolution_and_at_the_end(self, device, dtype):
@@ -125,29 +145,50 @@ def test_settings_of_the_convolution(device, precision, monkeypatch):
     assert given == [(on_gpu, True, enabled, precision == "tf32") for enabled in (True, False)]
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_convolution_stands_in_for_a_product_that_would_round_to_tf32(device, dtype, monkeypatch):
+    given, convolution = [], torch._convolution
+    monkeypatch.setattr(torch, "_convolution", lambda *all_: given.append(all_[12]) or convolution(*all_))
+    problem = dataclasses.replace(PRODUCTS["1x1"], dtype=dtype)
+    plan = library_plan(problem, target_of(device), kernel="matmul")
+    before = torch.get_float32_matmul_precision()
+    for precision in ("highest", "high"):
+        torch.set_float32_matmul_precision(precision)
+        run_plan(plan, problem, random_inputs(problem, 0, device))
+    torch.set_float32_matmul_precision(before)
+    assert given == ([False] if dtype == torch.float32 else [])
+
+
 def test_problems_that_it_does_not_serve():
     assert unserved_by_library(SMALL, EMULATED) is None
     same = Problem(2, 3, 4, 9, 9, 2, padding="same")
     assert unserved_by_library(same, EMULATED) == "torch's convolution pads both sides alike"
+    for problem in (SMALL, Problem(2, 4, 4, 5, 5, 1, padding=1), Problem(2, 4, 4, 5, 5, 1, groups=2)):
+        reason = "a matrix product computes 1x1 kernels without padding and groups"
+        assert unserved_by_matmul(problem, EMULATED) == reason
+    reason = "whether torch's matrix product rounds to tf32 is one of its settings"
+    assert unserved_by_matmul(PRODUCTS["1x1"], EMULATED, KernelVariant("tf32")) == reason
     large = Problem(1, 1, 1, 2**16, 2**15, 1)
-    assert unserved_by_library(large, EMULATED) == "affine.cu counts the pixels of a plane in 32 bits"
+    assert unserved_by_matmul(large, EMULATED) == unserved_by_library(large, EMULATED)
+    assert unserved_by_library(large, EMULATED) == "affine.cu counts the numbers of an image in 32 bits"
 
 
 def test_text_of_a_plan():
     assert str(library_plan(KERNELBENCH_73, reason="because")).splitlines() == [
         "kernel         library: because",
         "convolution    torch's, before the launch",
-        "launch         2112 blocks of 256 threads",
-        "shared memory  0 bytes a block",
+        "launch         2241 blocks of 256 threads",
+        "shared memory  24 bytes a block",
         "registers      at most 255 a thread",
         "limiter        memory, 339.1 us at the least on an H200 (CUDA cores 279.5, launch 2.3)",
     ]
 
 
 BUGS = {
-    "the bias is subtracted": ("= affine_shift(", "= -affine_shift("),
-    "a channel takes its neighbour's numbers": ("units.channel + own, beta", "units.channel + own ^ 1, beta"),
-    "the last units are left out": ("i < units.count; i += AHEAD", "i + 1 < units.count; i += AHEAD"),
+    "the bias is subtracted": ("affine_shift(channel + i", "-affine_shift(channel + i"),
+    "a plane takes its neighbour's numbers": ("table[entry]", "table[entry ^ 1]"),
+    "a unit that crosses planes keeps the first one's numbers": ("--left == 0", "--left == ~0u"),
+    "the last unit is left out": ("if (first + place < size) {", "if (first + place + UNIT < size) {"),
 }
 
 

@@ -15,6 +15,7 @@ from fusedref.cuda.compile import source_module
 from fusedref.cuda.kernel import Kernel
 from fusedref.parameters import TENSOR_NAMES, Parameters
 from fusedref.plans import Launch, Plan
+from fusedref.plans.library import LIBRARIES
 from fusedref.problem import Problem
 from fusedref.target import Target
 
@@ -59,11 +60,11 @@ class PlanRunner:
 
 
 class LibraryRunner(PlanRunner):
-    """Runs a plan whose convolution is torch's, by the algorithm that is fastest when it is first timed.
+    """Runs a plan whose convolution is torch's, and which changes no setting of torch.
 
-    Results are the same in every call of a process; another process may find another algorithm to be the fastest. No
-    setting of torch is changed, and none but ``torch.backends.cudnn.enabled`` counts: whether products are rounded to
-    tf32 depends on the plan's precision alone.
+    cuDNN's algorithm is the one that is fastest when it is first timed, among those that give the same result in every
+    call; another process may find another one to be the fastest. Whether products are rounded to tf32 depends on the
+    plan's precision alone: where torch's setting lets a matrix product in float32 do so, the convolution serves.
     """
 
     def __init__(self, plan: Plan, problem: Problem, device: torch.device) -> None:
@@ -72,6 +73,7 @@ class LibraryRunner(PlanRunner):
         (top, _), (left, _) = problem.pads
         self.options = problem.strides, (top, left), problem.dilations, False, (0, 0), problem.groups
         self.allow_tf32 = plan.variant.precision == "tf32"
+        self.multiplies, self.is_float32 = plan.kernel == "matmul", problem.dtype == torch.float32
 
     def contiguous(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return the tensors as the convolution and the kernels read them, copied where they lie otherwise."""
@@ -90,16 +92,31 @@ class LibraryRunner(PlanRunner):
         assert weight is not None
         if not (x.data_ptr() and weight.data_ptr()):
             check_memory(tensors)  # else the library would read from address 0
+        if self.multiplies and not (self.is_float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"):
+            return self._product(x, weight)
         # While a graph is captured nothing can be timed: what an earlier call has found is used all the same.
         benchmark = x.is_cuda and not torch.cuda.is_current_stream_capturing()
         enabled = torch.backends.cudnn.enabled
         z = torch._convolution(x, weight, None, *self.options, benchmark, True, enabled, self.allow_tf32)
         return z.contiguous(memory_format=self.memory_format)
 
+    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the convolution with a 1x1 kernel as a product of matrices."""
+        (down, across), (batch, channels, height, width) = self.options[0], self.shape
+        if (down, across) != (1, 1):
+            x = x[:, :, ::down, ::across].contiguous(memory_format=self.memory_format)
+        filters = weight.view(channels, -1)
+        if height * width == 1 or self.memory_format == torch.channels_last:
+            product = torch.mm(x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]), filters.t())
+            return product.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        if batch == 1:
+            return torch.mm(filters, x.view(x.shape[1], -1)).view(self.shape)
+        return torch.bmm(filters.expand(batch, -1, -1), x.view(batch, x.shape[1], -1)).view(self.shape)
+
 
 def runner_of(plan: Plan, problem: Problem, device: torch.device) -> PlanRunner:
     """Return what runs ``plan`` on ``device``."""
-    return (LibraryRunner if plan.kernel == "library" else PlanRunner)(plan, problem, device)
+    return (LibraryRunner if plan.kernel in LIBRARIES else PlanRunner)(plan, problem, device)
 
 
 def run_plan(plan: Plan, problem: Problem, parameters: Parameters) -> Tensor:

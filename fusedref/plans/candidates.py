@@ -11,7 +11,7 @@ from typing import NamedTuple
 from fusedref.plans.base import Plan
 from fusedref.plans.folded import folded_plan, unserved_by_folded
 from fusedref.plans.implicit_gemm import gemm_tile, gemm_tiles, implicit_gemm_plan, unserved_by_implicit_gemm
-from fusedref.plans.library import library_plan, unserved_by_library
+from fusedref.plans.library import library_plan, unserved_by_library, unserved_by_matmul
 from fusedref.plans.pipeline import pipeline_plan, unserved_by_pipeline
 from fusedref.plans.variant import KernelVariant
 from fusedref.problem import Problem
@@ -91,5 +91,10 @@ CANDIDATES = {
         unserved_by_library,
         _one,
         lambda problem, target, variant, _, reason: library_plan(problem, target, variant, reason),
+    ),
+    "matmul": Candidate(
+        unserved_by_matmul,
+        _one,
+        lambda problem, target, variant, _, reason: library_plan(problem, target, variant, reason, "matmul"),
     ),
 }

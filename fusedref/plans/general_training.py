@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 
@@ -10,7 +11,6 @@ from fusedref.csrc import TRAINING
 from fusedref.plans import own_plan_for
 from fusedref.plans.base import Argument, Launch
 from fusedref.plans.depthwise_gradient import depthwise_gradient_plan, unserved_by_depthwise_gradient
-from fusedref.plans.slices import THREADS, divided
 from fusedref.plans.variant import KernelVariant
 from fusedref.plans.weight_gradient import (
     WeightPlan,
@@ -18,8 +18,14 @@ from fusedref.plans.weight_gradient import (
     unserved_by_weight_gradient,
     weight_gradient_plan,
 )
-from fusedref.problem import Problem
+from fusedref.problem import ELEMENTS, Problem
 from fusedref.target import Target
+
+THREADS = 256  # of general.cuh
+RESIDENT = {False: 4, True: 2}  # its blocks on a multiprocessor, by channels_last
+UNITS_AHEAD = 4  # that a thread has under way
+WAVES = 4  # times the blocks that run at once: the last ones to end matter less
+MOST_SLICES = {False: 512, True: 128}  # a block of the second pass adds the sums of all slices of its channels
 
 SIZES = (Argument("batch", "int64"), Argument("channels", "int32"), Argument("plane", "int32"))
 STATISTICS = (Argument("z", "in"), Argument("parts", "out"), Argument("batches", "inout"), *SIZES)
@@ -136,15 +142,33 @@ def _launches(
     macros: dict[str, int] | None = None,
 ) -> tuple[Launch, Launch]:
     """Return two launches of one grid."""
-    own_macros, grid = divided(problem, target, variant)
-    all_macros = own_macros | (macros or {})
+    plane, channels, size = problem.out_height * problem.out_width, problem.out_channels, problem.dtype.itemsize
+    if variant.channels_last:
+        unit = math.gcd(4, channels)
+        lanes = min(128 // (unit * size), 1 << (channels // unit - 1).bit_length())  # 128 bytes, or all channels
+        groups, units_per_thread = math.ceil(channels / (unit * lanes)), problem.batch * plane * lanes / THREADS
+    else:
+        unit, lanes = math.gcd(16 // size, plane), 1
+        groups, units_per_thread = channels, problem.batch * plane / unit / THREADS
+    seats = WAVES * RESIDENT[variant.channels_last] * target.multiprocessors
+    slices = min(
+        MOST_SLICES[variant.channels_last], math.ceil(seats / groups), max(1, math.ceil(units_per_thread / UNITS_AHEAD))
+    )
+    all_macros = {
+        "ELEMENT": ELEMENTS.index(problem.dtype),
+        "VECTOR": ELEMENTS.index(variant.vectors or problem.dtype),
+        "CHANNELS_LAST": int(variant.channels_last),
+        "UNIT": unit,
+        "LANES": lanes,
+        **(macros or {}),
+    }
     first, second = (
         Launch(
             source=TRAINING / source,
             symbol=symbol,
             signature=signature,
             macros=tuple(all_macros.items()),
-            grid=grid,
+            grid=(groups, slices, 1),
             block=(THREADS, 1, 1),
         )
         for symbol, signature in kernels.items()
