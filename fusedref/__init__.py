@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fusedref.plans import plan
     from fusedref.problem import KERNELBENCH_73, Problem
     from fusedref.reference import ConvBnScale
+    from fusedref.tuning import Tuned, tune
     from fusedref.validation.report import Report
     from fusedref.validation.validate import validate
 
@@ -24,10 +25,12 @@ __all__ = [
     "FusionReport",
     "Problem",
     "Report",
+    "Tuned",
     "fuse",
     "fused_conv_bn_scale",
     "fused_conv_bn_scale_training",
     "plan",
+    "tune",
     "unfuse",
     "validate",
 ]
@@ -39,10 +42,12 @@ _MODULES = {
     "FusionReport": "fusion",
     "Problem": "problem",
     "Report": "validation.report",
+    "Tuned": "tuning",
     "fuse": "fusion",
     "fused_conv_bn_scale": "ops.inference",
     "fused_conv_bn_scale_training": "ops.training_mode",
     "plan": "plans",
+    "tune": "tuning",
     "unfuse": "fusion",
     "validate": "validation.validate",
 }
