@@ -14,9 +14,12 @@ from fusedref.cuda.backend import EMULATOR, GPU, backend_of
 from fusedref.cuda.compile import source_module
 from fusedref.cuda.kernel import Kernel
 from fusedref.cuda.modules import LoadedModules
+from fusedref.cuda.scratch import Scratch
+from fusedref.emulator import watch
 from fusedref.plans import plan
 from fusedref.problem import KERNELBENCH_73
 from fusedref.target import EMULATED
+from tests.tiles import needs_emulator
 
 SOURCE = """
 extern "C" __global__ void sum(const float* x, float* total)
@@ -56,6 +59,29 @@ def test_kernel_with_one_argument(device):
     mean = torch.ones(1, device=device)
     backend_of(device).launch([kernel(device, "clear", ["out"], [0])], [mean], [], mean.device.index)
     assert mean.item() == 0
+
+
+def test_launches_share_scratch(device):
+    x, mean, y = torch.arange(4.0, device=device), torch.zeros(1, device=device), torch.zeros(2, device=device)
+    kernels = [
+        kernel(device, "sum", ["in", "out"], [0, 4]),
+        kernel(device, "update", ["float32", "in", "inout", "out"], [5, 4, 1, 2]),
+    ]
+    backend_of(device).launch(kernels, [x, mean, y], [0.5], x.device.index, Scratch([300, 4]))
+    assert (mean.item(), y.tolist()) == (0.75, [6.0, 6.0])
+
+
+def test_blocks_of_scratch_are_aligned_and_apart():
+    scratch = Scratch([4, 256, 257, 1])
+    assert (scratch.offsets, scratch.total) == ((0, 256, 512, 1024), 1280)
+
+
+@needs_emulator
+def test_the_emulator_sees_an_access_between_blocks_of_scratch(device):
+    scratch, x = Scratch([4, 256]), torch.zeros(4)
+    with watch() as seen:
+        EMULATOR.launch([kernel(device, "sum", ["in", "out"], [1, 0])], [x], [], None, scratch)
+    assert {finding.kind for finding in seen.findings} == {"out-of-bounds", "uninitialised"}
 
 
 def test_emulator_stands_for_the_default_of_plans():
@@ -134,16 +160,18 @@ class FakeDriver:
         self.log = []
         self.lock = contextlib.nullcontext()
         monkeypatch.setattr(backend_module, "raw_stream", lambda index: handle)
-        monkeypatch.setattr(backend_module, "primary", lambda index: self)
+        monkeypatch.setattr(backend_module, "pushed", self.pushed)
         monkeypatch.setattr(backend_module, "twin_of", lambda index, handle: self)
         monkeypatch.setattr(backend_module, "keep", lambda thing: self.log.append("keep"))
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
 
-    def push(self):
+    @contextlib.contextmanager
+    def pushed(self, index):
         self.log.append("push")
-
-    def pop(self):
-        self.log.append("pop")
+        try:
+            yield
+        finally:
+            self.log.append("pop")
 
     def fork(self):
         self.log.append("fork")
@@ -165,8 +193,30 @@ def test_gpu_launches_in_one_context_and_stream(monkeypatch, handle, capturing):
     stream = "twin" if handle else None
     launches = [((address, 0.5, 2**40), (2, 1, 1), (32, 1, 1), 16, stream) for address in (x.data_ptr(), 0)]
     kept = ["keep", "keep"] if capturing else []  # so that the graph can launch them again
-    inside = ["fork", *kept, *launches, "join"] if handle else launches
-    assert driver.log == ["push", *inside, "pop"]
+    assert driver.log == (["push", "fork", *kept, *launches, "join", "pop"] if handle else launches)
+
+
+def test_gpu_launches_again_in_the_right_context(monkeypatch):
+    driver = FakeDriver(monkeypatch, handle=0)
+
+    def launch(*arguments):
+        if "push" not in driver.log:
+            raise RuntimeError("invalid device context")
+        driver.log.append("launch")
+
+    driver._launch_kernel = launch
+    GPU.launch([Kernel(driver, ["int64"], [0], (1, 1, 1), (1, 1, 1))] * 2, [], [3], 0)
+    assert driver.log == ["push", "launch", "launch", "pop"]
+
+
+def test_gpu_takes_scratch_from_one_allocation(monkeypatch):
+    driver = FakeDriver(monkeypatch, handle=0)
+    memory, asked = torch.zeros(512, dtype=torch.uint8), []
+    monkeypatch.setattr(GPU, "empty", lambda *arguments: asked.append(arguments) or memory)
+    kernels = [Kernel(driver, ["out", "float32", "int64"], [place, 2, 3], (1, 1, 1), (1, 1, 1)) for place in (0, 1)]
+    GPU.launch(kernels, [], [0.5, 3], 0, Scratch([4, 8]))
+    assert asked == [((512,), (1,), torch.uint8, 0)]
+    assert [call[0][0] - memory.data_ptr() for call in driver.log] == [0, 256]
 
 
 def test_gpu_pops_the_context_after_an_error(monkeypatch):

@@ -16,13 +16,20 @@ import torch
 from torch import Tensor
 
 from fusedref.cuda import nvcc
-from fusedref.cuda.context import bandwidth, keep, make_current, primary, pushed
+from fusedref.cuda.context import bandwidth, keep, make_current, pushed
 from fusedref.cuda.kernel import Kernel
 from fusedref.cuda.modules import LoadedModules
+from fusedref.cuda.scratch import NOTHING, Scratch
 from fusedref.cuda.streams import raw_stream, twin_of
 from fusedref.target import EMULATED, Target
 
+Size = tuple[int, ...]
+
 DEFAULT_SHARED_LIMIT = 48 * 1024  # bytes of dynamic shared memory; a kernel needs permission for more
+
+# torch.compile's own way to new tensors, in a third of the time of the public one. Other versions may lack it.
+_empty_on_current_device = getattr(getattr(torch._C._dynamo, "guards", None), "_empty_strided_cuda", None)
+_current_device = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 
 
 class Gpu:
@@ -49,7 +56,7 @@ class Gpu:
         properties = torch.cuda.get_device_properties(_index(index))
         capability = properties.major, properties.minor
         architecture = "sm_90a" if capability == (9, 0) else f"sm_{capability[0]}{capability[1]}"
-        return Target(architecture, properties.multi_processor_count, bandwidth(_index(index)), properties.name)
+        return Target(architecture, properties.multi_processor_count, bandwidth(_index(index)))
 
     def load(self, source: str, options: tuple[str, ...], include_dirs: list[Path], index: int | None) -> Any:
         """Return the module of CUDA C ``source``, compiled by nvcc and loaded on CUDA device ``index``."""
@@ -66,24 +73,47 @@ class Gpu:
             with pushed(_index(index)):
                 function.set_attribute(drv.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, size)
 
+    def empty(self, shape: Size, strides: Size, dtype: torch.dtype, index: int | None) -> Tensor:
+        """Return a new tensor on CUDA device ``index``."""
+        if _empty_on_current_device is not None and _current_device() == index:
+            new: Tensor = _empty_on_current_device(shape, strides, dtype)
+            return new
+        return torch.empty_strided(shape, strides, dtype=dtype, device=torch.device("cuda", _index(index)))
+
     def launch(
-        self, kernels: Sequence[Kernel], tensors: Sequence[Tensor | None], numbers: Sequence[Any], index: int | None
+        self,
+        kernels: Sequence[Kernel],
+        tensors: Sequence[Tensor | None],
+        numbers: Sequence[Any],
+        index: int | None,
+        scratch: Scratch = NOTHING,
     ) -> None:
         """Launch ``kernels`` one after the other in torch's current stream of CUDA device ``index``.
 
-        Each kernel picks its arguments from the addresses of ``tensors``, followed by ``numbers``.
+        Each kernel picks its arguments from the addresses of ``tensors`` and of the blocks of ``scratch``, followed by
+        ``numbers``.
         """
         values: list[Any] = [0 if tensor is None else tensor.data_ptr() or _null_address(tensor) for tensor in tensors]
+        if scratch.total:
+            memory = self.empty((scratch.total,), (1,), torch.uint8, index)
+            start = memory.data_ptr()
+            values += [start + offset for offset in scratch.offsets]
         values += numbers
         assert index is not None  # a CUDA tensor's device has one
         handle = raw_stream(index)
-        context = primary(index)
-        context.push()
-        try:
-            if handle == 0:  # the default stream, which is where PyCUDA launches when it is given none
-                for kernel in kernels:
-                    kernel.start(values, None)
+        if handle == 0:  # the default stream, which is where PyCUDA launches when it is given none
+            first, *others = kernels
+            try:
+                first.start(values, None)
+            except Exception:  # the thread has no context, or another one, in which this kernel does not run
+                with pushed(index):
+                    for kernel in kernels:
+                        kernel.start(values, None)
                 return
+            for kernel in others:
+                kernel.start(values, None)
+            return
+        with pushed(index):
             twin = twin_of(index, handle)
             with twin.lock:
                 stream = twin.fork()
@@ -93,8 +123,6 @@ class Gpu:
                 for kernel in kernels:
                     kernel.start(values, stream)
                 twin.join()
-        finally:
-            context.pop()
 
 
 class Emulator:
@@ -126,10 +154,19 @@ class Emulator:
 
             function.set_attribute(driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, size)
 
+    def empty(self, shape: Size, strides: Size, dtype: torch.dtype, index: int | None) -> Tensor:
+        """Return a new tensor on the CPU."""
+        return torch.empty_strided(shape, strides, dtype=dtype)
+
     def launch(
-        self, kernels: Sequence[Kernel], tensors: Sequence[Tensor | None], numbers: Sequence[Any], index: int | None
+        self,
+        kernels: Sequence[Kernel],
+        tensors: Sequence[Tensor | None],
+        numbers: Sequence[Any],
+        index: int | None,
+        scratch: Scratch = NOTHING,
     ) -> None:
-        """Launch ``kernels`` one after the other on ``tensors``, which are on the CPU, and ``numbers``.
+        """Launch ``kernels`` one after the other on ``tensors``, which are on the CPU, ``scratch`` and ``numbers``.
 
         The tensors are copied into the emulator's memory; those that are only written start as NaN there. Those that a
         kernel is declared to write are copied back, and so are those that it changes anyway: the caller must see
@@ -151,12 +188,13 @@ class Emulator:
             values[place] = driver.mem_alloc(tensor.nbytes)  # new memory of the emulator holds NaN in every float
             if place in read:
                 driver.memcpy_htod(values[place], _bytes(tensor))
+        blocks = [driver.mem_alloc(size) for size in scratch.sizes]
         for kernel in kernels:
-            kernel.start([*values, *numbers], None)
-        changed = {place for place in read - written if values[place] and _differs(values[place], tensors[place])}
-        for place in sorted(written | changed):
-            tensor = tensors[place]
-            if tensor is not None and tensor.numel():
+            kernel.start([*values, *blocks, *numbers], None)
+        for place, tensor in enumerate(tensors):
+            if tensor is None or not tensor.numel():
+                continue
+            if place in written or (place in read and _differs(values[place], tensor)):
                 driver.memcpy_dtoh(_bytes(tensor), values[place])
 
 
@@ -241,9 +279,10 @@ def _index(index: int | None) -> int:
     return torch.cuda.current_device() if index is None else index
 
 
-def _differs(memory: Any, tensor: Tensor | None) -> bool:
+def _differs(memory: Any, tensor: Tensor) -> bool:
     """Return whether the emulator's ``memory`` holds other bytes than ``tensor``, whose size it has."""
-    return tensor is not None and memory.as_buffer(tensor.nbytes) != _bytes(tensor).data
+    differs: bool = memory.as_buffer(tensor.nbytes) != _bytes(tensor).data
+    return differs
 
 
 def _bytes(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:

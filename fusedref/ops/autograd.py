@@ -10,33 +10,37 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fusedref.ops import by_torch
-from fusedref.ops.calls import Call, Case, Tensors
+from fusedref.ops.calls import Case, Tensors
 from fusedref.ops.training import Gradients, Needs, Running
 
+Trained = tuple[Tensor, Tensor, Tensor, Tensor]  # y, mean, variance, and what backward needs
 
+
+# Both functions get y from a call that has launched its kernels, so that the device works while autograd records.
 class Evaluation(torch.autograd.Function):
     """y with running statistics."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, scaling_factor: float, eps: float, *tensors: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, case: Case, y: tuple[Tensor], scaling_factor: float, eps: float, *tensors: Tensor | None
+    ) -> Tensor:
         """Return y of x, weight and the five vectors; keep what backward reads."""
         x, weight, bias, mean, var, gamma, _ = tensors
         ctx.save_for_backward(x, weight, bias, gamma, mean, var)
-        ctx.case, ctx.numbers = call.case, (scaling_factor, eps)
-        runner = call.case.runner
-        return runner(tensors if call.ready else runner.contiguous(tensors), scaling_factor, eps)
+        ctx.case, ctx.numbers = case, (scaling_factor, eps)
+        return y[0]
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         """Return the gradients."""
-        needs = ctx.needs_input_grad[3:]
+        needs = ctx.needs_input_grad[4:]
         x, weight, bias, gamma, mean, var = ctx.saved_tensors
         scaling_factor, eps = ctx.numbers
         needs = (*needs[:3], *needs[5:])
         dx, dweight, dbias, dgamma, dbeta = gradients(
             ctx.case, dy, x, weight, bias, gamma, mean, var, None, scaling_factor, eps, needs, training=False
         )
-        return None, None, None, dx, dweight, dbias, None, None, dgamma, dbeta
+        return None, None, None, None, dx, dweight, dbias, None, None, dgamma, dbeta
 
 
 class Training(torch.autograd.Function):
@@ -44,13 +48,13 @@ class Training(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, call: Call, scaling_factor: float, eps: float, running: Running | None, *tensors: Tensor | None
+        ctx: Any, case: Case, results: Trained, scaling_factor: float, eps: float, *tensors: Tensor | None
     ) -> Tensor:
-        """Return y of x, weight, bias, gamma and beta, and update ``running``; keep what backward reads."""
+        """Return y of x, weight, bias, gamma and beta; keep what backward reads."""
         x, weight, bias, gamma, _ = tensors
-        y, mean, var, saved = train(call.case, tensors, scaling_factor, eps, running, call.ready)
+        y, mean, var, saved = results
         ctx.save_for_backward(x, weight, bias, gamma, mean, var, saved)
-        ctx.case, ctx.numbers = call.case, (scaling_factor, eps)
+        ctx.case, ctx.numbers = case, (scaling_factor, eps)
         return y
 
     @staticmethod
@@ -72,14 +76,14 @@ apply_training: Any = super(torch.autograd.Function, Training).apply
 
 def train(
     case: Case, tensors: Sequence[Any], scaling_factor: float, eps: float, running: Running | None, ready: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return y, the statistics and what backward needs, of x, weight, bias, gamma and beta, by the case's runner."""
+) -> Trained:
+    """Return what the case's runner returns of x, weight, bias, gamma and beta; autograd does not see how."""
     runner = case.training_runner
     assert runner is not None
     x, weight, bias, gamma, beta = tensors
     if not ready:
-        x = x.contiguous(memory_format=case.memory_format)
-        weight, bias, gamma, beta = (None if t is None else t.contiguous() for t in (weight, bias, gamma, beta))
+        x = x.detach().contiguous(memory_format=case.memory_format)
+        weight, bias, gamma, beta = (None if t is None else t.detach().contiguous() for t in tensors[1:])
     result = runner.forward(x, weight, bias, gamma, beta, scaling_factor, eps, running)
     if running is not None:  # a kernel wrote them, which autograd does not see
         torch.autograd.graph.increment_version([tensor for tensor in running[:3] if tensor is not None])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fusedref.arguments import CheckedArguments, check_arguments, check_precision, check_size_option, describe
 from fusedref.cuda.backend import forced_to_emulator
-from fusedref.ops.runner import PlanRunner, runner_of, target_of
+from fusedref.ops.runner import PlanRunner, target_of
 from fusedref.ops.training import TrainingRunner
 from fusedref.ops.training_runner import training_runner
 from fusedref.parameters import TENSOR_NAMES
@@ -39,7 +39,7 @@ class Case:
         """Return the runner of evaluation mode."""
         device = self.checked.device
         variant = KernelVariant(self.checked.precision, self.channels_last, self.vector_dtype)
-        return runner_of(plan_for(self.problem, target_of(device), variant), self.problem, device)
+        return PlanRunner(plan_for(self.problem, target_of(device), variant), self.problem, device)
 
     @property
     def training_runner(self) -> TrainingRunner | None:
@@ -74,6 +74,35 @@ class Call(NamedTuple):
 _recent: dict[Any, Call] = {}
 
 
+def recall(
+    tensors: tuple[Tensor | None, ...],
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    precision: str,
+    training: bool = False,
+    owner: Tensor | None = None,
+) -> Call | None:
+    """Return the call that ``find`` returned for arguments with the same properties, None if there was none.
+
+    A call that is found is not traced, and autocast is in the state of that time: both change the dispatch keys.
+    """
+    try:
+        call = _recent.get((id(tensors[1] if owner is None else owner), getattr(tensors[0], "shape", None), training))
+    except TypeError:  # a size that is open in a trace has no hash
+        return None
+    if call is not None:
+        a, b, c, d, e = call.options
+        # By identity: 1, 1.0 and True are equal.
+        if (
+            a is stride and b is padding and c is dilation and d is groups and e is precision
+            and call.check(*(tensors if call.complete else _guarded(tensors)))
+        ):  # fmt: skip
+            return call
+    return None
+
+
 def find(
     tensors: tuple[Tensor | None, ...],
     stride: Any,
@@ -88,16 +117,9 @@ def find(
 
     The call is looked up by ``owner``, the weight as the caller keeps it, which autocast casts anew in every call.
     """
-    key = id(tensors[1] if owner is None else owner), getattr(tensors[0], "shape", None), training
-    call = _recent.get(key)
+    call = recall(tensors, stride, padding, dilation, groups, precision, training, owner)
     if call is not None:
-        a, b, c, d, e = call.options
-        # By identity: 1, 1.0 and True are equal.
-        if (
-            a is stride and b is padding and c is dilation and d is groups and e is precision
-            and call.check(*(tensors if call.complete else _guarded(tensors)))
-        ):  # fmt: skip
-            return call
+        return call
     if precision != "fp32":  # it may be anything, even what has no hash
         check_precision(precision, torch.float32)
     descriptions = describe(tensors)
@@ -120,6 +142,7 @@ def find(
     if len(_recent) >= MOST_REMEMBERED:
         _recent.clear()
     if all(type(option) in (int, str) or type(option) is tuple for option in options):  # nothing that can change
+        key = id(tensors[1] if owner is None else owner), getattr(tensors[0], "shape", None), training
         _recent[key] = call
     return call
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -9,23 +10,25 @@ from torch import Tensor
 
 from fusedref.cuda.backend import backend_of
 from fusedref.cuda.kernel import Kernel
-from fusedref.ops.runner import kernel_of, target_of
+from fusedref.cuda.scratch import Scratch
+from fusedref.ops.runner import kernel_of, strides_of, target_of
 from fusedref.ops.training import Gradients, Needs, Running
-from fusedref.plans import KernelVariant
+from fusedref.plans import KernelVariant, Launch
 from fusedref.plans.training import backward_launches, forward_launches, workspaces
 from fusedref.problem import Problem
 
-# The values that the kernels choose their arguments from: tensors, then numbers.
+# The values that the kernels choose their arguments from: tensors, then scratch, then numbers.
 FORWARD_TENSORS = (
     *("x", "weight", "bias", "running_mean", "running_var", "batches", "y", "mean", "var", "moments"),
-    *("centre", "moment_parts", "squares", "finished", "float32_bias", "gamma", "beta"),
+    *("float32_bias", "gamma", "beta"),
 )
+STATISTICS_SCRATCH = ("centre", "moment_parts", "squares", "finished")
 BACKWARD_TENSORS = (
-    *("dy", "x", "weight", "bias", "gamma", "mean", "var", "moments", "filters", "parts", "slopes", "composites"),
-    *("constants", "dx", "dweight", "dbias", "dgamma", "dbeta"),
+    *("dy", "x", "weight", "bias", "gamma", "mean", "var", "dx", "dweight", "dbias", "dgamma", "dbeta"),
 )
+BACKWARD_SCRATCH = ("filters", "parts", "slopes", "composites", "constants")
 # In evaluation mode backward computes the moments of x itself, and batch statistics that nobody reads.
-EVALUATION_TENSORS = ("moment_parts", "squares", "finished", "unread_mean", "unread_var", "unread_centre", "nothing")
+UNREAD = {"unread_mean": "mean", "unread_var": "var"}
 NUMBERS = ("momentum", "scaling_factor", "eps", "batch")
 
 
@@ -38,9 +41,9 @@ class FastTraining:
         self.target, self.variant = target_of(device), KernelVariant(precision, False, vectors)
         self.backend = backend_of(device)
         self.workspaces = workspaces(problem, self.target, self.variant)
-        self.saved_elements: int = self.workspaces["moments"][0][0]
-        self.output_shape = problem.output_shape
-        self._backward: dict[tuple[bool, bool, bool], list[Kernel]] = {}
+        self.saved_elements: int = self.workspaces["moments"] // 8
+        self.y_strides = strides_of(problem.output_shape)
+        self._backward: dict[tuple[bool, bool, bool], tuple[list[Kernel], Scratch]] = {}
 
     def forward(
         self,
@@ -63,11 +66,13 @@ class FastTraining:
         vectors = [bias, gamma, beta]
         if self.vectors != torch.float32:  # those of the evaluation kernel are float32, as mean and var are
             vectors = [vector if vector is None else vector.float() for vector in vectors]
-        y = x.new_empty(self.output_shape)
-        mean, var, moments, *rest = self._new("mean", "var", "moments", *FORWARD_TENSORS[10:14])
-        tensors = (x, weight, bias, running_mean, running_var, batches, y, mean, var, moments, *rest, *vectors)
-        numbers = (momentum, scaling_factor, eps, self.problem.batch)
-        self.backend.launch(self._forward_kernels, tensors, numbers, self.device.index)
+        kernels, scratch = self._forward_kernels
+        problem, empty, index = self.problem, self.backend.empty, self.device.index
+        y = empty(problem.output_shape, self.y_strides, problem.dtype, index)
+        mean, var = (empty((problem.out_channels,), (1,), torch.float32, index) for _ in range(2))
+        moments = empty((self.saved_elements,), (1,), torch.float64, index)
+        tensors = (x, weight, bias, running_mean, running_var, batches, y, mean, var, moments, *vectors)
+        self.backend.launch(kernels, tensors, (momentum, scaling_factor, eps, problem.batch), index, scratch)
         return y, mean, var, moments
 
     def backward(
@@ -88,41 +93,37 @@ class FastTraining:
 
         ``saved`` is the moments of x. Where it is None, ``mean`` and ``var`` are constants (evaluation mode).
         """
-        of_x, of_parameters, training = needs[0], any(needs[1:]), saved is not None
-        filters, parts, slopes, composites, constants = self._new(*BACKWARD_TENSORS[8:13])
-        dx = torch.empty_like(x) if of_x else None
+        dx = torch.empty_like(x) if needs[0] else None
         dweight = torch.empty_like(weight) if needs[1] else None
         dbias, dgamma, dbeta = (
             torch.empty(self.problem.out_channels, dtype=self.vectors, device=x.device) if needed else None
             for needed in needs[2:]
         )
-        moments, rest = saved, []
-        if not training:
-            moments, *rest = self._new("moments", *EVALUATION_TENSORS[:3], "mean", "var", "centre")
-        tensors = (
-            *(dy, x, weight, bias, gamma, mean.float(), var.float(), moments, filters, parts, slopes, composites),
-            *(constants, dx, dweight, dbias, dgamma, dbeta, *rest, None),
-        )
+        tensors = (dy, x, weight, bias, gamma, mean.float(), var.float(), dx, dweight, dbias, dgamma, dbeta, saved)
+        kernels, scratch = self._backward_kernels(saved is not None, needs[0], any(needs[1:]))
         numbers = (0.0, scaling_factor, eps, self.problem.batch)
-        kernels = self._backward_kernels(training, of_x, of_parameters)
-        self.backend.launch(kernels, tensors, numbers, self.device.index)
+        self.backend.launch(kernels, tensors, numbers, self.device.index, scratch)
         return dx, dweight, dbias, dgamma, dbeta
 
-    def _new(self, *names: str) -> list[Tensor]:
-        """Return new tensors for workspaces."""
-        sizes = [self.workspaces[name] for name in names]
-        return [torch.empty(shape, dtype=dtype, device=self.device) for shape, dtype in sizes]
-
     @cached_property
-    def _forward_kernels(self) -> list[Kernel]:
-        launches = forward_launches(self.problem, self.target, self.variant)
-        return [kernel_of(launch, self.device, FORWARD_TENSORS + NUMBERS) for launch in launches]
+    def _forward_kernels(self) -> tuple[list[Kernel], Scratch]:
+        return self._kernels(
+            forward_launches(self.problem, self.target, self.variant), FORWARD_TENSORS, STATISTICS_SCRATCH
+        )
 
-    def _backward_kernels(self, training: bool, of_x: bool, of_parameters: bool) -> list[Kernel]:
+    def _backward_kernels(self, training: bool, of_x: bool, of_parameters: bool) -> tuple[list[Kernel], Scratch]:
         key = training, of_x, of_parameters
-        kernels = self._backward.get(key)
-        if kernels is None:
+        if key not in self._backward:
             launches = backward_launches(self.problem, self.target, self.variant, *key)
-            names = (*BACKWARD_TENSORS, *(() if training else EVALUATION_TENSORS[:-1]), "nothing", *NUMBERS)
-            kernels = self._backward[key] = [kernel_of(launch, self.device, names) for launch in launches]
-        return kernels
+            scratch = BACKWARD_SCRATCH if training else (*BACKWARD_SCRATCH, *STATISTICS_SCRATCH, "moments", *UNREAD)
+            names = (*BACKWARD_TENSORS, "moments" if training else "nothing")
+            self._backward[key] = self._kernels(launches, names, scratch)
+        return self._backward[key]
+
+    def _kernels(
+        self, launches: Sequence[Launch], tensors: Sequence[str], scratch: Sequence[str]
+    ) -> tuple[list[Kernel], Scratch]:
+        """Return the compiled kernels, which choose their arguments by these names, and their scratch memory."""
+        names = (*tensors, *scratch, *NUMBERS)
+        sizes = [self.workspaces[UNREAD.get(name, name)] for name in scratch]
+        return [kernel_of(launch, self.device, names) for launch in launches], Scratch(sizes)

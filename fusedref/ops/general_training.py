@@ -7,6 +7,7 @@ The bias is added to the mean instead of z, which saves a pass where the library
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -16,9 +17,10 @@ from torch import Tensor
 
 from fusedref.cuda.backend import backend_of
 from fusedref.cuda.kernel import Kernel
+from fusedref.cuda.scratch import Scratch
 from fusedref.ops.runner import PlanRunner, kernel_of, target_of
 from fusedref.ops.training import Gradients, Needs, Running
-from fusedref.plans import KernelVariant, Launch, own_plan_for
+from fusedref.plans import KernelVariant, Launch, plan_for
 from fusedref.plans.general_training import (
     backward_launches,
     forward_launches,
@@ -32,16 +34,16 @@ from fusedref.problem import Problem
 
 convolution_backward = torch.ops.aten.convolution_backward
 
-# The values that the kernels choose their arguments from.
+# The values that the kernels choose their arguments from: tensors, then scratch, then numbers.
 FORWARD = (
-    *("z", "parts", "bias", "gamma", "beta", "running_mean", "running_var", "batches", "y", "mean", "var"),
-    *("momentum", "scaling_factor", "eps", "batch", "channels", "plane"),
+    *("z", "bias", "gamma", "beta", "running_mean", "running_var", "batches", "y", "mean", "var"),
+    *("parts", "momentum", "scaling_factor", "eps", "batch", "channels", "plane"),
 )
 BACKWARD = (
-    *("dy", "z", "bias", "gamma", "mean", "var", "parts", "dz", "dbias", "dgamma", "dbeta"),
-    *("scaling_factor", "eps", "batch", "channels", "plane"),
+    *("dy", "z", "bias", "gamma", "mean", "var", "dz", "dbias", "dgamma", "dbeta"),
+    *("parts", "scaling_factor", "eps", "batch", "channels", "plane"),
 )
-WEIGHT_GRADIENT = ("dz", "x", "parts", "dweight", "batch", "count")
+WEIGHT_GRADIENT = ("dz", "x", "dweight", "parts", "batch", "count")
 
 
 class GeneralTraining:
@@ -63,9 +65,7 @@ class GeneralTraining:
     ) -> None:
         """Plan; kernels are compiled when first needed. The batch must not be empty."""
         self.problem, self.device = problem, device
-        # An element below 2^-28 of those around it would have its tile summed slowly, and is nothing beside the
-        # deviation that z is divided by. Random tensors of ten million elements have such elements.
-        self.variant = KernelVariant(precision, channels_last, vectors, loses_tiny=True)
+        self.variant = KernelVariant(precision, channels_last, vectors)
         self.vectors = vectors or problem.dtype
         self.backend, self.target = backend_of(device), target_of(device)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -73,6 +73,7 @@ class GeneralTraining:
         self.coarse = problem.dtype != torch.float32 or (precision == "tf32" and library_rounds_to_tf32())
         self.sizes = problem.batch, problem.out_channels, problem.out_height * problem.out_width
 
+    @torch.no_grad()
     def forward(
         self,
         x: Tensor,
@@ -93,9 +94,8 @@ class GeneralTraining:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {size}")
         z = self._convolution(x, weight)
         y = torch.empty_like(z)
-        slices, kernels = self._forward_kernels
-        parts = torch.empty(slices, self.sizes[1], 2, dtype=torch.float64, device=z.device)
-        mean, var = (torch.empty(self.sizes[1], dtype=torch.float32, device=z.device) for _ in range(2))
+        kernels, scratch = self._forward_kernels
+        mean, var = (self.backend.empty((self.sizes[1],), (1,), torch.float32, self.device.index) for _ in range(2))
         running_mean = running_var = batches = None
         momentum = 0.0
         if running is not None:
@@ -104,8 +104,8 @@ class GeneralTraining:
                 momentum = running.momentum
             elif batches is not None:
                 momentum = -1.0  # for the kernel: 1 / batches
-        tensors = (z, parts, bias, gamma, beta, running_mean, running_var, batches, y, mean, var)
-        self.backend.launch(kernels, tensors, (momentum, scaling_factor, eps, *self.sizes), self.device.index)
+        tensors = (z, bias, gamma, beta, running_mean, running_var, batches, y, mean, var)
+        self.backend.launch(kernels, tensors, (momentum, scaling_factor, eps, *self.sizes), self.device.index, scratch)
         return y, mean, var, z
 
     def backward(
@@ -135,11 +135,9 @@ class GeneralTraining:
         batch_statistics = saved is not None
         if saved is None and needs[3]:
             saved = self._convolution(x, weight)
-        slices, kernels = self._backward_kernels if batch_statistics else self._evaluation_kernels
-        parts = dz = dx = dweight = None
-        if batch_statistics or any(needs_vectors):
-            parts = torch.empty(slices, self.sizes[1], 2, dtype=torch.float64, device=dy.device)
-        else:
+        kernels, scratch = self._backward_kernels if batch_statistics else self._evaluation_kernels
+        dz = dx = dweight = None
+        if not (batch_statistics or any(needs_vectors)):
             kernels = kernels[1:]
         if needs_x or needs_weight:
             dz = torch.empty_like(dy)
@@ -147,8 +145,8 @@ class GeneralTraining:
             torch.empty(self.sizes[1], dtype=self.vectors, device=dy.device) if needed else None
             for needed in needs_vectors
         )
-        tensors = (dy, saved, bias, gamma, mean.float(), var.float(), parts, dz, dbias, dgamma, dbeta)
-        self.backend.launch(kernels, tensors, (scaling_factor, eps, *self.sizes), self.device.index)
+        tensors = (dy, saved, bias, gamma, mean.float(), var.float(), dz, dbias, dgamma, dbeta)
+        self.backend.launch(kernels, tensors, (scaling_factor, eps, *self.sizes), self.device.index, scratch)
         if dz is not None:
             if needs_x and self._computes_input_gradient:
                 dx, needs_x = self._input_gradient(dz, weight), False
@@ -160,20 +158,21 @@ class GeneralTraining:
         return dx, dweight, dbias, dgamma, dbeta
 
     @cached_property
-    def _forward_kernels(self) -> tuple[int, list[Kernel]]:
+    def _forward_kernels(self) -> tuple[list[Kernel], Scratch]:
         return self._kernels(forward_launches(self.problem, self.target, self.variant), FORWARD)
 
     @cached_property
-    def _backward_kernels(self) -> tuple[int, list[Kernel]]:
+    def _backward_kernels(self) -> tuple[list[Kernel], Scratch]:
         return self._kernels(backward_launches(self.problem, self.target, self.variant, True), BACKWARD)
 
     @cached_property
-    def _evaluation_kernels(self) -> tuple[int, list[Kernel]]:
+    def _evaluation_kernels(self) -> tuple[list[Kernel], Scratch]:
         return self._kernels(backward_launches(self.problem, self.target, self.variant, False), BACKWARD)
 
-    def _kernels(self, launches: Sequence[Launch], names: Sequence[str]) -> tuple[int, list[Kernel]]:
-        """Return the number of slices, and the compiled kernels, which choose their arguments by ``names``."""
-        return slices_of(launches[0]), [kernel_of(launch, self.device, names) for launch in launches]
+    def _kernels(self, launches: Sequence[Launch], names: Sequence[str]) -> tuple[list[Kernel], Scratch]:
+        """Return the compiled kernels, which choose their arguments by ``names``, and room for their parts."""
+        parts = 16 * slices_of(launches[0]) * self.sizes[1]
+        return [kernel_of(launch, self.device, names) for launch in launches], Scratch([parts])
 
     def _convolution(self, x: Tensor, weight: Tensor) -> Tensor:
         """Return conv2d(x, weight) without the bias."""
@@ -186,7 +185,7 @@ class GeneralTraining:
 
     @cached_property
     def _convolution_runner(self) -> PlanRunner:
-        return PlanRunner(own_plan_for(self.problem, self.target, self.variant), self.problem, self.device)
+        return PlanRunner(plan_for(self.problem, self.target, self.variant), self.problem, self.device)
 
     def _by_plan(self, runner: PlanRunner, x: Tensor, weight: Tensor) -> Tensor:
         """Return the convolution by a plan of evaluation mode, with vectors that leave it as it is."""
@@ -214,7 +213,7 @@ class GeneralTraining:
     def _input_gradient_runner(self) -> PlanRunner:
         other = input_gradient_problem(self.problem)
         assert other is not None
-        return PlanRunner(own_plan_for(other, self.target, self.variant), other, self.device)
+        return PlanRunner(plan_for(other, self.target, self.variant), other, self.device)
 
     def _input_gradient(self, dz: Tensor, weight: Tensor) -> Tensor:
         """Return dx by the convolution of dz with the filter turned around."""
@@ -229,18 +228,18 @@ class GeneralTraining:
         return weight_plan(self.problem, self.target, self.variant, self.coarse)
 
     @cached_property
-    def _weight_kernels(self) -> list[Kernel]:
+    def _weight_kernels(self) -> tuple[list[Kernel], Scratch]:
         assert self._weight_plan is not None
-        return self._kernels(self._weight_plan.launches, WEIGHT_GRADIENT)[1]
+        launches, shape, dtype = self._weight_plan
+        kernels = [kernel_of(launch, self.device, WEIGHT_GRADIENT) for launch in launches]
+        return kernels, Scratch([math.prod(shape) * dtype.itemsize])
 
     def _weight_gradient(self, dz: Tensor, x: Tensor) -> Tensor:
         """Return dweight by kernels of ours, for which a channel of dz has no NaN and infinities, or nothing else."""
-        chosen = self._weight_plan
-        assert chosen is not None
-        parts = torch.empty(chosen.parts, dtype=chosen.dtype, device=dz.device)
+        assert self._weight_plan is not None
         dweight = torch.empty(self.problem.weight_shape, dtype=torch.float32, device=dz.device)
-        numbers = self.sizes[0], chosen.parts[0]
-        self.backend.launch(self._weight_kernels, (dz, x, parts, dweight), numbers, self.device.index)
+        (kernels, scratch), numbers = self._weight_kernels, (self.sizes[0], self._weight_plan.parts[0])
+        self.backend.launch(kernels, (dz, x, dweight), numbers, self.device.index, scratch)
         return dweight
 
     def _gradients_by_library(

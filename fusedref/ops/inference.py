@@ -10,10 +10,10 @@ from fusedref.cuda.backend import forced_to_emulator
 from fusedref.ops import autocast, by_torch, folded, tracing
 from fusedref.ops.autocast import is_any_autocast_enabled
 from fusedref.ops.autograd import apply_evaluation, has_tangent
-from fusedref.ops.calls import Case, Tensors, find
+from fusedref.ops.calls import Case, Tensors, find, recall
 from fusedref.ops.runner import compiled_function, target_of
 from fusedref.ops.scaling import scaled_by_tensor
-from fusedref.ops.tracing import is_traced
+from fusedref.ops.tracing import is_compiling, is_traced
 from fusedref.parameters import Parameters
 from fusedref.plans import KernelVariant, plan_for
 from fusedref.problem import Problem
@@ -67,20 +67,23 @@ def fused_conv_bn_scale(
     ValueError for shapes, devices and sizes that do not fit, freed memory, another precision and a negative eps; the
     message names the argument.
     """
-    traced = is_traced()
     if type(scaling_factor) is not float and isinstance(scaling_factor, Tensor):
         return scaled_by_tensor(
-            fused_conv_bn_scale, traced, x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps,
+            fused_conv_bn_scale, is_traced(), x, weight, bias, running_mean, running_var, gamma, beta,
+            scaling_factor, eps,
             stride=stride, padding=padding, dilation=dilation, groups=groups, precision=precision,
         )  # fmt: skip
-    if traced:
-        given = Parameters(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps)
-        return tracing.evaluate(given, (stride, padding, dilation, groups), precision)
-    owner = weight
-    if is_any_autocast_enabled():
-        x, weight, bias, precision = autocast.cast(x, weight, bias, precision)
     tensors: tuple[Tensor | None, ...] = (x, weight, bias, running_mean, running_var, gamma, beta)
-    call = find(tensors, stride, padding, dilation, groups, precision, False, owner)
+    call = None if is_compiling() else recall(tensors, stride, padding, dilation, groups, precision)
+    if call is None:
+        if is_traced():
+            given = Parameters(x, weight, bias, running_mean, running_var, gamma, beta, scaling_factor, eps)
+            return tracing.evaluate(given, (stride, padding, dilation, groups), precision)
+        owner = weight
+        if is_any_autocast_enabled():
+            x, weight, bias, precision = autocast.cast(x, weight, bias, precision)
+        tensors = (x, weight, bias, running_mean, running_var, gamma, beta)
+        call = find(tensors, stride, padding, dilation, groups, precision, False, owner)
     if type(scaling_factor) is not float or type(eps) is not float:
         scaling_factor, eps = number("scaling_factor", scaling_factor), number("eps", eps)
     if eps < 0:
@@ -96,8 +99,10 @@ def fused_conv_bn_scale(
         if case.training_runner is not None and _folds(scaling_factor, eps):
             if not case.on_gpu:
                 check_memory(tensors)
-            y: Tensor = apply_evaluation(call, scaling_factor, eps, *tensors)
-            return y
+            runner = case.runner
+            y = runner(tensors if call.ready else runner.contiguous(tensors), scaling_factor, eps)
+            recorded: Tensor = apply_evaluation(case, (y,), scaling_factor, eps, *tensors)
+            return recorded
     parameters = Parameters._make((*tensors, scaling_factor, eps))
     if case.checked.device.type == "meta":
         return tracing.evaluate(parameters, (stride, padding, dilation, groups), precision)

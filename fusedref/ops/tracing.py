@@ -21,7 +21,7 @@ from fusedref.ops.training import Running
 from fusedref.parameters import Parameters
 
 # Bound here because every call asks.
-_is_compiling = torch.compiler.is_dynamo_compiling
+is_compiling = torch.compiler.is_dynamo_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _functorch_level = torch._C._functorch.peek_interpreter_stack
 _jit_state = torch._C._get_tracing_state
@@ -35,7 +35,7 @@ SAME: list[int] = []  # padding='same', as an argument of the registered operato
 
 def is_traced() -> bool:
     """Return whether torch.compile, a dispatch mode, functorch or torch.jit.trace records or rewrites operators."""
-    return bool(_is_compiling() or _dispatch_modes() or _functorch_level() is not None or _jit_state() is not None)
+    return bool(is_compiling() or _dispatch_modes() or _functorch_level() is not None or _jit_state() is not None)
 
 
 def evaluate(parameters: Parameters, convolution: Convolution, precision: str) -> Tensor:
@@ -88,7 +88,7 @@ def _pair(value: Any) -> list[int]:
 
 def _takes_operators(tensors: Sequence[Any]) -> bool:
     """Return whether what traces takes a registered operator: torch.jit.trace and other subclasses of Tensor do not."""
-    known = PLAIN_TYPES if _is_compiling() else _WITHOUT_DATA
-    return (_is_compiling() or _jit_state() is None) and all(
+    known = PLAIN_TYPES if is_compiling() else _WITHOUT_DATA
+    return (is_compiling() or _jit_state() is None) and all(
         tensor is None or type(tensor) in known for tensor in tensors
     )

@@ -9,9 +9,9 @@ from fusedref.arguments import check_memory, number
 from fusedref.ops import autocast, by_torch, tracing
 from fusedref.ops.autocast import is_any_autocast_enabled
 from fusedref.ops.autograd import apply_training, has_tangent, train
-from fusedref.ops.calls import find
+from fusedref.ops.calls import find, recall
 from fusedref.ops.scaling import scaled_by_tensor
-from fusedref.ops.tracing import is_traced
+from fusedref.ops.tracing import is_compiling, is_traced
 from fusedref.ops.training import Running
 
 
@@ -45,24 +45,26 @@ def fused_conv_bn_scale_training(
 
     Raises what ``fused_conv_bn_scale`` raises, and ValueError where a channel has one pixel alone, as torch does.
     """
-    traced = is_traced()
     if type(scaling_factor) is not float and isinstance(scaling_factor, Tensor):
         return scaled_by_tensor(
-            fused_conv_bn_scale_training, traced, x, weight, bias, running_mean, running_var, gamma, beta,
+            fused_conv_bn_scale_training, is_traced(), x, weight, bias, running_mean, running_var, gamma, beta,
             scaling_factor, eps, momentum=momentum, num_batches_tracked=num_batches_tracked, stride=stride,
             padding=padding, dilation=dilation, groups=groups, precision=precision,
         )  # fmt: skip
     running = None
     if running_mean is not None and running_var is not None:
         running = Running(running_mean, running_var, num_batches_tracked, momentum)
-    if traced:
-        given = (x, weight, bias, gamma, beta, scaling_factor, eps)
-        return tracing.train(given, running, (stride, padding, dilation, groups), precision)
-    owner = weight
-    if is_any_autocast_enabled():
-        x, weight, bias, precision = autocast.cast(x, weight, bias, precision)
     everything = (x, weight, bias, running_mean, running_var, gamma, beta)
-    call = find(everything, stride, padding, dilation, groups, precision, True, owner)
+    call = None if is_compiling() else recall(everything, stride, padding, dilation, groups, precision, True)
+    if call is None:
+        if is_traced():
+            given = (x, weight, bias, gamma, beta, scaling_factor, eps)
+            return tracing.train(given, running, (stride, padding, dilation, groups), precision)
+        owner = weight
+        if is_any_autocast_enabled():
+            x, weight, bias, precision = autocast.cast(x, weight, bias, precision)
+        everything = (x, weight, bias, running_mean, running_var, gamma, beta)
+        call = find(everything, stride, padding, dilation, groups, precision, True, owner)
     if type(scaling_factor) is not float or type(eps) is not float:
         scaling_factor, eps = number("scaling_factor", scaling_factor), number("eps", eps)
     if eps < 0:
@@ -81,7 +83,8 @@ def fused_conv_bn_scale_training(
         return by_torch.train(*tensors, scaling_factor, eps, running, case.problem.conv_options)
     if not case.on_gpu:  # on a GPU the launch notices
         check_memory(everything)
+    results = train(case, tensors, scaling_factor, eps, running, call.ready)
     if call.requires_grad and torch.is_grad_enabled():
-        y: Tensor = apply_training(call, scaling_factor, eps, running, *tensors)
+        y: Tensor = apply_training(case, results, scaling_factor, eps, *tensors)
         return y
-    return train(case, tensors, scaling_factor, eps, running, call.ready)[0]
+    return results[0]

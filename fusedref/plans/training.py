@@ -24,28 +24,26 @@ from fusedref.plans.variant import KernelVariant
 from fusedref.problem import Problem
 from fusedref.target import Target
 
-Shape = tuple[tuple[int, ...], torch.dtype]
-
 
 def unserved_by_fast_training(problem: Problem, target: Target, variant: KernelVariant) -> str | None:
     """Return why the launches of this file do not train ``problem``, None where they do."""
     return unserved_by_moments(problem, target, variant) or unserved_by_backward(problem, target, variant)
 
 
-def workspaces(problem: Problem, target: Target, variant: KernelVariant) -> dict[str, Shape]:
-    """Return the shape and dtype of each tensor that launches of this file write for later ones."""
+def workspaces(problem: Problem, target: Target, variant: KernelVariant) -> dict[str, int]:
+    """Return the bytes of everything that launches of this file write for later ones."""
     channels, moments = problem.out_channels, moments_plan(problem, target, variant)
-    sizes: dict[str, Shape] = {name: ((channels,), torch.float32) for name in ("mean", "var", "centre")}
-    return sizes | {
-        "moments": ((moments.moments,), torch.float64),
-        "moment_parts": ((moments.parts,), torch.float64),
-        "squares": ((moments.squares,), torch.float64),
-        "finished": ((1,), torch.int32),
-        "filters": ((filters_size(problem),), torch.float32),
-        "parts": (parts_shape(problem, target), torch.float32),
-        "slopes": ((2, channels), torch.float64),
-        "composites": (composites_shape(problem), torch.int32),
-        "constants": (constants_shape(problem), torch.float32),
+    return {
+        **dict.fromkeys(("mean", "var", "centre"), 4 * channels),
+        "moments": 8 * moments.moments,
+        "moment_parts": 8 * moments.parts,
+        "squares": 8 * moments.squares,
+        "finished": 4,
+        "filters": 4 * filters_size(problem),
+        "parts": 4 * math.prod(parts_shape(problem, target)),
+        "slopes": 8 * 2 * channels,
+        "composites": 4 * math.prod(composites_shape(problem)),
+        "constants": 4 * math.prod(constants_shape(problem)),
     }
 
 
@@ -83,7 +81,7 @@ def backward_launches(
     if with_sums and not training:  # for the pivots and scales alone
         launches = [
             _renamed(
-                each, mean="unread_mean", var="unread_var", centre="unread_centre",
+                each, mean="unread_mean", var="unread_var",
                 running_mean="nothing", running_var="nothing", batches="nothing",
             )
             for each in statistics_launches(problem, target, variant)

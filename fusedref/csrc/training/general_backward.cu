@@ -86,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) apply_gradient(
     // dz = a * ((dy - c1) - zhat * c2)
     __shared__ float a[BLOCK_CHANNELS], c1[BLOCK_CHANNELS], c2[BLOCK_CHANNELS];
     double2 sum = make_double2(0.0, 0.0);
-    if (parts) sum = sum_parts(parts, channels);
+    if (BATCH_STATISTICS || dbias || dgamma || dbeta) sum = sum_parts(parts, channels);
     const int channel = int(blockIdx.x) * BLOCK_CHANNELS + int(threadIdx.x);
     if (threadIdx.x < BLOCK_CHANNELS && channel < channels) {
         const double factor = scaling_factor * element(gamma, channel, 1.0) / sqrt(double(var[channel]) + eps);
