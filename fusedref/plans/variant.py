@@ -15,9 +15,6 @@ class KernelVariant(NamedTuple):
     precision: str = "fp32"
     channels_last: bool = False
     vectors: torch.dtype | None = None  # dtype of bias, running_mean, running_var, gamma and beta; None: the problem's
-    loses_tiny: bool = (
-        False  # implicit_gemm may round what is below 2^-28 of the largest x around it, see its LOSES_TINY
-    )
 
     def pieces(self, dtype: torch.dtype) -> int:
         """Return how many numbers stand for one of ``dtype`` on tensor cores: 2 for fp32, which is split, else 1."""

@@ -11,17 +11,20 @@
 //   store      the epilogue, through shared memory, so that a warp writes runs of neighbouring outputs
 //
 // Float32 from fp16: a product is hi hi' + (hi lo' + lo hi') / 4096. The tensor core truncates where an addition rounds, so
-// each step of hi hi' starts from zero, and the FFMA that adds it to the sum also undoes the chunk's scales. If two pieces
-// cannot represent the numbers (a nonzero magnitude below 2^-28 of the largest, NaN, infinity, scales outside float32's
-// range), the scale and so the sums are NaN; a sum that is not finite is recomputed in plain float32.
+// each step of hi hi' starts from zero, and the FFMA that adds it to the sum also undoes the chunk's scales.
+//
+// Wide ranges: a scale serves magnitudes down to 2^-28 of the largest. Smaller ones of x are left for another pass over the
+// chunk with a scale of their own, which takes as long as the chunk. Smaller weights (and x below 2^-140) lose bits, at most
+// 2^-51 of the largest. Factors are scaled below 2^15, so a product of two is off by 2^-21 at most (with one piece by 2^-9). A
+// sum that is no smaller than 8 times the number of its products is then off by 2^-24 of itself (2^-12, as the factors are);
+// smaller ones are recomputed in plain float32. So are those that are not finite: NaN or infinity among their products, or a
+// scale outside float32's range.
 // Products of fp16 or bf16 tensors are exact and need no scales.
 //
 // Bytes: a block reads its tile of x, with the halo, once for CHANNELS output channels, and writes y once.
 //
 // Sizes are compile-time constants, those of folded.cu and
 //   PIECES                     fp16 numbers per number of x or weight: 2, or 1 for the precision of tf32
-//   LOSES_TINY                 1: x may be off by 2^-52 of the largest magnitude of its chunk (with one piece by 2^-40)
-//                              where two pieces cannot represent it; only NaN and infinity are summed in plain float32
 //   TILE_ROWS TILE_COLUMNS     outputs of a tile, at most 32 WARPS_ACROSS
 //   CHUNK                      input channels at a time: a multiple of 8, or all
 //   SLOTS                      chunks of weights in shared memory: 1, or all; if all, each is loaded only once
@@ -84,35 +87,47 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) implicit_gemm(
     for (; tile < tiles; tile += gridDim.y) {
         const bool later_tile = tile != blockIdx.y;
         Sums sum = {};
+        float least = 0.0f;  // sums of a smaller magnitude may be off by more than a rounding
         #pragma unroll 1
         for (int chunk = 0; chunk < CHUNKS; chunk++) {
             const bool new_weights = SLOTS < CHUNKS || !later_tile;  // these weights are not in their slot yet
             const int slot = SLOTS < CHUNKS ? 0 : chunk;
             ptx::cp_async_wait<0>();
             find_ranges(shared, new_weights);
-            __syncthreads();  // the chunk has arrived, and the rows of the one before have been read
-            prepare(shared, new_weights, slot);
-            __syncthreads();
-            if (chunk + 1 < CHUNKS || tile + gridDim.y < tiles) {
-                const int next = chunk + 1 < CHUNKS ? chunk + 1 : 0;
-                load_x(shared, in, Tile(next > 0 ? tile : tile + gridDim.y), next);
-                if (SLOTS < CHUNKS || (!later_tile && next > 0)) load_weights(shared, in, next);
-                ptx::cp_async_commit();
-            }
-            float unscale[M][2];
-            if (SCALED) {
-                #pragma unroll
-                for (int m = 0; m < M; m++)
+            __syncthreads();      // the chunk has arrived, and the rows of the one before have been read
+            unsigned left = ~0u;  // magnitudes of x below this are
+            #pragma unroll 1
+            do {
+                left = prepare(shared, new_weights, slot, left);
+                __syncthreads();
+                if (left == 0 && (chunk + 1 < CHUNKS || tile + gridDim.y < tiles)) {
+                    const int next = chunk + 1 < CHUNKS ? chunk + 1 : 0;
+                    load_x(shared, in, Tile(next > 0 ? tile : tile + gridDim.y), next);
+                    if (SLOTS < CHUNKS || (!later_tile && next > 0)) load_weights(shared, in, next);
+                    ptx::cp_async_commit();
+                }
+                float unscale[M][2];
+                if (SCALED) {
                     #pragma unroll
-                    for (int half = 0; half < 2; half++) {
-                        unscale[m][half] =
-                            shared.x_unscale * shared.weight_unscale[slot][first + m * 16 + half * 8 + lane / 4];
-                        if (unscale[m][half] == 0.0f) unscale[m][half] = nanf("");
-                    }
-            }
-            at.filters = reinterpret_cast<const unsigned char*>(&shared.filters[slot][0][0][first + lane % 16]);
-            multiply(sum, shared.places, at, unscale);
+                    for (int m = 0; m < M; m++)
+                        #pragma unroll
+                        for (int half = 0; half < 2; half++) {
+                            const float of_x = shared.x_unscale;
+                            const float of_weight = shared.weight_unscale[slot][first + m * 16 + half * 8 + lane / 4];
+                            float& both = unscale[m][half];
+                            both = fabsf(of_x * of_weight);
+                            if (both == 0.0f) both = nanf("");
+                            if (of_x < 0.0f || of_weight < 0.0f) least += 8.0f * CHUNK * TAPS * both;
+                        }
+                }
+                at.filters = reinterpret_cast<const unsigned char*>(&shared.filters[slot][0][0][first + lane % 16]);
+                multiply(sum, shared.places, at, unscale);
+                if (left != 0) {
+                    find_range_below(shared, left);
+                    __syncthreads();  // the rows have been read
+                }
+            } while (left != 0);
         }
-        store(shared, in, y, sum, Tile(tile), warp, lane);
+        store(shared, in, y, sum, least, Tile(tile), warp, lane);
     }
 }

@@ -94,3 +94,19 @@ __device__ __forceinline__ void find_ranges(Shared& shared, bool new_weights) {
         });
 #endif
 }
+
+// Finds the range of the chunk's x again, of magnitudes below `high` alone.
+__device__ __forceinline__ void find_range_below(Shared& shared, unsigned high) {
+#if ELEMENT == 0
+    Range range;
+    for_units_of_x([&](int channel, int row, int column) {
+        #pragma unroll 1
+        for (int e = 0; e < X_UNIT; e++) {
+            const float value = shared.raw_x[raw_place(channel, row, column) + e];
+            if (magnitude_of(value) < high) range.add(value);
+        }
+    });
+    range = range.of_warp();
+    if (threadIdx.x % 32 == 0) shared.x_range[threadIdx.x / 32] = range;
+#endif
+}

@@ -1,21 +1,23 @@
-// implicit_gemm.cu: the epilogue. Recompute sums that are not finite, apply a, shift and b, and write runs of y.
+// implicit_gemm.cu: the epilogue. Recompute sums that are wrong, apply a, shift and b, and write runs of y.
 #pragma once
 
 #include "implicit_gemm_multiply.cuh"
 
-// Computes one sum in plain float32, as folded.cu does.
+// Computes one sum in plain float32, the lanes of the warp a share of the products each.
 __device__ __forceinline__ float plain_sum(const Input& in, const Tile& tile, int channel, int row, int column) {
     const Element* image = image_of(in, tile);
     const Element* filter =
         in.weight + ((long long)in.group * GROUP_OUT + in.first_channel + channel) * GROUP_IN * TAPS;
     float sum = 0.0f;
-    #pragma unroll 1
-    for (int k = 0; k < GROUP_IN * TAPS; k++) {
+    #pragma unroll 2
+    for (int k = threadIdx.x % 32; k < GROUP_IN * TAPS; k += 32) {
         const int r = row * STRIDE_H - PAD_TOP + k / KERNEL_WIDTH % KERNEL_HEIGHT * DILATION_H;
         const int c = column * STRIDE_W - PAD_LEFT + k % KERNEL_WIDTH * DILATION_W;
         const bool inside = (unsigned)r < HEIGHT && (unsigned)c < WIDTH;
         sum = fmaf(inside ? float(image[place_in_x(in.group, k / TAPS, r, c)]) : 0.0f, float(filter[k]), sum);
     }
+    #pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
     return sum;
 }
 
@@ -25,7 +27,8 @@ struct alignas(4 * Y_UNIT) SumUnit { float value[Y_UNIT]; };
 struct alignas(Y_UNIT* SIZE) OutputUnit { Element value[Y_UNIT]; };
 
 __device__ __forceinline__ void store(
-    Shared& shared, const Input& in, Element* __restrict__ y, const Sums& sum, const Tile& tile, int warp, int lane) {
+    Shared& shared, const Input& in, Element* __restrict__ y, Sums& sum, float least, const Tile& tile, int warp,
+    int lane) {
     const int group = lane / 4, member = lane % 4, first = warp % WARPS_DOWN * WARP_CHANNELS;
     float (&run)[8][RUN_PITCH] = shared.runs[warp];
     y += (long long)tile.image * OUT_CHANNELS * OUT_PLANE;
@@ -37,13 +40,18 @@ __device__ __forceinline__ void store(
     };
     const auto column_of = [&](int pixel) { return tile.column + (warp / WARPS_DOWN * 32 + pixel) % TILE_COLUMNS; };
 
-    // recompute: replace sums that are not finite. put: compute the outputs and store them.
+    // recompute: replace sums that are not finite; the whole warp calls it. put: compute the outputs and store them.
     const auto recompute = [&](float* sums, int channel, int row, int column) {
-        if (row >= OUT_HEIGHT || in.first_channel + channel >= GROUP_OUT) return;
+        const bool stored = row < OUT_HEIGHT && in.first_channel + channel < GROUP_OUT;
         #pragma unroll 1
         for (int i = 0; i < Y_UNIT; i++)
-            if (!isfinite(sums[i]))
-                sums[i] = plain_sum(in, tile, channel + (CHANNELS_LAST ? i : 0), row, column + (CHANNELS_LAST ? 0 : i));
+            for (unsigned left = __ballot_sync(~0u, stored && !isfinite(sums[i])); left != 0; left &= left - 1) {
+                const int owner = __ffs(left) - 1;
+                const auto owners = [&](int value) { return __shfl_sync(~0u, value, owner); };
+                const int c = owners(channel) + (CHANNELS_LAST ? i : 0), q = owners(column) + (CHANNELS_LAST ? 0 : i);
+                const float again = plain_sum(in, tile, c, owners(row), q);
+                if (lane == owner) sums[i] = again;
+            }
     };
     const auto put = [&](const float* sums, int channel, int row, int column) {
         if (row >= OUT_HEIGHT || in.first_channel + channel >= GROUP_OUT) return;
@@ -59,6 +67,14 @@ __device__ __forceinline__ void store(
         *reinterpret_cast<OutputUnit*>(to) = output;
     };
 
+    if (SCALED && least != 0.0f)
+        #pragma unroll
+        for (int m = 0; m < M; m++)
+            #pragma unroll
+            for (int n = 0; n < N; n++)
+                #pragma unroll
+                for (int i = 0; i < 4; i++)
+                    if (fabsf(sum[m][n][i]) < least) sum[m][n][i] = nanf("");
     float not_finite = 0.0f;  // becomes NaN with any sum that is not finite
     #pragma unroll
     for (int m = 0; m < M; m++)

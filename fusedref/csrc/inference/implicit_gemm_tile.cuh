@@ -59,14 +59,16 @@ using Raw = float;
 #else
 using Raw = uint16_t;
 #endif
+// As float32 bits, which are in the order of the magnitudes.
+__device__ __forceinline__ unsigned magnitude_of(float value) { return __float_as_uint(value) & 0x7fffffffu; }
+constexpr unsigned NOT_FINITE = 0x7f800000u;  // infinity; NaN is larger
 
 struct Shared {
     uint4 filters[SLOTS][ENTRIES][PIECES][CHANNELS];
     uint4 rows[PIECES][SLICES][SLICE_ROWS];
     float runs[WARPS][8][RUN_PITCH];
     float a[CHANNELS], shift[CHANNELS], b[CHANNELS];
-    float weight_unscale[SLOTS][CHANNELS],
-        x_unscale;  // inverse scales; NaN if two pieces cannot represent the numbers
+    float weight_unscale[SLOTS][CHANNELS], x_unscale;  // inverse scales, see unscale_of
     Range weight_range[CHANNELS], x_range[WARPS];
     int places[ENTRIES];  // entry_bytes of each
     alignas(16) Raw raw_weight[CHANNELS][WEIGHT_PITCH];
