@@ -91,7 +91,7 @@ def backward_launch(
 ) -> Launch:
     """Return the launch of the pass over dy: parts of A' and q if ``with_a``, T if ``with_t``."""
     geometry = _geometry(problem, variant, with_t)
-    macros = common_macros(problem, variant) | {
+    macros = common_macros(problem, variant._replace(vectors=None)) | {  # backward.cu takes no vectors
         "PIECES": variant.pieces(problem.dtype),
         "WITH_A": int(with_a),
         "WITH_T": int(with_t),

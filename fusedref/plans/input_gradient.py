@@ -40,7 +40,7 @@ def composites_launch(problem: Problem, variant: KernelVariant = KernelVariant()
         source=TRAINING / "input_gradient_composites.cu",
         symbol="composites",
         signature=COMPOSITES_SIGNATURE,
-        macros=tuple(common_macros(problem, variant).items()),
+        macros=tuple(common_macros(problem, variant._replace(vectors=None)).items()),  # it takes no vectors
         grid=(_kinds(problem)[1], (2 * height - 1) * (2 * width - 1) + 1, 1),
         block=(576, 1, 1),
         shared=8 * (problem.out_channels * (taps * 8 + 2) + max(shares * taps * 64, 18 * 8) + 16),
@@ -63,7 +63,7 @@ def input_gradient_launch(
     geometry = _geometry(problem, variant)
     strips = problem.batch * math.ceil(problem.width / geometry.tile_columns)
     chunks = math.ceil(problem.height / geometry.chunk_rows)
-    macros = common_macros(problem, variant) | {
+    macros = common_macros(problem, variant._replace(vectors=None)) | {  # input_gradient.cu takes no vectors
         "PIECES": variant.pieces(problem.dtype),
         **{name.upper(): size for name, size in geometry._asdict().items()},
     }

@@ -109,7 +109,9 @@ def moments_plan(problem: Problem, target: Target = EMULATED, variant: KernelVar
 
     stages = next(n for n in range(8, 0, -1) if shared_bytes(n) <= target.shared_limit)
     geometry = Geometry(target.multiprocessors, unit_pairs, units_across, stages, shares, shared_bytes(stages))
-    macros = common_macros(problem, variant) | {name.upper(): size for name, size in geometry._asdict().items()}
+    sizes = {name.upper(): size for name, size in geometry._asdict().items()}
+    # moments.cu takes no vectors, so that the same compiled kernel serves vectors of any dtype.
+    of_x, macros = (common_macros(problem, kind) | sizes for kind in (variant._replace(vectors=None), variant))
     taps = math.prod(problem.kernel)
     pairs = taps * (taps + 1) // 2
     return MomentsPlan(
@@ -118,7 +120,7 @@ def moments_plan(problem: Problem, target: Target = EMULATED, variant: KernelVar
                 source=TRAINING / "moments.cu",
                 symbol="moments",
                 signature=MOMENTS_SIGNATURE,
-                macros=tuple(macros.items()),
+                macros=tuple(of_x.items()),
                 grid=(blocks, 1, 1),
                 block=(32 * WARPS, 1, 1),
                 shared=geometry.shared_bytes,

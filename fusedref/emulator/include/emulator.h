@@ -79,14 +79,15 @@ template <class... A> struct Layout {
         static const Parameter list[] = {parameter(I, sequence)..., Parameter{}};
         return list;
     }
-    template <class T> EMU_UNWATCHED static T argument(const char* buffer, size_t index) {
+    template <class T, size_t I> EMU_UNWATCHED static T argument(const char* buffer) {
+        constexpr uint32_t at = offset(I);
         T value;
-        __builtin_memcpy(&value, buffer + offset(index), sizeof(T));
+        __builtin_memcpy(&value, buffer + at, sizeof(T));
         return value;
     }
     template <size_t... I>
     EMU_UNWATCHED static void call(void (*f)(A...), const char* b, std::index_sequence<I...>) {
-        f(argument<A>(b, I)...);
+        f(argument<A, I>(b)...);
     }
     EMU_UNWATCHED static void entry(void* function, const char* arguments) {
         call((void (*)(A...))function, arguments, std::index_sequence_for<A...>());
