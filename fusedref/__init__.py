@@ -7,12 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fusedref.fusion import FusionReport, fuse, unfuse
     from fusedref.module import FusedConvBnScale
     from fusedref.ops.inference import fused_conv_bn_scale
     from fusedref.ops.training_mode import fused_conv_bn_scale_training
     from fusedref.plans import plan
     from fusedref.problem import KERNELBENCH_73, Problem
     from fusedref.reference import ConvBnScale
+    from fusedref.tuning import Tuned, tune
     from fusedref.validation.report import Report
     from fusedref.validation.validate import validate
 
@@ -20,11 +22,16 @@ __all__ = [
     "KERNELBENCH_73",
     "ConvBnScale",
     "FusedConvBnScale",
+    "FusionReport",
     "Problem",
     "Report",
+    "Tuned",
+    "fuse",
     "fused_conv_bn_scale",
     "fused_conv_bn_scale_training",
     "plan",
+    "tune",
+    "unfuse",
     "validate",
 ]
 
@@ -32,11 +39,16 @@ _MODULES = {
     "KERNELBENCH_73": "problem",
     "ConvBnScale": "reference",
     "FusedConvBnScale": "module",
+    "FusionReport": "fusion",
     "Problem": "problem",
     "Report": "validation.report",
+    "Tuned": "tuning",
+    "fuse": "fusion",
     "fused_conv_bn_scale": "ops.inference",
     "fused_conv_bn_scale_training": "ops.training_mode",
     "plan": "plans",
+    "tune": "tuning",
+    "unfuse": "fusion",
     "validate": "validation.validate",
 }
 

@@ -6,6 +6,7 @@ import argparse
 import re
 import runpy
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,13 @@ def seed(text: str) -> int:
     if not 0 <= number < 2**63:
         raise argparse.ArgumentTypeError(f"must be an integer, at least 0 and below 2**63, got {_shortened(text)}")
     return number
+
+
+def batch(text: str) -> int:
+    """Return the batch, for argparse."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {_shortened(text)}")
+    return int(text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -112,12 +120,40 @@ def parser() -> argparse.ArgumentParser:
             "0 done",
         ),
     )
-    command.add_argument(
+    part = command.add_mutually_exclusive_group()
+    part.add_argument(
         "--only", choices=bench.PARTS, action="append", help="time this part alone; may be given several times"
+    )
+    part.add_argument(
+        "--models",
+        choices=bench.MODELS,
+        nargs="*",
+        metavar="MODEL",
+        help="time, instead, every convolution of these models of torchvision's beside the best that can be had by "
+        f"hand, in each precision and layout; without a name, of all: {', '.join(bench.MODELS)}",
+    )
+    part.add_argument(
+        "--networks",
+        choices=bench.NETWORKS,
+        nargs="*",
+        metavar="NETWORK",
+        help="time, instead, inference and a training step of these networks of torchvision's: eager, compiled, and as "
+        f"fusedref.fuse makes them; without a name, of all: {', '.join(bench.NETWORKS)}",
+    )
+    part.add_argument("--growth", action="store_true", help="measure, instead, how the cost grows around problem 73")
+    for name, choices in (("precision", bench.DTYPES), ("layout", bench.LAYOUTS)):
+        command.add_argument(
+            f"--{name}", choices=choices, action="append", help=f"with --models: this {name} alone; may be repeated"
+        )
+    command.add_argument(
+        "--batch", type=batch, action="append", metavar="N", help="with --models: this batch alone (default: 1 and 32)"
     )
     command.add_argument("--json", type=bench.rows_file, metavar="FILE", help="add the rows to FILE")
     command.add_argument(
-        "--plot", type=picture_file, metavar="FILE", help="draw evaluation mode into FILE (.png, .svg or .pdf)"
+        "--plot",
+        type=picture_file,
+        metavar="FILE",
+        help="draw evaluation mode, the models or the growth into FILE (.png, .svg or .pdf)",
     )
     return result
 
@@ -203,6 +239,10 @@ def main(arguments: list[str] | None = None) -> int:
             return run_validate(given.file, given.kernel, given.mode, given.problem, given.seed)
         except (NotRun, TypeError) as error:  # TypeError: of ModelNew; it names what is missing
             return not_run(PROGRAM, str(error))
+    if given.models is None and (given.batch or given.precision or given.layout):
+        return not_run(PROGRAM, "--batch, --precision and --layout are for --models")
+    if given.networks is not None and find_spec("torchvision") is None:
+        return not_run(PROGRAM, "--networks needs torchvision: pip install torchvision")
     if device != "gpu":
         return not_run(
             PROGRAM,
@@ -210,7 +250,17 @@ def main(arguments: list[str] | None = None) -> int:
             "it).\nWithout one, `make ladder` shows what can be counted, beside the committed times of a card.",
         )
     try:
-        bench.bench_all(given.json, given.plot, Console(), tuple(given.only or bench.PARTS))
+        if given.growth:
+            bench.bench_growth(given.json, given.plot, Console())
+        elif given.networks is not None:
+            bench.bench_networks(given.json, Console(), tuple(given.networks) or bench.NETWORKS)
+        elif given.models is not None:
+            bench.bench_models(
+                given.json, given.plot, Console(), tuple(given.models) or bench.MODELS, given.batch or bench.BATCHES,
+                given.precision or tuple(bench.DTYPES), given.layout or bench.LAYOUTS,
+            )  # fmt: skip
+        else:
+            bench.bench_all(given.json, given.plot, Console(), tuple(given.only or bench.PARTS))
     except torch.OutOfMemoryError as error:
         return not_run(PROGRAM, f"the GPU's memory is too small: {error}")
     return DONE

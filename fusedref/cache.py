@@ -58,6 +58,11 @@ def cached_bytes(name: str, build: Build) -> bytes:
     return _entry(_folder((), executable=False), name, build)[1]
 
 
+def kept_bytes(name: str) -> bytes | None:
+    """Return the contents of entry ``name``, None if it is missing or damaged."""
+    return _read(_folder((), executable=False) / name)
+
+
 def cached_library(name: str, build: Build, folder: str | None = None) -> Path:
     """Return the path of the shared library ``name``, which can be loaded from there; build it if it is missing.
 

@@ -89,32 +89,9 @@ class FusedConvBnScale(ConvBnScale):
         """Return y of x: by fused kernels where they serve, else by torch's own operators."""
         conv: Any = self._modules.get("conv")
         bn: Any = self._modules.get("bn")
-        if not (_is_plain(conv, _CONV) and _is_plain(bn, _BN)) or _has_global_hook():
+        if not (is_plain(conv, _CONV) and is_plain(bn, _BN) and fuses(bn)):
             return super().forward(x)
-        weight, bias, mean, var, gamma, beta, batches = _tensors(conv, bn)
-        precision = self.precision
-        if precision != "fp32" and not (isinstance(x, Tensor) and x.dtype == torch.float32):
-            precision = "fp32"
-        if not bn.training and mean is not None:
-            return fused_conv_bn_scale(
-                x, weight, bias, mean, var, gamma, beta, self.scaling_factor, bn.eps,
-                stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups,
-                precision=precision,
-            )  # fmt: skip
-        if type(bn) is nn.SyncBatchNorm and bn.training:
-            group = synchronised.group_of(bn)
-            if group is not None:
-                return (
-                    super().forward(x) if is_traced() else synchronised.train(x, conv, bn, self.scaling_factor, group)
-                )
-        if not bn.training or not bn.track_running_stats:  # the batch's statistics, and nothing to update
-            mean = var = None
-        return fused_conv_bn_scale_training(
-            x, weight, bias, mean, var, gamma, beta, self.scaling_factor, bn.eps,
-            momentum=bn.momentum, num_batches_tracked=batches,
-            stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups,
-            precision=precision,
-        )  # fmt: skip
+        return run_layers(x, conv, bn, self.scaling_factor, self.precision)
 
     def extra_repr(self) -> str:
         """Return what ``repr`` adds to the two layers."""
@@ -124,7 +101,7 @@ class FusedConvBnScale(ConvBnScale):
 _CONV, _BN = (nn.Conv2d,), (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
-def _is_plain(layer: object, kinds: tuple[type, ...]) -> bool:
+def is_plain(layer: object, kinds: tuple[type, ...]) -> bool:
     """Return whether calling ``layer`` does what its kind does on zeros around the image, and nothing else."""
     if type(layer) not in kinds:
         return False
@@ -138,6 +115,46 @@ def _is_plain(layer: object, kinds: tuple[type, ...]) -> bool:
         or "_conv_forward" in own
         or own.get("padding_mode", "zeros") != "zeros"
     )
+
+
+def fuses(bn: Any) -> bool:
+    """Return whether ``run_layers`` can take the place of plain layers now.
+
+    It cannot with a hook for the calls of all modules, nor where the statistics of processes would be traced.
+    """
+    if _has_global_hook():
+        return False
+    return not (_shares_statistics(bn) and is_traced() and synchronised.group_of(bn) is not None)
+
+
+def run_layers(x: Tensor, conv: Any, bn: Any, scaling_factor: float | Tensor, precision: str) -> Tensor:
+    """Return y of x through plain layers, by the operators in the mode of ``bn``."""
+    weight, bias, mean, var, gamma, beta, batches = _tensors(conv, bn)
+    if precision != "fp32" and not (isinstance(x, Tensor) and x.dtype == torch.float32):
+        precision = "fp32"
+    if not bn.training and mean is not None:
+        return fused_conv_bn_scale(
+            x, weight, bias, mean, var, gamma, beta, scaling_factor, bn.eps,
+            stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups,
+            precision=precision,
+        )  # fmt: skip
+    if _shares_statistics(bn):
+        group = synchronised.group_of(bn)
+        if group is not None:
+            return synchronised.train(nn.Conv2d.forward(conv, x), bn, scaling_factor, group)
+    if not bn.training or not bn.track_running_stats:  # the batch's statistics, and nothing to update
+        mean = var = None
+    return fused_conv_bn_scale_training(
+        x, weight, bias, mean, var, gamma, beta, scaling_factor, bn.eps,
+        momentum=bn.momentum, num_batches_tracked=batches,
+        stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups,
+        precision=precision,
+    )  # fmt: skip
+
+
+def _shares_statistics(bn: object) -> bool:
+    """Return whether ``bn`` may take the statistics of several processes together."""
+    return isinstance(bn, nn.SyncBatchNorm) and bn.training
 
 
 def _tensors(conv: nn.Conv2d, bn: nn.SyncBatchNorm) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ class Target(NamedTuple):
     architecture: str  # nvcc's name: "sm_80", "sm_90a"
     multiprocessors: int
     bandwidth: float = 4.8e12  # bytes a second that the data sheet promises from memory
+    card: str = ""  # its name, if it is one of this machine: what ``fusedref.tune`` measured of it counts then
 
     @property
     def compute_capability(self) -> int:

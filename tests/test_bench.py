@@ -40,7 +40,7 @@ def test_save_and_load(card, tmp_path):
     assert bench.load(path) == ("Test Card", [row("a"), row("b")])
     assert list(json.loads(path.read_text())["rows"][0]) == [
         "name", "mode", "precision", "layout", "problem", "us", "us_spread", "relative_l2", "floor_us", "peak_mib",
-        "passed",
+        "passed", "kernel",
     ]  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def test_rows_from_before_training_was_measured(card, tmp_path):
     path = tmp_path / "card.json"
     bench.save(path, [row("a")])
     text = json.loads(path.read_text())
-    for name in ("peak_mib", "passed"):
+    for name in ("peak_mib", "passed", "kernel"):
         del text["rows"][0][name]
     path.write_text(json.dumps(text))
     assert bench.load(path)[1] == [row("a")]

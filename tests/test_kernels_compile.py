@@ -7,7 +7,7 @@ import torch
 
 from fusedref import KERNELBENCH_73, Problem
 from fusedref.csrc import INFERENCE
-from fusedref.plans import KernelVariant, folded_plan, pipeline_plan
+from fusedref.plans import KernelVariant, folded_plan, library_plan, pipeline_plan
 from fusedref.problem import SMALL_73
 from kernels import training
 from kernels.ladder import KERNELS, LADDER, Tiled
@@ -27,7 +27,7 @@ def compile_for_all(path, folder, options=None):
 
     The rungs of training, which are slow to compile, only for the oldest and for an H100.
     """
-    plans = {"folded": folded_plan, "pipeline": pipeline_plan}
+    plans = {"affine": library_plan, "folded": folded_plan, "pipeline": pipeline_plan}
     make_plan = next((plans[name] for name in plans if name in path.name), None)
     if path.name in TRAINING:
         sizes = () if path.name.startswith("11") else training.options(SMALL_73)

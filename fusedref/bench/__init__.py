@@ -11,10 +11,15 @@ memory that the call takes beyond its data. ``kernelbench`` measures as KernelBe
 The host's time for a call is measured separately, on a tiny input, in rows whose names begin with "host:".
 """
 
-from fusedref.bench.command import PARTS, bench_all
+from fusedref.bench.command import PARTS, bench_all, bench_growth, bench_models, bench_networks
+from fusedref.bench.growth import SERIES, growth_picture, growth_table
 from fusedref.bench.kernelbench import agrees, kernelbench_rows, made
+from fusedref.bench.layers import MODELS, model_problems
 from fusedref.bench.measure import compile_ours, host_rows, relative_l2, run
-from fusedref.bench.peers import OURS, PEERS, PEERS_AT_OTHER_PROBLEMS, Peer, eager, folded, ours
+from fusedref.bench.model_tables import kind_of, models_picture, models_table, ratios
+from fusedref.bench.models import BATCHES, model_rows
+from fusedref.bench.networks import NETWORKS, network_rows, networks_table
+from fusedref.bench.peers import DTYPES, LAYOUTS, OURS, PEERS, PEERS_AT_OTHER_PROBLEMS, Peer, eager, folded, ours
 from fusedref.bench.problems import OTHER_PROBLEMS, describe, in_family
 from fusedref.bench.rows import FLOOR, Row, load, rows_file, save, versions
 from fusedref.bench.tables import (
@@ -32,12 +37,18 @@ from fusedref.bench.timing import arithmetic, host_samples, microseconds, sample
 from fusedref.bench.training import STEPS, Step, Work, peak_bytes, training_host_rows, training_rows
 
 __all__ = [
+    "BATCHES",
+    "DTYPES",
     "FLOOR",
+    "LAYOUTS",
+    "MODELS",
+    "NETWORKS",
     "OTHER_PROBLEMS",
     "OURS",
     "PARTS",
     "PEERS",
     "PEERS_AT_OTHER_PROBLEMS",
+    "SERIES",
     "STEPS",
     "Peer",
     "Row",
@@ -46,24 +57,37 @@ __all__ = [
     "agrees",
     "arithmetic",
     "bench_all",
+    "bench_growth",
+    "bench_models",
+    "bench_networks",
     "compile_ours",
     "describe",
     "eager",
     "fastest",
     "folded",
+    "growth_picture",
+    "growth_table",
     "host_rows",
     "host_samples",
     "in_family",
     "kernelbench_rows",
     "kernelbench_table",
+    "kind_of",
     "load",
     "made",
     "microseconds",
+    "model_problems",
+    "model_rows",
+    "models_picture",
+    "models_table",
+    "network_rows",
+    "networks_table",
     "other_problems_table",
     "other_problems_training_table",
     "ours",
     "peak_bytes",
     "picture",
+    "ratios",
     "relative_l2",
     "rows_file",
     "run",

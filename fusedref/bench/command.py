@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
 
+from fusedref.bench.growth import growth_picture, growth_rows, growth_table
 from fusedref.bench.kernelbench import kernelbench_rows
+from fusedref.bench.layers import MODELS
 from fusedref.bench.measure import compile_ours, host_rows, run
-from fusedref.bench.peers import DTYPES, OURS, PEERS, PEERS_AT_OTHER_PROBLEMS
+from fusedref.bench.model_tables import models_picture, models_table
+from fusedref.bench.models import BATCHES, model_rows
+from fusedref.bench.networks import NETWORKS, network_rows, networks_table
+from fusedref.bench.peers import DTYPES, LAYOUTS, OURS, PEERS, PEERS_AT_OTHER_PROBLEMS
 from fusedref.bench.problems import OTHER_PROBLEMS, describe, in_family
 from fusedref.bench.rows import Row, save
 from fusedref.bench.tables import (
@@ -27,7 +34,59 @@ from fusedref.bench.training import WHOLE, training_host_rows, training_rows
 from fusedref.commandline import written_whole
 from fusedref.problem import KERNELBENCH_73
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 PARTS = ("eval", "train", "kernelbench", "host")
+
+
+def bench_models(
+    json_file: Path | None,
+    plot: Path | None,
+    console: Console,
+    models: tuple[str, ...] = MODELS,
+    batches: Sequence[int] = BATCHES,
+    precisions: Sequence[str] = tuple(DTYPES),
+    layouts: Sequence[str] = LAYOUTS,
+) -> None:
+    """Time the convolutions of ``models`` on the current GPU and print a table by kind.
+
+    Add the rows to ``json_file`` as each precision and layout ends, and draw them into ``plot``.
+    """
+    card, rows = torch.cuda.get_device_name(), []
+    for precision in precisions:
+        for layout in layouts:
+            rows += (own := list(model_rows(models, batches, (precision,), (layout,))))
+            if json_file is not None:
+                save(json_file, own)
+    console.print(models_table(rows, card))
+    _draw(plot, models_picture(rows, card))
+
+
+def bench_networks(json_file: Path | None, console: Console, networks: tuple[str, ...] = NETWORKS) -> None:
+    """Time whole networks on the current GPU and print a table. Add each row to ``json_file`` as it is measured."""
+    rows = []
+    for row in network_rows(networks):
+        rows.append(row)
+        if json_file is not None:
+            save(json_file, [row])
+    console.print(networks_table(rows, torch.cuda.get_device_name()))
+
+
+def bench_growth(json_file: Path | None, plot: Path | None, console: Console) -> None:
+    """Measure the growth around problem 73 on the current GPU, print a table, and write the files."""
+    card, rows = torch.cuda.get_device_name(), list(growth_rows())
+    if json_file is not None:
+        save(json_file, rows)
+    console.print(growth_table(rows, card))
+    _draw(plot, growth_picture(rows, card))
+
+
+def _draw(plot: Path | None, figure: Figure) -> None:
+    """Write the picture, if a file was named."""
+    if plot is not None:
+        with written_whole(plot) as aside:
+            figure.savefig(aside, dpi=150)
 
 
 def bench_all(json_file: Path | None, plot: Path | None, console: Console, parts: tuple[str, ...] = PARTS) -> None:
@@ -41,10 +100,8 @@ def bench_all(json_file: Path | None, plot: Path | None, console: Console, parts
         rows = measured[part](console, card)
         if json_file is not None:
             save(json_file, rows)
-        if plot is not None and part == "eval":
-            at_73 = [row for row in rows if row.problem == describe(KERNELBENCH_73)]
-            with written_whole(plot) as aside:
-                picture(at_73, card).savefig(aside, dpi=150)
+        if part == "eval":
+            _draw(plot, picture([row for row in rows if row.problem == describe(KERNELBENCH_73)], card))
 
 
 def _evaluation(console: Console, card: str) -> list[Row]:

@@ -30,6 +30,7 @@ class Row:
     floor_us: float  # time of a copy that moves problem.least_bytes, or the bytes of a step in training
     peak_mib: float | None = None  # memory during the call beyond x, dy and the parameters; None: not measured
     passed: bool | None = None  # KernelBench's check against the model; None: not checked
+    kernel: str | None = None  # of the plan that ran; None: not noted
 
     @property
     def key(self) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ class Gpu:
         properties = torch.cuda.get_device_properties(_index(index))
         capability = properties.major, properties.minor
         architecture = "sm_90a" if capability == (9, 0) else f"sm_{capability[0]}{capability[1]}"
-        return Target(architecture, properties.multi_processor_count, bandwidth(_index(index)))
+        return Target(architecture, properties.multi_processor_count, bandwidth(_index(index)), properties.name)
 
     def load(self, source: str, options: tuple[str, ...], include_dirs: list[Path], index: int | None) -> Any:
         """Return the module of CUDA C ``source``, compiled by nvcc and loaded on CUDA device ``index``."""

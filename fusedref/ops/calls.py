@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fusedref.arguments import CheckedArguments, check_arguments, check_precision, check_size_option, describe
 from fusedref.cuda.backend import forced_to_emulator
-from fusedref.ops.runner import PlanRunner, target_of
+from fusedref.ops.runner import PlanRunner, runner_of, target_of
 from fusedref.ops.training import TrainingRunner
 from fusedref.ops.training_runner import training_runner
 from fusedref.parameters import TENSOR_NAMES
@@ -39,7 +39,7 @@ class Case:
         """Return the runner of evaluation mode."""
         device = self.checked.device
         variant = KernelVariant(self.checked.precision, self.channels_last, self.vector_dtype)
-        return PlanRunner(plan_for(self.problem, target_of(device), variant), self.problem, device)
+        return runner_of(plan_for(self.problem, target_of(device), variant), self.problem, device)
 
     @property
     def training_runner(self) -> TrainingRunner | None:

@@ -20,7 +20,7 @@ from fusedref.cuda.kernel import Kernel
 from fusedref.cuda.scratch import Scratch
 from fusedref.ops.runner import PlanRunner, kernel_of, target_of
 from fusedref.ops.training import Gradients, Needs, Running
-from fusedref.plans import KernelVariant, Launch, plan_for
+from fusedref.plans import KernelVariant, Launch, own_plan_for
 from fusedref.plans.general_training import (
     backward_launches,
     forward_launches,
@@ -185,7 +185,7 @@ class GeneralTraining:
 
     @cached_property
     def _convolution_runner(self) -> PlanRunner:
-        return PlanRunner(plan_for(self.problem, self.target, self.variant), self.problem, self.device)
+        return PlanRunner(own_plan_for(self.problem, self.target, self.variant), self.problem, self.device)
 
     def _by_plan(self, runner: PlanRunner, x: Tensor, weight: Tensor) -> Tensor:
         """Return the convolution by a plan of evaluation mode, with vectors that leave it as it is."""
@@ -213,7 +213,7 @@ class GeneralTraining:
     def _input_gradient_runner(self) -> PlanRunner:
         other = input_gradient_problem(self.problem)
         assert other is not None
-        return PlanRunner(plan_for(other, self.target, self.variant), other, self.device)
+        return PlanRunner(own_plan_for(other, self.target, self.variant), other, self.device)
 
     def _input_gradient(self, dz: Tensor, weight: Tensor) -> Tensor:
         """Return dx by the convolution of dz with the filter turned around."""

@@ -27,17 +27,14 @@ def group_of(bn: nn.SyncBatchNorm) -> Any:
     return group if dist.get_world_size(group) > 1 else None
 
 
-def train(
-    x: Tensor,
-    conv: nn.Conv2d,
-    bn: nn.SyncBatchNorm,
-    scaling_factor: float | Tensor,
-    group: Any,
-) -> Tensor:
-    """Return y, by torch's operators around one collective; update the running statistics, alike in all processes."""
+def train(z: Tensor, bn: nn.SyncBatchNorm, scaling_factor: float | Tensor, group: Any) -> Tensor:
+    """Return y of the convolution z, by torch's operators around one collective.
+
+    Update the running statistics, alike in all processes.
+    """
     number = 1.0 if isinstance(scaling_factor, Tensor) else scaling_factor
     y: Tensor
-    y, mean, var, count = _Normalised.apply(conv(x), bn.weight, bn.bias, number, bn.eps, group)  # type: ignore[no-untyped-call]
+    y, mean, var, count = _Normalised.apply(z, bn.weight, bn.bias, number, bn.eps, group)  # type: ignore[no-untyped-call]
     if bn.track_running_stats:
         running_mean, running_var = bn.running_mean, bn.running_var
         assert running_mean is not None

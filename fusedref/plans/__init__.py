@@ -9,9 +9,12 @@ import torch
 
 from fusedref.arguments import check_precision
 from fusedref.plans.base import Argument, Launch, Plan
+from fusedref.plans.candidates import plan_by
+from fusedref.plans.choices import shipped, tuned
 from fusedref.plans.device import predict
 from fusedref.plans.folded import folded_plan
 from fusedref.plans.implicit_gemm import best_gemm_tile, gemm_tiles, implicit_gemm_plan, unserved_by_implicit_gemm
+from fusedref.plans.library import library_plan, library_wins
 from fusedref.plans.pipeline import pipeline_plan, unserved_by_pipeline
 from fusedref.plans.variant import KernelVariant
 from fusedref.problem import Problem, check_integer
@@ -25,6 +28,8 @@ __all__ = [
     "folded_plan",
     "gemm_tiles",
     "implicit_gemm_plan",
+    "library_plan",
+    "own_plan_for",
     "pipeline_plan",
     "plan",
     "plan_for",
@@ -39,14 +44,18 @@ def plan(
     precision: str = "fp32",
     channels_last: bool = False,
     vectors: torch.dtype | None = None,
+    card: str = "",
 ) -> Plan:
-    """Return the plan for ``problem``: by the first kernel of pipeline, implicit_gemm and folded that serves it.
+    """Return the plan for ``problem``, with the reason for it.
 
-    ``reason`` of the plan says what speaks for its kernel, or against those before it.
+    What ``fusedref.tune`` measured on this card comes first, then what was measured for the package, on a card of the
+    same architecture and size. For any other problem a rule decides: the first kernel of pipeline, implicit_gemm and
+    folded that serves it, unless torch's convolution should be faster.
 
     ``architecture`` is nvcc's name of the GPU's, such as ``"sm_90a"`` or ``"sm_80"``. ``precision="tf32"`` (for float32
     alone) allows to round the factors of the products. ``channels_last`` is how x and y lie in memory; ``vectors`` is
-    the dtype of bias, running_mean, running_var, gamma and beta: the problem's (None), or float32.
+    the dtype of bias, running_mean, running_var, gamma and beta: the problem's (None), or float32. ``card`` is the name
+    that ``torch.cuda.get_device_name`` returns; without it, nothing counts that ``fusedref.tune`` measured.
 
     Raise TypeError or ValueError where one of these is something else.
     """
@@ -62,12 +71,37 @@ def plan(
         raise TypeError(f"channels_last must be True or False, got {channels_last!r}")
     if vectors not in (None, problem.dtype, torch.float32):
         raise ValueError(f"vectors must be torch.float32 or the problem's {problem.dtype}, got {vectors}")
-    return plan_for(problem, Target(architecture, multiprocessors), KernelVariant(precision, channels_last, vectors))
+    if not isinstance(card, str):
+        raise TypeError(f"card must be the name of a GPU, got {card!r}")
+    target = Target(architecture, multiprocessors, card=card)
+    return plan_for(problem, target, KernelVariant(precision, channels_last, vectors))
 
 
 @lru_cache(maxsize=1024)
 def plan_for(problem: Problem, target: Target, variant: KernelVariant) -> Plan:
     """Return the plan for ``problem`` on ``target``; unlike ``plan``, check no argument."""
+    choice = tuned(problem, target, variant)
+    if choice is not None:
+        chosen = plan_by(choice, problem, target, variant, "it was the fastest when fusedref.tune timed them here")
+        if chosen is not None:
+            return chosen
+    found = shipped(problem, target, variant)
+    if found is not None:
+        choice, card, batch = found
+        reason = f"it was the fastest when they were timed on an {card}"
+        chosen = plan_by(
+            choice, problem, target, variant, reason if batch == problem.batch else f"{reason} at batch {batch}"
+        )
+        if chosen is not None:
+            return chosen
+    own = own_plan_for(problem, target, variant)
+    reason_for_library = library_wins(problem, target, variant, own)
+    return own if reason_for_library is None else library_plan(problem, target, variant, reason_for_library)
+
+
+@lru_cache(maxsize=1024)
+def own_plan_for(problem: Problem, target: Target, variant: KernelVariant) -> Plan:
+    """Return the plan by the first kernel of ours that serves ``problem``."""
     not_pipeline = unserved_by_pipeline(problem, target, variant)
     if not_pipeline is None:
         return pipeline_plan(problem, target, variant)

@@ -58,7 +58,9 @@ class Plan:
     kernel: str  # its name for people
     reason: str  # what speaks for it, or against those before it
     variant: KernelVariant
-    tile: tuple[int, int, int]  # (channels, rows, columns) of the outputs that a block works on at a time
+    tile: (
+        tuple[int, int, int] | None
+    )  # (channels, rows, columns) of y that a block works on at a time; the library's: None
     predicted: dict[str, float] = dataclasses.field(hash=False)  # microseconds by resource, see ``predict``
     launches: tuple[Launch, ...]
 
@@ -68,13 +70,13 @@ class Plan:
         return max(self.predicted, key=lambda name: self.predicted[name])
 
     def __str__(self) -> str:
-        channels, rows, columns = self.tile
         first, *others = sorted(self.predicted, key=lambda name: self.predicted[name], reverse=True)
         rest = ", ".join(f"{name} {self.predicted[name]:.1f}" for name in others)
-        lines = [
-            f"kernel         {self.kernel}: {self.reason}",
-            f"tile           {channels} x {rows} x {columns} (channels x rows x columns of y)",
-        ]
+        lines = [f"kernel         {self.kernel}: {self.reason}"]
+        if self.tile is None:
+            lines.append("convolution    torch's, before the launch")
+        else:
+            lines.append(f"tile           {' x '.join(map(str, self.tile))} (channels x rows x columns of y)")
         for launch in self.launches:
             lines += [
                 f"launch         {math.prod(launch.grid)} blocks of {math.prod(launch.block)} threads",

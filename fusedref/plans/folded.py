@@ -9,8 +9,17 @@ from fusedref.plans.base import INFERENCE_SIGNATURE, Launch, Plan
 from fusedref.plans.device import predict
 from fusedref.plans.variant import KernelVariant, common_macros, stride_and_group_macros
 from fusedref.problem import Problem
+from fusedref.target import EMULATED, Target
 
 THREADS = 256
+
+
+def unserved_by_folded(problem: Problem, target: Target, variant: KernelVariant = KernelVariant()) -> str | None:
+    """Return why folded is not the kernel for ``problem``, None where it is."""
+    (top, bottom), (left, right) = problem.pads
+    if max(problem.height + top + bottom, problem.width + left + right) >= 2**31:
+        return "height and width with padding must be below 2**31"
+    return None
 
 
 def folded_plan(
@@ -20,9 +29,9 @@ def folded_plan(
 
     Raise ValueError where a padded image has 2**31 rows or columns, which the kernel cannot count.
     """
-    (top, bottom), (left, right) = problem.pads
-    if max(problem.height + top + bottom, problem.width + left + right) >= 2**31:
-        raise ValueError(f"height and width with padding must be below 2**31, got {problem}")
+    unserved = unserved_by_folded(problem, EMULATED, variant)
+    if unserved is not None:
+        raise ValueError(f"{unserved}, got {problem}")
     macros = common_macros(problem, variant) | stride_and_group_macros(problem)
     runs, outputs = problem.batch * problem.out_channels, problem.out_height * problem.out_width
     if variant.channels_last:

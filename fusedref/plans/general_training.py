@@ -8,7 +8,7 @@ import math
 import torch
 
 from fusedref.csrc import TRAINING
-from fusedref.plans import plan_for
+from fusedref.plans import own_plan_for
 from fusedref.plans.base import Argument, Launch
 from fusedref.plans.depthwise_gradient import depthwise_gradient_plan, unserved_by_depthwise_gradient
 from fusedref.plans.variant import KernelVariant
@@ -87,7 +87,7 @@ def library_convolves(problem: Problem, target: Target, variant: KernelVariant, 
     """
     if problem.out_height * problem.out_width < 64:
         return True
-    if plan_for(problem, target, variant).kernel == "folded":
+    if own_plan_for(problem, target, variant).kernel == "folded":
         depthwise = problem.groups == problem.in_channels == problem.out_channels
         return problem.dtype != torch.float32 or not depthwise
     if coarse:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -122,34 +122,30 @@ def gemm_tiles(
     """Yield the tiles worth considering for implicit_gemm.cu that fit into shared memory."""
     problem = in_one_row(problem)
     in_channels, out_channels = problem.in_channels // problem.groups, problem.out_channels // problem.groups
-    limit = target.shared_limit
     chunks = [8, 16, 32, 64] if in_channels >= 8 else [in_channels]
     for warp_channels, down, across in itertools.product((16, 32), (1, 2, 4), (1, 2, 4, 8)):
         channels, warps = warp_channels * down, down * across
         if warps not in (4, 8, 16) or (channels >= 2 * out_channels and channels > 16):
             continue
-        channel_blocks = problem.groups * math.ceil(out_channels / channels)
         fewest = math.ceil(problem.out_width / (32 * across))
         for columns in sorted({math.ceil(problem.out_width / n) for n in range(fewest, fewest + 12)}):
             rows = min(problem.out_height, 32 * across // columns)
             rows = math.ceil(problem.out_height / math.ceil(problem.out_height / rows))
-            tiles = problem.batch * math.ceil(problem.out_height / rows) * math.ceil(problem.out_width / columns)
             for chunk, resident in itertools.product(chunks, (False, True)):
                 count = math.ceil(in_channels / chunk)
                 if chunk >= 2 * in_channels > 8 or (resident and count == 1):
                     continue
                 slots = count if resident else 1
-                tile = GemmTile(rows, columns, chunk, slots, warp_channels, down, across)
-                geometry = _geometry(problem, variant, tile)
-                shared = geometry.shared_bytes
-                registers = 80 if warp_channels == 16 else 128 if target.compute_capability < 120 else 160
-                blocks = min((limit + 1024) // (shared + 1024), 65536 // (registers * 32 * warps), 48 // warps)
-                if blocks == 0:
-                    continue
-                tile = tile._replace(blocks=blocks, shared=shared)
-                yield _with_grid_and_cost(
-                    problem, variant, tile, geometry, tiles, channel_blocks, target.multiprocessors
+                tile = _fitted(
+                    problem, target, variant, GemmTile(rows, columns, chunk, slots, warp_channels, down, across)
                 )
+                if tile is not None:
+                    yield tile
+
+
+def gemm_tile(problem: Problem, target: Target, variant: KernelVariant, sizes: Sequence[Any]) -> GemmTile | None:
+    """Return the tile whose first seven sizes are ``sizes``, None where it does not fit into shared memory."""
+    return _fitted(in_one_row(problem), target, variant, GemmTile(*sizes))
 
 
 def in_one_row(problem: Problem) -> Problem:
@@ -217,16 +213,24 @@ def _geometry(problem: Problem, variant: KernelVariant, tile: GemmTile) -> Geome
     return Geometry(fold, pitch, weight_unit, weight_pitch, x_unit, raw_columns, raw_pitch, y_unit, shared_bytes)
 
 
+def _fitted(problem: Problem, target: Target, variant: KernelVariant, tile: GemmTile) -> GemmTile | None:
+    """Return the tile with its blocks, shared memory, grid and cost; None where it does not fit into shared memory."""
+    geometry, warps = _geometry(problem, variant, tile), tile.down * tile.across
+    shared = geometry.shared_bytes
+    registers = 80 if tile.warp_channels == 16 else 128 if target.compute_capability < 120 else 160
+    fit = (target.shared_limit + 1024) // (shared + 1024), 65536 // (registers * 32 * warps), 48 // warps
+    if min(fit) == 0:
+        return None
+    tile = tile._replace(blocks=min(fit), shared=shared)
+    return _with_grid_and_cost(problem, variant, tile, geometry, target.multiprocessors)
+
+
 def _with_grid_and_cost(
-    problem: Problem,
-    variant: KernelVariant,
-    tile: GemmTile,
-    geometry: Geometry,
-    tiles: int,
-    channel_blocks: int,
-    multiprocessors: int,
+    problem: Problem, variant: KernelVariant, tile: GemmTile, geometry: Geometry, multiprocessors: int
 ) -> GemmTile:
     """Return the tile with its grid, and about how many cycles the launch takes."""
+    tiles = problem.batch * math.ceil(problem.out_height / tile.rows) * math.ceil(problem.out_width / tile.columns)
+    channel_blocks = problem.groups * math.ceil(problem.out_channels // problem.groups / tile.channels)
     in_channels = problem.in_channels // problem.groups
     count, warps = math.ceil(in_channels / tile.chunk), tile.down * tile.across
     steps, numbers = _entries(problem, tile.chunk, geometry.fold) / 2, variant.pieces(problem.dtype)

@@ -54,7 +54,11 @@ def unserved_by_pipeline(problem: Problem, target: Target, variant: KernelVarian
 
 
 def pipeline_plan(
-    problem: Problem, target: Target = EMULATED, variant: KernelVariant = KernelVariant(), pivot: int = 0
+    problem: Problem,
+    target: Target = EMULATED,
+    variant: KernelVariant = KernelVariant(),
+    pivot: int = 0,
+    reason: str = "the tensor cores compute it in float32 precision at the speed of memory",
 ) -> Plan:
     """Return the plan to run ``problem`` by pipeline.cu: persistent blocks, at most one per multiprocessor.
 
@@ -77,7 +81,7 @@ def pipeline_plan(
     }
     return Plan(
         kernel="pipeline",
-        reason="the tensor cores compute it in float32 precision at the speed of memory",
+        reason=reason,
         variant=variant,
         tile=(64, rows, columns),
         predicted=predict(problem, variant, "tensor cores"),
