@@ -133,7 +133,7 @@ def test_other_threads_run_their_models_meanwhile():
 
     model = Waits(4, 4)
     model.other = other  # its parameters are traced
-    assert len(fuse(model).fusion_report.fused) == 2
+    assert len(fuse(model, inplace=True).fusion_report.fused) == 2
     assert len(found) == 2
     assert all(torch.equal(y, expected) for y in found)
 
