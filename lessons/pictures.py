@@ -92,13 +92,13 @@ def index_map(
     alt: str,
     *,
     title: str = "",
-    owner: str = "block",
+    owner: str | Mapping[int, str] = "block",
     rows: str = "row",
     columns: str = "column",
 ) -> Image:
     """Draw a grid of cells that show `numbers`, coloured by their `owners`.
 
-    owner: what the legend calls an owner; empty: no legend.
+    owner: what the legend calls an owner, or the name of each; empty: no legend.
     """
     height, width = numbers.shape
 
@@ -129,7 +129,11 @@ def index_map(
         if not owner:
             return
         handles = [
-            matplotlib.patches.Patch(facecolor=PALE[place % len(PALE)], edgecolor=GREY, label=f"{owner} {value}")
+            matplotlib.patches.Patch(
+                facecolor=PALE[place % len(PALE)],
+                edgecolor=GREY,
+                label=f"{owner} {value}" if isinstance(owner, str) else owner[value],
+            )
             for place, value in enumerate(present)
         ]
         axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5))

@@ -22,17 +22,19 @@ from lessons.exercises import (
     e07,
     e08,
     e09,
+    e10,
+    e10_product,
     e11,
     e12,
     e13,
     kernels,
     warp,
 )
-from tests import training_answers
+from tests import pipeline_answers, training_answers
 from tests.notebooks import LESSONS, code, read
 from tests.training_answers import changed
 
-MODULES = (e00, e01, e02, e03, e04, e05, e06, e07, e08, e09, e11, e12, e13, warp)
+MODULES = (e00, e01, e02, e03, e04, e05, e06, e07, e08, e09, e10, e10_product, e11, e12, e13, warp)
 ASKED_IN = {**{f"e{path.name[:2]}": path for path in LESSONS}, "warp": execute.WATCHING}  # module -> its lesson
 EXERCISES = {
     f"{module.__name__.rpartition('.')[2]}.{name}": value
@@ -47,7 +49,7 @@ EXERCISES = {
 
 def test_every_exercise_is_asked_in_its_lesson():
     for name in EXERCISES:
-        path = ASKED_IN[name.split(".")[0]]
+        path = ASKED_IN[name.split(".")[0].split("_")[0]]
         source = path.read_text()
         for part in ("check", "hint", "solution"):
             assert f"{name}.{part}(" in source, f"{name}.{part} is not in {path.name}"
@@ -66,7 +68,9 @@ def test_the_solution_is_accepted_and_shown(name):
 @pytest.mark.parametrize("name", EXERCISES)
 def test_the_notebook_starts_unanswered(name):
     """Every exercise cell of a lesson says that it is not answered yet: nobody's answer was committed."""
-    (cell,) = [cell for cell in code(read(ASKED_IN[name.split(".")[0]])) if f"{name}.check(" in cell.source]
+    (cell,) = [
+        cell for cell in code(read(ASKED_IN[name.split(".")[0].split("_")[0]])) if f"{name}.check(" in cell.source
+    ]
     said = "".join(output["data"].get("text/plain", "") for output in cell.outputs if "data" in output)
     assert "Not answered yet" in said
 
@@ -414,11 +418,12 @@ WRONG = [
     ),
     ("warp.blur", changed(BLUR, ("__syncthreads();", "__syncwarp();")), "race"),
     ("warp.blur", changed(BLUR, (") / 3", ") / 2")), "wrong"),
+    *pipeline_answers.WRONG,
     *training_answers.WRONG,
 ]
 
 
-@pytest.mark.parametrize(("name", "answer"), training_answers.RIGHT)
+@pytest.mark.parametrize(("name", "answer"), [*pipeline_answers.RIGHT, *training_answers.RIGHT])
 def test_right_answers_of_any_form_are_accepted(name, answer):
     verdict = EXERCISES[name].check(answer)
     assert verdict.ok, verdict.text

@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fusedref.emulator.errors import DeadlockError, LaunchError
+from lessons.exercises.timeout import TooLong, time_limit
+
 BLANK = "____"
 
 
@@ -36,6 +39,36 @@ class Verdict(Note):
     ok: bool
 
 
+def parts(answer: Any, names: str) -> tuple[Any, ...]:
+    """Return the parts of an answer: a tuple, list, array or tensor of as many numbers as `names` has, "(x, y)"."""
+    count = names.count(",") + 1
+    wanted = f"It should return {('', 'one', 'two', 'three')[count]} numbers, {names}; it returned {answer!r}."
+    try:
+        found = () if isinstance(answer, (str, bytes, dict, set)) else tuple(answer)
+    except TypeError:
+        raise Wrong(wanted) from None
+    if len(found) != count:
+        raise Wrong(wanted)
+    return found
+
+
+def whole(value: Any) -> int | None:
+    """Return the whole number that a value stands for, of Python's, NumPy's or torch's; None if it stands for none."""
+    try:
+        return int(value) if not isinstance(value, (str, bytes)) and value == int(value) else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _failure(text: str) -> str:
+    """Return the emulator's message about a kernel that failed, with what it means."""
+    if "an illegal instruction" in text:
+        text += ". That is what becomes of a division or a remainder by the constant 0."
+    elif "division by zero" in text:
+        text += ". A card does not stop there: it goes on with a number that means nothing."
+    return f"The kernel stops: {text}"
+
+
 class Exercise:
     """An exercise.
 
@@ -54,14 +87,24 @@ class Exercise:
         if (
             (isinstance(answer, str) and BLANK in answer)
             or answer is ...
-            or (isinstance(answer, tuple) and ... in answer)
+            or (isinstance(answer, (tuple, list)) and any(part is ... for part in answer))
         ):
             blank = BLANK if isinstance(answer, str) else "..."
             return Verdict(f"✏️ Not answered yet: fill in every `{blank}` and run this cell again.", False)
         try:
-            return Verdict(f"✅ **Right.** {self._judge(answer)}", True)
+            with time_limit():
+                return Verdict(f"✅ **Right.** {self._judge(answer)}", True)
         except Wrong as wrong:
             return Verdict(f"❌ **Not yet.** {wrong}", False)
+        except TooLong:
+            return Verdict(
+                "❌ **Not yet.** It was stopped after some seconds: it does not end. Which loop never reaches its end?",
+                False,
+            )
+        except DeadlockError as error:
+            return Verdict(f"❌ **Not yet.** Threads wait for what never comes: {error}", False)
+        except LaunchError as error:
+            return Verdict(f"❌ **Not yet.** {_failure(str(error))}", False)
         except NotImplementedError:
             return Verdict("✏️ Not answered yet: the function still raises `NotImplementedError`.", False)
         except Exception as error:

@@ -40,12 +40,18 @@ def compiled(source: str, name: str, module: type = SourceModule):
         raise Wrong(f"It does not compile: `{(lines or str(error).splitlines() or ['?'])[0].strip()}`") from error
 
 
+def exported(source: str, name: str) -> str:
+    """Return the source with its kernel `name` declared `extern "C"`."""
+    return re.sub(
+        rf'(extern\s+"C"\s+)?(__global__\s+void\s+(__launch_bounds__\(\w+\)\s*)?{name}\b)', r'extern "C" \2', source
+    )
+
+
 def candidate(source: str, name: str) -> Candidate:
     """Return the kernel `name`, with the signature of rung 04, as a candidate for `fusedref.validate`."""
-    exported = re.sub(rf'(extern\s+"C"\s+)?(__global__\s+void\s+{name}\b)', r'extern "C" \2', source)
     folder = Path(tempfile.mkdtemp())
     path = folder / "kernel.cu"
-    path.write_text(exported)
+    path.write_text(exported(source, name))
     call = candidate_from_kernel(path, name)
     weakref.finalize(call, shutil.rmtree, folder, ignore_errors=True)  # keep the folder as long as the candidate
     return call

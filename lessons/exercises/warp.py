@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from fusedref.csrc import COMMON
 from fusedref.emulator import SourceModule, driver, watch
 from fusedref.emulator.watching import WatchResult
 from lessons.exercises import Exercise, Wrong
-from lessons.exercises.kernels import THREADS, compare, compiled
+from lessons.exercises.kernels import THREADS, compare, compiled, exported
 
 
 def function(source: str, name: str):
-    """Compile the source on the emulator and return its kernel `name`. Findings call the source name.cu."""
+    """Compile the source on the emulator and return its kernel `name`. Findings call the source name.cu.
+
+    The source may include ptx.cuh.
+    """
     if isinstance(source, str):
-        source = f'#line 1 "{name}.cu"\n{source.strip()}\n'
-    return compiled(source, name, SourceModule)
+        source = f'#line 1 "{name}.cu"\n{exported(source.strip(), name)}\n'
+    return compiled(source, name, partial(SourceModule, no_extern_c=True, include_dirs=[str(COMMON)]))
 
 
-def watched(launch: Callable[[], None], seed: int = 0) -> WatchResult:
-    """Watch the launch and return what was seen. Raise Wrong if there is a finding."""
+def watched(launch: Callable[[], None], seed: int = 0, why: Mapping[str, str] = {}) -> WatchResult:
+    """Watch the launch and return what was seen. Raise Wrong if there is a finding.
+
+    why: for a kind of finding, what it means in this exercise.
+    """
     with watch(seed) as seen:
         launch()
     if seen.findings:
         first, *others = seen.findings
-        raise Wrong(f"{first.kind}: `{first}`" + (f" (and {len(others)} more)" if others else ""))
+        more = f" (and {len(others)} more)" if others else ""
+        raise Wrong(f"{first.kind}: `{first}`{more}{' ' if first.kind in why else ''}{why.get(first.kind, '')}")
     return seen
 
 
