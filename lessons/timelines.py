@@ -37,6 +37,17 @@ def schedule(durations: Mapping[str, Sequence[float]], places: Sequence[int]) ->
     return result
 
 
+def in_turns(durations: Mapping[str, Sequence[float]]) -> Schedule:
+    """Return when each trade works, if only one works at a time and each tile is finished before the next begins."""
+    result: Schedule = {trade: [] for trade in durations}
+    now = 0.0
+    for tile in range(len(next(iter(durations.values())))):
+        for trade, times in durations.items():
+            result[trade].append((now, now + times[tile], tile))
+            now += times[tile]
+    return result
+
+
 def length(found: Schedule) -> float:
     """Return when the last trade ends."""
     return max(end for work in found.values() for _, end, _ in work)
