@@ -39,6 +39,7 @@ PERCENT = {  # Nsight Compute's metric: how busy a part of the GPU is, in percen
     "tensor cores": "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed",
     "warps resident": "sm__warps_active.avg.pct_of_peak_sustained_active",
 }
+BUSY = "memory", "L2 cache", "L1 and shared memory", "issue slots", "multiply-add units", "tensor cores"
 COUNTS = {
     "registers": "launch__registers_per_thread",
     "warps waiting": "smsp__warps_eligible.avg.per_cycle_active",
@@ -62,7 +63,7 @@ Calls = dict[str, tuple[str, Callable[[], object]]]  # what is measured -> its k
 
 
 def calls() -> Calls:
-    """Return the calls to measure on the current GPU: the rungs from 04 on at problem 73, and the steps of lesson 10."""
+    """Return the calls to measure: the rungs from 04 on at problem 73, and the steps of lesson 10."""
     device = torch.device("cuda")
     inputs = random_inputs(KERNELBENCH_73, 0, device)
     found: Calls = {}
@@ -128,6 +129,23 @@ def profile(names: list[str]) -> list[dict[str, Any]]:
     if done.returncode:
         raise RuntimeError(f"ncu failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     return read(done.stdout)
+
+
+def comparison(*names: str) -> str:
+    """Return the committed figures of these kernels as a table of text, with the reasons that warps mostly wait for."""
+    measured = load()
+    found = [measured["kernels"][name] for name in names]
+    rows = [("time, us", [f"{kernel['us']:,.0f}" for kernel in found])]
+    rows.append(("a copy's share of it", [f"{measured['floor_us'] / kernel['us']:.0%}" for kernel in found]))
+    rows += [(f"{name} busy", [f"{kernel['percent'][name]:.0f} %" for kernel in found]) for name in BUSY]
+    rows.append(("warps resident", [f"{kernel['percent']['warps resident']:.0f} %" for kernel in found]))
+    rows.append(("registers a thread", [f"{kernel['registers']:.0f}" for kernel in found]))
+    for place in range(2):
+        reasons = [sorted(kernel["waits"].items(), key=lambda item: -(item[1] or 0))[place][0] for kernel in found]
+        rows.append((("warps wait most for", "then for")[place], reasons))
+    width = max(len(text) for text in (*names, *(cell for _, cells in rows for cell in cells))) + 2
+    lines = [f"{title:32}" + "".join(f"{cell:>{width}}" for cell in cells) for title, cells in [("", names), *rows]]
+    return f"measured on {measured['card']}, committed; not your code\n" + "\n".join(lines)
 
 
 def load() -> dict[str, Any]:

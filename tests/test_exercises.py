@@ -28,9 +28,10 @@ from lessons.exercises import (
     e12,
     e13,
     kernels,
+    timeout,
     warp,
 )
-from tests import pipeline_answers, training_answers
+from tests import lesson_answers, pipeline_answers, training_answers
 from tests.notebooks import LESSONS, code, read
 from tests.training_answers import changed
 
@@ -241,13 +242,13 @@ WRONG = [
         changed(RSQRT, ("rsqrtf(running_var[channel] + eps)", "(rsqrtf(running_var[channel]) + eps)")),
         "wrong",
     ),
-    ("e02.rsqrt", changed(RSQRT, ("* rsqrtf", "/ rsqrtf")), "wrong"),
+    ("e02.rsqrt", changed(RSQRT, ("* rsqrtf", "/ rsqrtf")), "still divides"),
     (
         "e02.rsqrt",
         changed(RSQRT, ("* rsqrtf(running_var[channel] + eps)", "/ sqrtf(running_var[channel] + eps)")),
-        "square root",
+        "no call of `rsqrtf`",
     ),
-    ("e02.rsqrt", changed(RSQRT, ("* rsqrtf(", "/ sqrtf( /* rsqrtf( */ ")), "square root"),
+    ("e02.rsqrt", changed(RSQRT, ("* rsqrtf(", "/ sqrtf( /* rsqrtf( */ ")), "no call of `rsqrtf`"),
     (
         "e02.rsqrt",
         changed(RSQRT, ("rsqrtf(running_var[channel] + eps)", "powf(running_var[channel] + eps, -0.5f)")),
@@ -312,14 +313,14 @@ WRONG = [
     ("e04.grid", lambda b, c, h, w: (-(-w // 32), -(-h // 8), b), "planes"),
     ("e04.grid", lambda b, c, h, w: (-(-w // 32), -(-h // 8), 65535), "planes"),
     ("e04.grid", lambda b, c, h, w: (w / 32, h / 8, b * c), "whole numbers"),
-    ("e05.fold", fold_as(a="s * gamma / (sqrt(var) + eps)"), "a is"),
-    ("e05.fold", fold_as(a="s * gamma / sqrt(var)"), "a is"),
-    ("e05.fold", fold_as(a="gamma / sqrt(var + eps)"), "a is"),
-    ("e05.fold", fold_as(a="abs(s * gamma) / sqrt(var + eps)"), "a is"),
-    ("e05.fold", fold_as(b="beta + a * (bias - mean)"), "b is"),
-    ("e05.fold", fold_as(b="s * beta - a * mean"), "b is"),
-    ("e05.fold", fold_as(b="s * beta + a * bias - mean"), "b is"),
-    ("e05.fold", lambda **_: 1, "two tensors"),
+    ("e05.fold", fold_as(a="s * gamma / (sqrt(var) + eps)"), "under the root"),
+    ("e05.fold", fold_as(a="s * gamma / sqrt(var)"), "eps is missing"),
+    ("e05.fold", fold_as(a="gamma / sqrt(var + eps)"), "scaling_factor is missing"),
+    ("e05.fold", fold_as(a="abs(s * gamma) / sqrt(var + eps)"), "stay negative"),
+    ("e05.fold", fold_as(b="beta + a * (bias - mean)"), "beta is multiplied"),
+    ("e05.fold", fold_as(b="s * beta - a * mean"), "where is it?"),
+    ("e05.fold", fold_as(b="s * beta + a * bias - mean"), "multiplied by a"),
+    ("e05.fold", lambda **_: 1, "two numbers, (a, b)"),
     ("e05.fold_into_convolution", lambda conv, bn, s: conv, "largest error"),
     # The weights are [out, in, kernel, kernel]: along another axis it is wrong without an error where sizes agree.
     ("e05.fold_into_convolution", lambda conv, bn, s: folded_wrongly(conv, bn, s, along=(1, -1, 1, 1)), ""),
@@ -350,8 +351,8 @@ WRONG = [
     ("e07.best_tile", lambda registers: (int(registers**0.5), int(registers**0.5)), "does not fit"),
     ("e07.best_tile", lambda registers: (1, (registers - 1) // 2), "There is a tile"),
     ("e07.best_tile", lambda registers: (8, 4), "does not fit"),
-    ("e07.best_tile", lambda registers: 4, "two whole numbers"),
-    ("e07.best_tile", lambda registers: (1.0, 1.0), "two whole numbers"),
+    ("e07.best_tile", lambda registers: 4, "two numbers, (channels, pixels)"),
+    ("e07.best_tile", lambda registers: (1.5, 1.0), "two whole numbers"),
     ("e07.best_tile", tile_by(lambda c, p: (c + p) / (c * p), room=lambda c, p: c * p), "does not fit"),
     ("e07.best_tile", tile_by(lambda c, p: c + p), "There is a tile"),
     ("e07.best_tile", tile_by(lambda c, p: -c * p / (c + p) if c == p else 0), "There is a tile"),
@@ -360,7 +361,7 @@ WRONG = [
     ("e08.holder", lambda row, column: (row * 4 + column // 2, row // 8 * 2 + column % 2), "Row 8"),
     ("e08.holder", lambda row, column: (row % 8 * 4 + column % 4, row // 8 * 2 + column // 4), "lane"),
     ("e08.holder", lambda row, column: (column * 4 + row // 2 % 4, row // 8 * 2 + row % 2), "lane"),
-    ("e08.holder", lambda row, column: row * 8 + column, "two whole numbers"),
+    ("e08.holder", lambda row, column: row * 8 + column, "two numbers, (lane, register)"),
     ("e09.split", split_as(enlarge=1), "comes back as"),
     ("e09.split", split_as(enlarge=2048), "comes back as"),
     ("e09.split", split_as(enlarge=2.0**20), "comes back as"),
@@ -418,12 +419,16 @@ WRONG = [
     ),
     ("warp.blur", changed(BLUR, ("__syncthreads();", "__syncwarp();")), "race"),
     ("warp.blur", changed(BLUR, (") / 3", ") / 2")), "wrong"),
+    *lesson_answers.WRONG,
     *pipeline_answers.WRONG,
     *training_answers.WRONG,
 ]
 
 
-@pytest.mark.parametrize(("name", "answer"), [*pipeline_answers.RIGHT, *training_answers.RIGHT])
+RIGHT = [*lesson_answers.RIGHT, *pipeline_answers.RIGHT, *training_answers.RIGHT]
+
+
+@pytest.mark.parametrize(("name", "answer"), RIGHT, ids=[f"{name}-{n}" for n, (name, _) in enumerate(RIGHT)])
 def test_right_answers_of_any_form_are_accepted(name, answer):
     verdict = EXERCISES[name].check(answer)
     assert verdict.ok, verdict.text
@@ -436,8 +441,25 @@ def test_a_wrong_answer_is_refused(name, answer, word):
     assert word in verdict.text, verdict.text
 
 
-def test_every_exercise_has_wrong_answers():
-    assert set(EXERCISES) == {name for name, _, _ in WRONG}
+@pytest.mark.parametrize("name", EXERCISES)
+def test_every_exercise_has_answers(name):
+    """Besides the solution, at least two right answers, and five wrong ones."""
+    assert sum(name == other for other, _ in RIGHT) >= 2
+    assert sum(name == other for other, _, _ in WRONG) >= 5
+
+
+def test_what_does_not_end_is_stopped(monkeypatch):
+    def endless(*sizes):
+        while True:
+            pass
+
+    monkeypatch.setattr(timeout, "SECONDS", 0.2)
+    kernel = changed(DIGITS, ("    const int column", "    while (out_width > 0) {}\n    const int column"))
+    for exercise, answer in ((e00.limit, endless), (e01.digits, kernel)):
+        verdict = exercise.check(answer)
+        assert not verdict.ok
+        assert "it does not end" in verdict.text
+    assert e00.limit.check(e00.limit.answer).ok
 
 
 @pytest.mark.parametrize("name", [name for name, exercise in EXERCISES.items() if isinstance(exercise.answer, str)])

@@ -41,6 +41,7 @@ def _slips(inputs: Parameters) -> Iterator[tuple[str, Parameters]]:
     mean, var, eps = inputs.running_mean, inputs.running_var, inputs.eps
     if inputs.bias is not None:
         yield "bias is left out", inputs._replace(bias=None)
+        yield "bias is added twice", inputs._replace(bias=2 * inputs.bias)
     yield "running_mean is left out", inputs._replace(running_mean=torch.zeros_like(mean))
     yield "running_mean is added", inputs._replace(running_mean=-mean)
     yield "running_var is left out", inputs._replace(running_var=torch.ones_like(var))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,14 @@ def whole(value: Any) -> int | None:
         return int(value) if not isinstance(value, (str, bytes)) and value == int(value) else None
     except (TypeError, ValueError, OverflowError):
         return None
+
+
+def close(value: Any, right: float) -> bool:
+    """Return whether a value, a number of any kind, is `right` to float32's accuracy."""
+    try:
+        return not isinstance(value, str) and math.isclose(float(value), right, rel_tol=1e-6)
+    except (TypeError, ValueError):
+        return False
 
 
 def _failure(text: str) -> str:

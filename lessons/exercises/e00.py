@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
-from lessons.exercises import Exercise, Wrong
+from lessons.exercises import Exercise, Wrong, close, parts
 
 
 def tensor_bytes_answer(batch, in_channels, out_channels, height, width, kernel_size):
@@ -17,16 +16,14 @@ def tensor_bytes_answer(batch, in_channels, out_channels, height, width, kernel_
 
 def _judge_tensor_bytes(answer: Callable[..., Any]) -> str:
     for sizes in ((128, 8, 64, 128, 128, 3), (2, 3, 5, 17, 11, 3), (1, 1, 1, 9, 30, 5), (4, 6, 2, 8, 5, 1)):
-        given, right = answer(*sizes), tensor_bytes_answer(*sizes)
-        if not isinstance(given, tuple) or len(given) != 2:
-            raise Wrong(f"It should return two numbers, (bytes of x, bytes of y); it returned {given!r}.")
+        given, right = parts(answer(*sizes), "(bytes of x, bytes of y)"), tensor_bytes_answer(*sizes)
         for name, value, wanted in zip("xy", given, right, strict=True):
             if value != wanted:
                 batch, in_channels, out_channels, height, width, kernel_size = sizes
                 raise Wrong(
                     f"{batch} images of {height} x {width}, {in_channels} -> {out_channels} channels, "
                     f"kernel {kernel_size}: "
-                    f"you say that {name} has {value} bytes; it has {wanted}."
+                    f"you say that {name} has {value:,} bytes; it has {wanted:,}."
                 )
     x, y = right = tensor_bytes_answer(128, 8, 64, 128, 128, 3)
     return (
@@ -53,13 +50,12 @@ def moved_answer(x_bytes, y_bytes):
 
 def _judge_moved(answer: Callable[..., Any]) -> str:
     for sizes in ((1, 0), (0, 1), (100, 7), (67_108_864, 520_224_768)):
-        given, right = answer(*sizes), moved_answer(*sizes)
-        if not isinstance(given, tuple) or len(given) != 2:
-            raise Wrong(f"It should return two numbers, (three operators, fused); it returned {given!r}.")
+        given, right = parts(answer(*sizes), "(three operators, fused)"), moved_answer(*sizes)
         for name, value, wanted in zip(("three operators", "one fused operator"), given, right, strict=True):
             if value != wanted:
                 raise Wrong(
-                    f"With {sizes[0]} bytes of x and {sizes[1]} of y, {name} should move {wanted} bytes, not {value}."
+                    f"With {sizes[0]:,} bytes of x and {sizes[1]:,} of y, {name} should move {wanted:,} bytes, "
+                    f"not {value:,}."
                 )
     return f"At problem 73 the three operators move {right[0] / right[1]:.2f} times the bytes that one would."
 
@@ -87,7 +83,7 @@ def _judge_limit(answer: Callable[..., Any]) -> str:
     }
     for name, case in cases.items():
         value, right = answer(*case), limit_answer(*case)
-        if not isinstance(value, (int, float)) or not math.isclose(value, right, rel_tol=1e-9):
+        if not close(value, right):
             raise Wrong(
                 f"With {name} ({case[0]:.3g} operations, {case[1]:.3g} bytes, {case[2]:.3g} operations/s, "
                 f"{case[3]:.3g} bytes/s) the answer is {right:.4g} s; you say {value!r}."

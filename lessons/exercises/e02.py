@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from lessons.exercises import Exercise, Wrong
+from lessons.exercises import Exercise, Wrong, close
 from lessons.exercises.kernels import THREADS, code, compare, compiled, run
 
 
@@ -20,7 +19,7 @@ def seconds_answer(batch, channels, height, width, bandwidth):
 def _judge_seconds(answer: Callable[..., Any]) -> str:
     for case in ((128, 64, 126, 126, 3e12), (2, 3, 5, 7, 1e9), (1, 1, 1, 1, 1.0)):
         value, right = answer(*case), seconds_answer(*case)
-        if not isinstance(value, (int, float)) or not math.isclose(value, right, rel_tol=1e-9):
+        if not close(value, right):
             ratio = f" Yours is {value / right:.3g} times that." if isinstance(value, (int, float)) else ""
             raise Wrong(f"A tensor {list(case[:4])} at {case[4]:.3g} bytes/s takes {right:.4g} s.{ratio}")
     return "No kernel that does this and nothing else can be faster, however it is written."
@@ -98,12 +97,26 @@ channels_last = Exercise(
 )
 
 
+_WHOLE_NUMBERS = r"/\s*(?=(\(\s*)?(plane|channels|batch|blockDim|warpSize|\d+\b(?!\.)))"  # what index divides by
+
+
 def _judge_rsqrt(source: str) -> str:
-    if re.search(r"(?<!r)sqrtf?\s*\(", code(source)):
-        raise Wrong("It still contains a square root besides rsqrtf.")
-    if not re.search(r"\brsqrtf\s*\(", code(source)):
+    text = code(source)
+    if not re.search(r"\brsqrtf\s*\(", text):
         raise Wrong("It contains no call of `rsqrtf`.")
+    if other := re.search(
+        r"\b(\w*sqrt\w*|\w*pow\w*|__fdividef|__frcp\w*|__fdiv\w*)\s*\(", re.sub(r"\brsqrtf\b", "", text)
+    ):
+        raise Wrong(f"It still calls `{other[1]}`. `rsqrtf` is to be the only function.")
+    if "/" in re.sub(_WHOLE_NUMBERS, "", text):
+        raise Wrong("It still divides floating-point numbers. Only the index may be divided.")
     _judge_batch_norm(source, False)
+    try:
+        _judge_batch_norm(f"#define rsqrtf(v) (2.0f * rsqrtf(v))\n{source}", False)
+    except Wrong:
+        pass
+    else:
+        raise Wrong("All numbers are right, but they do not depend on what `rsqrtf` returns.")
     return "One instruction replaces two sequences. The clock shows what that saves."
 
 
@@ -123,7 +136,17 @@ rsqrt = Exercise(
 def _judge_by_grid(source: str) -> str:
     if re.search(r"%|/\s*(plane|channels)\b", code(source)):
         raise Wrong("It still contains an integer division or a remainder.")
-    _judge_batch_norm(source, False, by_grid=True)
+    try:
+        _judge_batch_norm(source, False, by_grid=True)
+    except Wrong:
+        exchanged = re.sub(r"\bblockIdx\.([yz])", lambda found: f"blockIdx.{'zy'['yz'.index(found[1])]}", source)
+        try:
+            _judge_batch_norm(exchanged, False, by_grid=True)
+        except Wrong:
+            pass
+        else:
+            raise Wrong("blockIdx.y and blockIdx.z are exchanged: y is the channel, z the image.") from None
+        raise
     return "A block knows its place. No thread needs to compute what the grid already provides."
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from lessons.exercises import Exercise, Wrong
 from lessons.exercises.e02 import _vectors, batch_norm64
-from lessons.exercises.kernels import compare, compiled, run
+from lessons.exercises.kernels import compare, compiled, counted_run
 
 _BN_SCALE = """
 __global__ void bn_scale(const float* x, const float* running_mean, const float* running_var,
@@ -31,8 +31,18 @@ def _judge_bn_scale(source: str) -> str:
         x = np.random.default_rng(seed).standard_normal((batch, channels, plane), dtype=np.float32)
         vectors = _vectors(channels, 10 + seed)
         scaling_factor, eps = np.float32(-2.5 + seed), np.float32(1e-5)
-        y = run(kernel, [x, *vectors, scaling_factor, eps], x.shape, [batch, channels, plane])
+        y, counters = counted_run(kernel, [x, *vectors, scaling_factor, eps], x.shape, [batch, channels, plane])
         compare(y, batch_norm64(x, vectors, float(eps), 1) * float(scaling_factor), ("image", "channel", "pixel"))
+        warps = -(-y.size // 32)
+        for what, requests, par in (
+            ("store", counters.global_store_requests, warps),
+            ("load", counters.global_load_requests, 5 * warps),
+        ):
+            if requests > par:
+                raise Wrong(
+                    f"All numbers are right, but {warps} warps make {requests} requests to {what}; par is {par}. "
+                    "A number that is on its way should not go to memory and come back."
+                )
     return "One trip to memory instead of two, and the multiplication is free."
 
 
@@ -66,7 +76,7 @@ def _judge_bytes_moved(answer: Callable[..., Any]) -> str:
         for numbers in (1, 1000):
             value, right = answer(numbers, groups), bytes_moved_answer(numbers, groups)
             if value != right:
-                raise Wrong(f"{groups} over {numbers} numbers should move {right} bytes; you say {value!r}.")
+                raise Wrong(f"{groups} over {numbers} numbers should move {right:,} bytes; you say {value!r}.")
     return "The number of operators does not matter, only the number of kernels and of tensors that each reads."
 
 

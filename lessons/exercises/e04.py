@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 
 import fusedref
 from fusedref import reference
-from fusedref.cuda import SourceModule, gpuarray
-from lessons.exercises import Exercise, Wrong
+from fusedref.emulator import SourceModule, gpuarray
+from lessons.exercises import Exercise, Wrong, parts, whole
 from lessons.exercises.kernels import candidate, compare, compiled
 from lessons.workbench import draw
 
@@ -47,7 +48,8 @@ __global__ void fused({_PARAMETERS})
 
 def _judge_fused(source: str) -> str:
     compiled(source, "fused")
-    report = fusedref.validate(candidate(source, "fused"), problem=fusedref.Problem(2, 3, 5, 9, 13, 3))
+    problem = fusedref.Problem(2, 3, 5, 9, 13, 3)
+    report = fusedref.validate(candidate(source, "fused"), problem=problem, device="cpu")
     if not report.ok:
         raise Wrong("The validator says:\n" + "\n".join(f"- {reason}" for reason in report.reasons))
     return f"The validator agrees: relative L2 error {report.relative_l2:.1e}. One launch does the work of three."
@@ -64,8 +66,8 @@ fused = Exercise(
 )
 
 
-def _judge_limits(answer: tuple[int, int]) -> str:
-    threads, side = answer
+def _judge_limits(answer: Any) -> str:
+    threads, side = parts(answer, "(threads, side)")
     if threads != 126 * 126:
         raise Wrong(f"One thread for each output of a plane of 126 x 126 is not {threads}.")
     if side != 32:
@@ -103,6 +105,7 @@ __global__ void fused_tiled({_PARAMETERS})
 }}
 """
 TILE = (32, 8)  # columns, rows
+ENOUGH_BLOCKS = 32768  # of which a card has enough to do, whatever their loops do
 
 
 def grid_answer(batch, out_channels, out_height, out_width):
@@ -121,10 +124,10 @@ def _judge_grid(answer: Callable[..., Any]) -> str:
     ):
         given = answer(batch, out_channels, out_height, out_width)
         said = f"For batch {batch}, {out_channels} channels, planes of {out_height} x {out_width}, you give {given}"
-        if not isinstance(given, tuple) or len(given) != 3:
-            raise Wrong(f"{said}; it should be three whole numbers (x, y, z).")
-        if any(not isinstance(number, int) or number < 1 for number in given):
+        numbers = [whole(number) for number in parts(given, "(x, y, z)")]
+        if any(number is None or number < 1 for number in numbers):
             raise Wrong(f"{said}; all three must be whole numbers, at least 1.")
+        given = numbers
         if max(given[1:]) > 65535:
             raise Wrong(f"{said}; the launch would be refused: y and z end at 65535.")
         for name, count, tile, size in (("x", given[0], TILE[0], out_width), ("y", given[1], TILE[1], out_height)):
@@ -132,7 +135,7 @@ def _judge_grid(answer: Callable[..., Any]) -> str:
                 raise Wrong(f"{said}: {count} tiles of {tile} along {name} cover {count * tile} of {size}.")
             if (count - 1) * tile >= size:
                 raise Wrong(f"{said}: the last tile along {name} has no pixel at all.")
-        if given[2] < min(batch * out_channels, 65535):
+        if given[2] < batch * out_channels and math.prod(given) < ENOUGH_BLOCKS:
             raise Wrong(f"{said}; there are {batch * out_channels} planes, and they can run in parallel.")
         if given[2] > batch * out_channels:
             raise Wrong(f"{said}; that is more blocks along z than there are planes.")
@@ -146,7 +149,7 @@ def _judge_grid(answer: Callable[..., Any]) -> str:
         y,
         *map(np.int32, (*problem.input_shape, problem.out_channels, problem.kernel_size)),
         block=(*TILE, 1),
-        grid=answer(*problem.output_shape),
+        grid=tuple(int(number) for number in answer(*problem.output_shape)),
     )
     expected = reference.oracle(*map(torch.from_numpy, inputs), 2.0, 1e-5)
     compare(y.get(), expected.numpy(), ("image", "channel", "row", "column"))

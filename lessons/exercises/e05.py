@@ -9,13 +9,36 @@ from typing import Any
 import torch
 from torch import nn
 
-from lessons.exercises import Exercise, Wrong
+from lessons.exercises import Exercise, Wrong, parts
+from lessons.exercises.kernels import told_apart
 
 
 def fold_answer(bias, running_mean, running_var, gamma, beta, scaling_factor, eps):
     a = scaling_factor * gamma / torch.sqrt(running_var + eps)
     b = scaling_factor * beta + a * (bias - running_mean)
     return a, b
+
+
+def _folded_wrongly(bias, running_mean, running_var, gamma, beta, scaling_factor, eps):
+    """Return what usual mistakes give for a and for b, each with what to say."""
+    a, _ = fold_answer(bias, running_mean, running_var, gamma, beta, scaling_factor, eps)
+    return {
+        "a": [
+            ("eps belongs under the root.", scaling_factor * gamma / (torch.sqrt(running_var) + eps)),
+            ("eps is missing.", scaling_factor * gamma / torch.sqrt(running_var)),
+            ("scaling_factor is missing: it multiplies everything.", a / scaling_factor),
+            ("A negative gamma should stay negative.", a.abs()),
+        ],
+        "b": [
+            ("beta is multiplied by scaling_factor, too.", beta + a * (bias - running_mean)),
+            ("The bias goes through BatchNorm as well: where is it?", scaling_factor * beta - a * running_mean),
+            (
+                "The bias is added before the mean is subtracted: both are multiplied by a.",
+                scaling_factor * beta + a * bias - running_mean,
+            ),
+            ("The bias is added after BatchNorm; it belongs before.", scaling_factor * beta - a * running_mean + bias),
+        ],
+    }
 
 
 def _judge_fold(answer: Callable[..., Any]) -> str:
@@ -44,18 +67,21 @@ def _judge_fold(answer: Callable[..., Any]) -> str:
                 values[name] = value
             else:
                 values[name][:3] = value
-        given = answer(**values)
-        if not isinstance(given, tuple) or len(given) != 2:
-            raise Wrong(f"It should return two tensors, (a, b); it returned {type(given).__name__}.")
+        given = parts(answer(**values), "(a, b)")
         for name, value, right in zip("ab", given, fold_answer(**values), strict=True):
-            if not torch.is_tensor(value) or value.shape != right.shape:
-                raise Wrong(f"{name} should be a tensor of one number per channel.")
-            if not torch.allclose(value, right, rtol=1e-9, atol=1e-12):
+            value = torch.as_tensor(value, dtype=torch.float64)
+            if value.shape != right.shape:
+                raise Wrong(f"{name} should have one number for each channel; it has the shape {list(value.shape)}.")
+            wrong = ~torch.isclose(value, right, rtol=1e-6, atol=1e-9)
+            if wrong.any():
+                channel = int(wrong.nonzero()[0])
+                for why, mistaken in _folded_wrongly(**values)[name]:
+                    if torch.allclose(value, mistaken, rtol=1e-9, atol=1e-12):
+                        raise Wrong(f"With {title}, {name} is wrong. {why}")
                 raise Wrong(
-                    f"With {title}, {name} is {[f'{v:.4g}' for v in value[:3].tolist()]} for the first channels "
-                    f"and should be {[f'{v:.4g}' for v in right[:3].tolist()]}."
+                    f"With {title}, {name}[{channel}] is {told_apart(float(value[channel]), float(right[channel]))}."
                 )
-    return "Six numbers a channel have become two, and the GPU needs only these two."
+    return "Five numbers a channel have become two, and the GPU needs only these two."
 
 
 fold = Exercise(
@@ -79,6 +105,12 @@ def fold_into_convolution_answer(conv, bn, scaling_factor):
     return folded
 
 
+def _with_eps(bn: nn.BatchNorm2d, eps: float) -> nn.BatchNorm2d:
+    changed = copy.deepcopy(bn)
+    changed.eps = eps
+    return changed
+
+
 def _judge_fold_into_convolution(answer: Callable[..., Any]) -> str:
     for seed, (title, arguments) in enumerate(
         (
@@ -90,29 +122,42 @@ def _judge_fold_into_convolution(answer: Callable[..., Any]) -> str:
             ("no bias", {"in_channels": 3, "out_channels": 6, "kernel_size": 3, "bias": False}),
             ("stride 2, padding 1", {"in_channels": 3, "out_channels": 6, "kernel_size": 3, "stride": 2, "padding": 1}),
             ("two groups", {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "groups": 2}),
+            ("dilation 2", {"in_channels": 3, "out_channels": 5, "kernel_size": 3, "dilation": 2}),
+            (
+                "reflected padding",
+                {"in_channels": 2, "out_channels": 5, "kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
+            ),
         )
     ):
         torch.manual_seed(seed)
-        conv = nn.Conv2d(**arguments).double()
-        bn = nn.BatchNorm2d(conv.out_channels).double().eval()
+        conv = nn.Conv2d(**arguments)
+        bn = nn.BatchNorm2d(conv.out_channels, eps=(1e-5, 0.3, 1e-2)[seed % 3]).eval()
+        title += f", eps {bn.eps:g}"
         with torch.no_grad():
             for tensor in (bn.running_mean, bn.weight, bn.bias):
                 tensor.normal_()
             bn.running_var.uniform_(0.1, 2)
-        x = torch.randn(2, conv.in_channels, 9, 11, dtype=torch.float64)
+        x = torch.randn(2, conv.in_channels, 9, 11)
+        before = [*conv.state_dict().values(), *bn.state_dict().values()]
+        before = [tensor.clone() for tensor in before]
         with torch.no_grad():
             expected = bn(conv(x)) * -1.75
             folded = answer(conv, bn, -1.75)
             if not isinstance(folded, nn.Conv2d):
                 raise Wrong(f"It should return a Conv2d; it returned {type(folded).__name__}.")
-            if not torch.allclose(bn(conv(x)) * -1.75, expected):
+            after = [*conv.state_dict().values(), *bn.state_dict().values()]
+            if len(after) != len(before) or not all(map(torch.equal, before, after)):
                 raise Wrong(f"With {title}: it changed the modules it was given. Work on a copy.")
-            y = folded(x)
+            y = folded.float()(x)
         if y.shape != expected.shape:
             raise Wrong(
                 f"With {title}: the output has the shape {list(y.shape)} and should have {list(expected.shape)}."
             )
-        if not torch.allclose(y, expected, rtol=1e-9, atol=1e-9):
+        if not torch.allclose(y, expected, rtol=1e-4, atol=1e-4):
+            with torch.no_grad():
+                fixed = fold_into_convolution_answer(conv, _with_eps(bn, 1e-5), -1.75)(x)
+            if bn.eps != 1e-5 and torch.allclose(y, fixed, rtol=1e-4, atol=1e-4):
+                raise Wrong(f"With {title}: you took 1e-5 for it. The module knows its own: `bn.eps`.")
             raise Wrong(
                 f"With {title}: the largest error is {(y - expected).abs().max():.3g}, "
                 f"in outputs of about {expected.abs().mean():.3g}."

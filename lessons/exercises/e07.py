@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lessons.exercises import Exercise, Wrong
+from lessons.exercises import Exercise, Wrong, parts, whole
 
 
 def best_tile_answer(registers):
@@ -20,13 +20,12 @@ def best_tile_answer(registers):
 
 def _judge_best_tile(answer: Callable[..., Any]) -> str:
     for registers in (3, 15, 44, 63, 120, 200):
-        given = answer(registers)
-        whole = isinstance(given, tuple) and len(given) == 2 and all(type(n) is int and n > 0 for n in given)
-        if not whole:
+        returned = parts(answer(registers), "(channels, pixels)")
+        channels, pixels = given = [whole(number) or 0 for number in returned]
+        if min(given) < 1:
             raise Wrong(
-                f"With {registers} registers it returned {given!r}; it should return two whole numbers above 0."
+                f"With {registers} registers it returned {returned!r}; it should return two whole numbers above 0."
             )
-        channels, pixels = given
         needed = channels * pixels + channels + pixels
         if needed > registers:
             raise Wrong(

@@ -9,7 +9,7 @@ import numpy as np
 
 from fusedref.csrc import COMMON
 from fusedref.emulator import SourceModule, driver
-from lessons.exercises import Exercise, Wrong
+from lessons.exercises import Exercise, Wrong, parts
 
 ONE_MMA = """
 #include "ptx.cuh"
@@ -50,9 +50,7 @@ def _judge_holder(answer: Callable[..., Any]) -> str:
     held = one_mma(a, b)
     for row, column in np.ndindex(16, 8):
         ((lane, register),) = np.argwhere(held == 8 * row + column).tolist()
-        given = answer(row, column)
-        if not isinstance(given, tuple) or len(given) != 2:
-            raise Wrong(f"It should return two whole numbers, (lane, register); it returned {given!r}.")
+        given = parts(answer(row, column), "(lane, register)")
         for what, value, right in zip(("lane", "register"), given, (lane, register), strict=True):
             if value != right:
                 raise Wrong(f"Row {row}, column {column} is in {what} {right}; you say {value}.")

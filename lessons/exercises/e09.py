@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lessons.exercises import Exercise, Wrong
+from lessons.exercises import Exercise, Wrong, parts
 
 
 def split_answer(v):
@@ -22,11 +22,12 @@ def _judge_split(answer: Callable[..., Any]) -> str:
     for exponent in (14, 10, 0, -3, -8, -12):
         for v in (draw.uniform(1, 2, 200) * draw.choice([-1, 1], 200) * 2.0**exponent).astype(np.float32):
             with np.errstate(over="ignore", invalid="ignore"):
-                given = answer(v)
-            if not isinstance(given, tuple) or len(given) != 2 or any(type(part) is not np.float16 for part in given):
-                kinds = [type(part).__name__ for part in given] if isinstance(given, tuple) else type(given).__name__
-                raise Wrong(f"It should return two numbers of np.float16, (hi, lo); it returned {kinds}.")
-            hi, lo = map(float, given)
+                hi, lo = (float(part) for part in parts(answer(v), "(hi, lo)"))
+                for name, value in (("hi", hi), ("lo", lo)):
+                    if np.isfinite(value) and float(np.float16(value)) != value:
+                        raise Wrong(
+                            f"For {v:.9g}, {name} is {value:.9g}, which is no number of fp16: np.float16 rounds."
+                        )
             error = abs(hi + lo / 4096 - float(v)) / abs(float(v))
             if not error < 2.0**-22:  # also where it is NaN
                 raise Wrong(

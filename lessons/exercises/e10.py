@@ -86,8 +86,8 @@ __global__ void mirror(const float* x, float* y, int rows)  // x, y: [rows, 512]
 _MIRROR_FINDINGS = {
     "missing-wait": "The copy engine reads the buffer when it gets round to it. Nobody may write there before.",
     "unwritten": "How many *bytes* has a row?",
-    "race": "Between a thread's write and the engine's read stand two things: the thread's fence, then a barrier of all. "
-    "And between the engine's read and the next write stand a wait, then a barrier.",
+    "race": "Between a thread's write and the engine's read stand two things: the thread's fence, then a barrier of "
+    "all. And between the engine's read and the next write stand a wait, then a barrier.",
 }
 
 
@@ -176,8 +176,8 @@ def _judge_totals(source: str) -> str:
 totals = Exercise(
     _judge_totals,
     [
-        "Write down the phases: full ends phase 0 with row 0, phase 1 with row 1, ... What is the parity of row's phase?",
-        "The buffer is empty at the start: the first wait for `empty` must not wait. Which parity is over before it began?",
+        "Write down the phases: full ends phase 0 with row 0, phase 1 with row 1, ... Which parity has row's phase?",
+        "The buffer is empty at the start, so the first wait for `empty` must not wait. Which parity returns at once?",
         "If lane 0 arrives for all 32 lanes, __syncwarp() must come before, and the phase ends with one arrival.",
     ],
     _TOTALS,

@@ -64,8 +64,8 @@ _MULTIPLY = f"""
 """
 _PRODUCT_FINDINGS = {
     "missing-wait": "Between wgmma's commit and its wait, the sums and the stage belong to the tensor cores.",
-    "race": "A stage goes back only after wgmma's wait. The buffer is yours only after its wait, and the storing warp's "
-    "only after the fence, `__syncwarp()` and the arrival.",
+    "race": "A stage goes back only after wgmma's wait. The buffer is yours only after its wait, and the storing "
+    "warp's only after the fence, `__syncwarp()` and the arrival.",
 }
 
 
@@ -117,9 +117,9 @@ def _explain_product(y: np.ndarray, w: np.ndarray, x: np.ndarray, bias: np.ndarr
 relu = Exercise(
     _judge_relu,
     [
-        "The lanes' weights: register i has row group + 8 (i % 2) and, from k = 2 member + 8 (i / 2) on, two neighbours.",
-        "The lanes' sums: numbers 4 j to 4 j + 3 are of columns 8 j + 2 member and the next, two for row group, then two "
-        "for row group + 8.",
+        "A lane's weights: register i has row group + 8 (i % 2), and two neighbours from k = 2 member + 8 (i / 2) on.",
+        "A lane's sums: numbers 4 j to 4 j + 3 are of columns 8 j + 2 member and the next, two for row group, then "
+        "two for row group + 8.",
         "Warp w has rows 16 w to 16 w + 15, of the weights and of the sums. The bias goes by row.",
         "`full` has one arrival, `empty` and `staged` have four: one of each multiplying warp.",
     ],

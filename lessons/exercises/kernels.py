@@ -1,4 +1,4 @@
-"""Run a learner's kernel where it can do no harm, and explain what is wrong with its output."""
+"""Run a learner's kernel on the emulator, where it can do no harm, and explain what is wrong with its output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from fusedref.cuda import SourceModule, gpuarray
+from fusedref.emulator import SourceModule, gpuarray, watch
+from fusedref.emulator.watching import Counters
 from fusedref.validation import Candidate, candidate_from_kernel
 from lessons.exercises import Wrong
 
@@ -82,8 +83,8 @@ def run(
     strayed = np.flatnonzero(~same(result[size:], unwritten))
     if len(strayed):
         raise Wrong(
-            f"The output has {size} numbers, the grid has {math.prod(grid) * THREADS} threads, and "
-            f"{len(strayed)} of the surplus threads wrote past its end, into memory of others."
+            f"The output has {size:,} numbers, the grid has {math.prod(grid) * THREADS:,} threads, and "
+            f"{len(strayed):,} numbers past its end were written, into memory of others."
         )
     missing = np.flatnonzero(same(result[:size], unwritten))
     if len(missing) == size:
@@ -93,9 +94,26 @@ def run(
     return result[:size].reshape(shape)
 
 
+def counted_run(kernel, *arguments: Any, **options: Any) -> tuple[np.ndarray, Counters]:
+    """Run a kernel as `run` does, watched. Return y and what was counted."""
+    with watch() as seen:
+        y = run(kernel, *arguments, **options)
+    (counters,) = seen.counters.values()
+    return y, counters
+
+
 def same(values: np.ndarray, value: Any) -> np.ndarray:
     """Return where `values` equals `value`, counting NaN as equal to NaN."""
     return np.isnan(values) if value != value else values == value
+
+
+def told_apart(value: float, wanted: float) -> str:
+    """Say that a value should be another, in as many digits as tell them apart."""
+    for digits in (6, 9, 17):
+        given, right = f"{value:.{digits}g}", f"{wanted:.{digits}g}"
+        if given != right:
+            break
+    return f"{given}, and should be {right}"
 
 
 def compare(y: np.ndarray, expected: np.ndarray, axes: tuple[str, ...], tolerance: float = 1e-5) -> None:
@@ -106,8 +124,9 @@ def compare(y: np.ndarray, expected: np.ndarray, axes: tuple[str, ...], toleranc
         return
     first = tuple(int(index) for index in np.argwhere(wrong)[0])
     place = ", ".join(f"{name} {index}" for name, index in zip(axes, first, strict=True))
-    text = f"{wrong.sum()} of {wrong.size} numbers are wrong. The first is at {place}: "
-    text += f"{y[first]:.6g}, and should be {expected[first]:.6g}."
+    count = int(wrong.sum())
+    text = f"{count:,} of {wrong.size:,} numbers {'is' if count == 1 else 'are'} wrong. "
+    text += f"The first is at {place}: {told_apart(y[first], expected[first])}."
     for axis, name in enumerate(axes):
         others = tuple(other for other in range(wrong.ndim) if other != axis)
         bad = np.flatnonzero(wrong.any(axis=others))

@@ -98,9 +98,9 @@ def _judge_four_each(source: str) -> str:
         raise Wrong(
             f"All numbers are right, but a load of a warp touches "
             f"{counters.global_load_sectors / counters.global_load_requests:g} sectors: "
-            f"{counters.bytes_moved} bytes move for {counters.bytes_used} used."
+            f"{counters.bytes_moved:,} bytes move for {counters.bytes_used:,} used."
         )
-    return f"{counters.bytes_moved} bytes moved, {counters.bytes_used} used: no byte is wasted."
+    return f"{counters.bytes_moved:,} bytes moved, {counters.bytes_used:,} used: no byte is wasted."
 
 
 four_each = Exercise(
@@ -139,7 +139,7 @@ def _judge_transpose(source: str) -> str:
         compare(y, x.T.astype(np.float64), ("row", "column"))
     counters = seen.counters["transpose"]
     if counters.bytes_moved != counters.bytes_used:
-        raise Wrong(f"{counters.bytes_moved} bytes move in global memory for {counters.bytes_used} used.")
+        raise Wrong(f"{counters.bytes_moved:,} bytes move in global memory for {counters.bytes_used:,} used.")
     if counters.bank_conflicts:
         requests = counters.shared_load_requests + counters.shared_store_requests
         raise Wrong(f"{counters.bank_conflicts} bank conflicts in {requests} requests to shared memory.")
@@ -189,18 +189,25 @@ __global__ void blur(const float* x, float* y, int size)
 
 
 def _judge_blur(source: str) -> str:
-    kernel = function(source, "blur")
+    kernel, told = function(source, "blur"), ""
     for size in (600, 512, 256, 257, 1):
         x, y = np.random.default_rng(0).standard_normal(size, dtype=np.float32), np.empty(size, dtype=np.float32)
         arguments = driver.In(x), driver.Out(y), np.int32(size)
         for seed in (0, 1):
             try:
-                watched(partial(kernel, *arguments, block=(THREADS, 1, 1), grid=(-(-size // THREADS), 1)), seed)
+                seen = watched(partial(kernel, *arguments, block=(THREADS, 1, 1), grid=(-(-size // THREADS), 1)), seed)
             except Wrong as wrong:
-                raise Wrong(f"With {size} numbers, {wrong}") from None
+                raise Wrong(f"With {size} number{'s' * (size > 1)}, {wrong}") from None
             expected = np.convolve(x.astype(np.float64), np.ones(3) / 3)[1:-1]
             compare(y, expected, ("number",))
-    return "Right for every size and thread order, with no findings."
+        requests, par = seen.counters["blur"].global_load_requests, -(-size // 32) + 2 * -(-size // THREADS)
+        if requests > par:
+            raise Wrong(
+                f"All numbers are right, but {requests} requests load {size} number{'s' * (size > 1)}; par is {par}. "
+                "A thread's neighbours should find its number in the tile."
+            )
+        told = told or f"{requests} requests to load {size} numbers (par {par})"
+    return f"Right for every size and thread order, with no findings; {told}."
 
 
 blur = Exercise(
