@@ -7,6 +7,7 @@ the emulator it runs a small problem and shows committed times.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -20,13 +21,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from IPython import get_ipython
 
 from fusedref import bench, cuda
 from fusedref.problem import KERNELBENCH_73, SMALL_73, Problem
 from fusedref.validation import random_inputs
 from kernels import ladder
 
-COMMITTED = Path(__file__).parent / "measured" / "lessons.json"  # {"card": name, "us": {what: microseconds}}
+# {"card": name, "us": {what: microseconds}, "cells": digests of the code cells of the lessons that measured them}
+COMMITTED = Path(__file__).parent / "measured" / "lessons.json"
 
 
 def lesson_problem() -> Problem:
@@ -121,22 +124,42 @@ def _variants() -> tempfile.TemporaryDirectory[str]:
 
 
 def us(what: str, call: Callable[[], object]) -> float:
-    """Return the time of `call` in microseconds: measured on a GPU, else the recorded time of that name, or NaN.
+    """Return the time of `call` in microseconds: measured on a GPU, else the recorded time of that name.
 
-    On a GPU with FUSEDREF_RECORD set, as lessons.execute sets it, also record the time in measured/lessons.json.
+    Without a GPU, the time of a cell that was changed is not known: return NaN, and say so. On a GPU with
+    FUSEDREF_RECORD set, as lessons.execute sets it, also record the time in measured/lessons.json.
     """
     if not on_gpu():
-        return _committed()["us"].get(what, math.nan) if COMMITTED.exists() else math.nan
+        if not COMMITTED.exists():
+            return math.nan
+        cell = running_cell()
+        if cell is not None and cell_digest(cell) not in _committed().get("cells", [cell_digest(cell)]):
+            print(f"{what}: not measured, since this cell was changed and there is no GPU here")
+            return math.nan
+        return _committed()["us"].get(what, math.nan)
     with bench.arithmetic("fp32"), torch.no_grad():
         value = bench.microseconds(call)
     if os.environ.get("FUSEDREF_RECORD"):
         record = _committed() if COMMITTED.exists() else {"card": "", "us": {}}
         if record["card"] != device_name():
             record = {"card": device_name(), "us": {}}
+        if cell := running_cell():
+            record["cells"] = sorted({*record.get("cells", []), cell_digest(cell)})
         record["us"][what] = round(value, 1 if value >= 10 else 3)
         COMMITTED.parent.mkdir(exist_ok=True)
         COMMITTED.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     return value
+
+
+def running_cell() -> str | None:
+    """Return the source of the notebook's cell that is running; None outside a notebook."""
+    shell = get_ipython()
+    return shell.history_manager.input_hist_raw[-1] if shell is not None and shell.history_manager else None
+
+
+def cell_digest(source: str) -> str:
+    """Return a hash of a cell's source, by which a time knows the cell that measured it."""
+    return hashlib.sha256(source.strip().encode()).hexdigest()[:12]
 
 
 def _committed() -> dict[str, Any]:

@@ -140,6 +140,51 @@ BLUR_LAST_LANE = changed(
 )
 
 
+MATMUL = e07.matmul.answer
+MATMUL_VECTOR = changed(
+    MATMUL,
+    ("__shared__ float ws", "__shared__ __align__(16) float ws"),
+    (
+        "for (int r = 0; r < 4; r++) weights[r] = ws[k][4 * warp + r];",
+        "*reinterpret_cast<float4*>(weights) = *reinterpret_cast<float4*>(&ws[k][4 * warp]);",
+    ),
+    ("float weights[4]", "__align__(16) float weights[4]"),
+)
+MATMUL_BY_COLUMNS = changed(
+    MATMUL,
+    (
+        "for (int r = 0; r < 4; r++)\n            for (int c = 0; c < 4; c++) sum",
+        "for (int c = 0; c < 4; c++)\n            for (int r = 0; r < 4; r++) sum",
+    ),
+)
+
+
+PRODUCT, DOTS = e08.product.answer, e09.dots.answer
+PRODUCT_ADDED = changed(
+    PRODUCT,
+    (
+        "ptx::mma_m16n8k8_tf32(sum, a0, a1, a2, a3, b0, b1, sum);",
+        "float step[4], none[4] = {};\n"
+        "        ptx::mma_m16n8k8_tf32(step, a0, a1, a2, a3, b0, b1, none);\n"
+        "        for (int i = 0; i < 4; i++) sum[i] += step[i];",
+    ),
+)
+PRODUCT_BACKWARDS = changed(PRODUCT, ("int k = 0; k < 24; k += 8", "int k = 16; k >= 0; k -= 8"))
+DOTS_ONE_SUM = changed(
+    DOTS,
+    (
+        "cross += product(w_lo, x_hi) + product(w_hi, x_lo);",
+        "sum += (product(w_lo, x_hi) + product(w_hi, x_lo)) / 4096;",
+    ),
+    ("sum + cross / 4096", "sum"),
+)
+DOTS_FOUR = changed(
+    DOTS,
+    ("product(w_hi, x_lo);", "product(w_hi, x_lo) + product(w_lo, x_lo) / 4096;"),
+    ("cross / 4096", "cross * (1 / 4096.0f)"),
+)
+
+
 def fold_conv_by_hand(conv, bn, scaling_factor):
     """Return a fresh Conv2d of the same options."""
     a = scaling_factor * bn.weight / torch.sqrt(bn.running_var + bn.eps)
@@ -196,6 +241,12 @@ RIGHT = [
     ("e05.commutes", lambda s: 1 if s >= 0 else 0),
     ("e06.box", BOX_ROWS),
     ("e06.box", BOX_WIDE),
+    ("e08.product", PRODUCT_ADDED),
+    ("e08.product", PRODUCT_BACKWARDS),
+    ("e09.dots", DOTS_ONE_SUM),
+    ("e09.dots", DOTS_FOUR),
+    ("e07.matmul", MATMUL_VECTOR),
+    ("e07.matmul", MATMUL_BY_COLUMNS),
     ("e07.best_tile", as_list(e07.best_tile.answer)),
     ("e07.best_tile", as_floats(e07.best_tile.answer)),
     ("e08.holder", as_list(e08.holder.answer)),
@@ -298,6 +349,42 @@ WRONG = [
     ("e05.fold_into_convolution", lambda conv, bn, s: conv.weight, "should return a Conv2d"),
     ("e05.commutes", lambda s: s > 0, "scaling_factor 0.0"),
     ("e05.commutes", lambda s: s <= 0, "relu"),
+    (
+        "e07.matmul",
+        changed(
+            MATMUL, ("sum[r][c] += weights[r] * pixels[c]", "sum[r][c] += ws[k][4 * warp + r] * xs[k][lane + 32 * c]")
+        ),
+        "par is 8",
+    ),
+    ("e07.matmul", changed(MATMUL, ("lane + 32 * c", "4 * lane + c")), "bank conflicts"),
+    ("e07.matmul", changed(MATMUL, ("ws[k][4 * warp + r]", "ws[k][warp + r]")), "row"),
+    ("e07.matmul", changed(MATMUL, ("(4 * warp + r) * 128", "(warp + 8 * r) * 128")), "Only row"),
+    ("e07.matmul", changed(MATMUL, ("sum[r][c] +=", "sum[r][c] =")), "wrong"),
+    ("e07.matmul", changed(MATMUL, ("lane + 32 * c] = sum", "lane] = sum")), "unwritten"),
+    ("e08.product", changed(PRODUCT, ("b0, b1, sum);", "b0, b1, (const float[4]){});")), "last eight k"),
+    ("e08.product", changed(PRODUCT, ("ptx::to_tf32(", "__float_as_uint(")), "`ptx::to_tf32` rounds"),
+    ("e08.product", changed(PRODUCT, ("a0, a1, a2, a3", "a0, a2, a1, a3")), "a1 and a2 are exchanged"),
+    ("e08.product", changed(PRODUCT, ("group + i / 2 * 8", "group + (1 - i / 2) * 8")), "row group + 8"),
+    ("e08.product", changed(PRODUCT, ("member * 2 + i % 2", "member + i % 2 * 4")), "wrong"),
+    ("e08.product", changed(PRODUCT, ("d[(group + i / 2 * 8) * 8", "d[group * 8")), "unwritten"),
+    ("e09.dots", changed(DOTS, ("sum + cross / 4096", "sum")), "bring nothing"),
+    ("e09.dots", changed(DOTS, (" + product(w_hi, x_lo)", "")), "one of the two cross terms"),
+    ("e09.dots", changed(DOTS, ("sum + cross / 4096", "sum + cross")), "too large"),
+    ("e09.dots", changed(DOTS, ("sum + cross / 4096", "sum - cross / 4096")), "bring nothing"),
+    (
+        "e09.dots",
+        changed(
+            DOTS,
+            ("sum += product(w_hi, x_hi);", "sum += w[k * 256 + threadIdx.x] * x[k * 256 + threadIdx.x];"),
+            ("sum + cross / 4096", "sum"),
+        ),
+        "only products of fp16",
+    ),
+    (
+        "e09.dots",
+        changed(DOTS, ("return __half2float(a) * __half2float(b)", "return float(a) * float(b)")),
+        "Keep `product`",
+    ),
     ("warp.sectors", lambda first, stride: 4, "the watch counts"),
     (
         "warp.blur",

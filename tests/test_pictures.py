@@ -10,6 +10,10 @@ def test_an_excerpt_is_the_lines_between(tmp_path):
     path = tmp_path / "kernel.cu"
     path.write_text("zero\nthe one\ntwo\n  three\n")
     assert "```c++\nthe one\ntwo\n```" in pictures.excerpt(path, "one", "three").data
+    path.write_text("f {\n  a {\n    one\n#if two\n      three\n  }\n  four\n}\n")
+    assert pictures.excerpt(path, "a {").data == "```c++\na {\n  one\n#if two\n    three\n}\nfour\n```"
+    assert pictures.excerpt(path, "one").data == "```c++\none\n#if two\n  three\n```"
+    path.write_text("zero\nthe one\ntwo\n  three\n")
     with pytest.raises(ValueError, match=r"kernel.cu has no 'two' followed by 'one'"):
         pictures.excerpt(path, "two", "one")
 

@@ -27,6 +27,17 @@ def test_without_a_gpu_a_time_is_the_committed_one(record, monkeypatch):
     assert "NVIDIA Test" in workbench.about()
 
 
+def test_without_a_gpu_a_changed_cell_has_no_time(record, monkeypatch, capsys):
+    monkeypatch.setattr(workbench, "on_gpu", lambda: False)
+    cell = 'workbench.us("x", run)'
+    record.write_text(json.dumps({"card": "NVIDIA Test", "us": {"x": 2.5}, "cells": [workbench.cell_digest(cell)]}))
+    monkeypatch.setattr(workbench, "running_cell", lambda: cell + "\n")
+    assert workbench.us("x", pytest.fail) == 2.5
+    monkeypatch.setattr(workbench, "running_cell", lambda: cell + "  # mine")
+    assert np.isnan(workbench.us("x", pytest.fail))
+    assert "x: not measured, since this cell was changed" in capsys.readouterr().out
+
+
 def test_on_a_gpu_a_time_is_measured_and_recorded(record, monkeypatch):
     monkeypatch.setattr(workbench, "on_gpu", lambda: True)
     monkeypatch.setattr(workbench.torch.cuda, "get_device_name", lambda: "NVIDIA Test")
@@ -39,6 +50,9 @@ def test_on_a_gpu_a_time_is_measured_and_recorded(record, monkeypatch):
     workbench.us("x", lambda: 12.34)
     workbench.us("y", lambda: 0.5)
     assert json.loads(record.read_text()) == {"card": "NVIDIA Test", "us": {"x": 12.3, "y": 0.5}}
+    monkeypatch.setattr(workbench, "running_cell", lambda: "a cell")
+    workbench.us("y", lambda: 0.5)
+    assert json.loads(record.read_text())["cells"] == [workbench.cell_digest("a cell")]
 
 
 def test_inputs_are_the_validators():

@@ -24,6 +24,7 @@ COLUMNS = (  # heading, attribute
 BANKS, BANK_BYTES = 32, 4
 STYLE = "font-family:monospace;font-size:12px;border-collapse:collapse"
 CELL = "padding:0 6px;text-align:right;border:none"
+BOX = "padding:0 2px;min-width:12px;text-align:center;font-size:9px;color:#111;border:1px solid #fff"
 
 
 def as_text(findings: Sequence[Finding], counters_of: Mapping[str, KernelCounters]) -> str:
@@ -75,8 +76,8 @@ def as_html(
         parts.append("<p>nothing found</p>")
     for kernel, counters in counters_of.items():
         parts.append(
-            f"<p><b>{html.escape(kernel)}</b>: {counters.bytes_moved} bytes moved, "
-            f"{counters.bytes_used} used; {counters.bank_conflicts} bank conflicts; "
+            f"<p><b>{html.escape(kernel)}</b>: {counters.bytes_moved:,} bytes moved, "
+            f"{counters.bytes_used:,} used; {counters.bank_conflicts:,} bank conflicts; "
             f"{counters.barriers} barriers</p>"
         )
         for source in sorted({source for source, _ in counters.by_line}):
@@ -97,7 +98,7 @@ def _source(findings: Sequence[Finding], counters: KernelCounters, source: str, 
     for number in range(first, last + 1):
         text = html.escape(lines[number - 1]) if number <= len(lines) else ""
         cells = _cells(by_line[number], columns) if number in by_line else [""] * len(columns)
-        colour = ";background:#fdd" if number in found else ""
+        colour = ";background-color:#fdd;color:#111" if number in found else ""
         rows.append(
             f'<tr><td style="{CELL};color:#888">{number}</td><td style="{CELL};text-align:left{colour}">'
             f"<pre style='margin:0'>{text}</pre></td>"
@@ -127,10 +128,8 @@ def _request(sample: Sample) -> str:
         shown = sorted(lanes)[:64]
         boxes = [(str(lanes[sector]), 1 if lanes[sector] * sample.width >= SECTOR else 2) for sector in shown]
         title += f", {len(lanes)} sector{'s' * (len(lanes) > 1)} of {SECTOR} bytes (how many lanes in each)"
-    colours = ("#eee", "#8c8", "#ec8", "#e88")
+    colours = ("#eee", "#8c8", "#ec8", "#e88")  # cells of a table: Jupyter drops SVG where it does not trust a notebook
     cells = "".join(
-        f'<rect x="{18 * i}" y="0" width="16" height="16" fill="{colours[min(level, 3)]}"/>'
-        f'<text x="{18 * i + 8}" y="12" font-size="9" text-anchor="middle">{text}</text>'
-        for i, (text, level) in enumerate(boxes)
+        f'<td style="{BOX};background-color:{colours[min(level, 3)]}">{text or "&nbsp;"}</td>' for text, level in boxes
     )
-    return f'<p style="margin:4px 0 0">{html.escape(title)}</p><svg width="{18 * len(boxes)}" height="16">{cells}</svg>'
+    return f'<p style="margin:4px 0 0">{html.escape(title)}</p><table><tr>{cells}</tr></table>'
