@@ -42,7 +42,7 @@ PERCENT = {  # Nsight Compute's metric: how busy a part of the GPU is, in percen
 BUSY = "memory", "L2 cache", "L1 and shared memory", "issue slots", "multiply-add units", "tensor cores"
 COUNTS = {
     "registers": "launch__registers_per_thread",
-    "warps waiting": "smsp__warps_eligible.avg.per_cycle_active",
+    "warps ready": "smsp__warps_eligible.avg.per_cycle_active",
 }
 REASONS = {  # why a warp waits: Nsight Compute's name
     "global memory": "long_scoreboard",
@@ -137,8 +137,8 @@ def comparison(*names: str) -> str:
     found = [measured["kernels"][name] for name in names]
     rows = [("time, us", [f"{kernel['us']:,.0f}" for kernel in found])]
     rows.append(("a copy's share of it", [f"{measured['floor_us'] / kernel['us']:.0%}" for kernel in found]))
-    rows += [(f"{name} busy", [f"{kernel['percent'][name]:.0f} %" for kernel in found]) for name in BUSY]
-    rows.append(("warps resident", [f"{kernel['percent']['warps resident']:.0f} %" for kernel in found]))
+    rows += [(f"{name} busy", [f"{kernel['percent'][name]:.0f}%" for kernel in found]) for name in BUSY]
+    rows.append(("warps resident", [f"{kernel['percent']['warps resident']:.0f}%" for kernel in found]))
     rows.append(("registers a thread", [f"{kernel['registers']:.0f}" for kernel in found]))
     for place in range(2):
         reasons = [sorted(kernel["waits"].items(), key=lambda item: -(item[1] or 0))[place][0] for kernel in found]
