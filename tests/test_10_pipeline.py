@@ -19,7 +19,7 @@ from fusedref.target import EMULATED, Target
 from fusedref.validation import compare, random_inputs
 from kernels import ladder
 from tests.sources import inlined
-from tests.strategies import compiling
+from tests.strategies import compiling, options
 from tests.tensor_cores import (
     LARGEST,
     NOT_FINITE,
@@ -67,7 +67,6 @@ class TestPlan:
             (Problem(128, 8, 64, 128, 128, 3, groups=2), "one group"),
             (Problem(128, 9, 64, 128, 128, 3), "8 input channels"),
             (Problem(128, 8, 64, 128, 128, 5), "9 taps"),
-            (Problem(128, 5, 64, 128, 128, 3), "48 products"),
             (Problem(128, 8, 12, 128, 128, 3), "16 output channels"),
             (Problem(128, 8, 64, 9, 9, 3), "64 pixels"),
             (Problem(1, 8, 64, 400, 400, 3, dilation=100), "shared memory"),
@@ -83,6 +82,25 @@ class TestPlan:
         chosen = plan(KERNELBENCH_73, "sm_80", 108)
         assert chosen.kernel != "pipeline"
         assert "sm_80" in chosen.reason
+
+    def test_pieces(self):
+        """Three where two would have larger errors than a float32 sum: below 48 products."""
+
+        def pieces(problem, precision="fp32"):
+            chosen = plan(problem, precision=precision)
+            assert chosen.kernel == "pipeline"
+            return dict(chosen.launches[0].macros)["PIECES"]
+
+        assert pieces(KERNELBENCH_73) == pieces(Problem(128, 6, 64, 128, 128, (4, 2))) == 2
+        few = [Problem(128, 5, 64, 128, 128, 3), Problem(128, 8, 64, 128, 128, 2), Problem(128, 1, 64, 128, 128, 1)]
+        assert [pieces(problem) for problem in few] == [3, 3, 3]
+        assert [pieces(problem, "tf32") for problem in few] == [1, 1, 1]
+        assert pieces(dataclasses.replace(few[0], dtype=torch.float16)) == 1
+
+    def test_long_rows(self):
+        """Rows of more than 1024 bytes come in pieces of whole sectors, one more if three rows of them do not fit."""
+        tiles = [plan(Problem(8, 8, 64, 16, width, 3)).tile for width in (302, 512, 768, 1024)]
+        assert tiles == [(64, 1, 152), (64, 1, 176), (64, 1, 192), (64, 1, 208)]
 
     def test_a_batch_is_no_constant(self):
         one, many = (plan(Problem(batch, 8, 64, 40, 40, 3)).launches[0] for batch in (1, 100))
@@ -196,6 +214,14 @@ class TestShapes:
         ours, plain = ((run(problem, inputs).double() - truth).norm().item() for run in (pipeline, folded))
         assert ours <= plain
 
+    @pytest.mark.parametrize("shape", ["one tap", "few channels", "odd pitch"])
+    def test_sums_of_few_products_are_correctly_rounded(self, device, shape):
+        problem = SHAPES[shape]
+        inputs = convolution(*random_inputs(problem, 0, device)[:2])
+        truth = oracle(*inputs, **options(problem))
+        error = pipeline(problem, inputs).double() - truth
+        assert error.norm() <= 1.01 * (truth.float().double() - truth).norm()
+
     def test_errors_at_problem_73(self, device):
         """On the first rows of three of its images, with its weights and vectors."""
         drawn = random_inputs(KERNELBENCH_73, 0, device)
@@ -235,6 +261,18 @@ class TestRange:
     def test_errors_are_those_of_float32(self, device, x, weight):
         assert_errors_are_those_of_float32(SMALL, pipeline, device, x, weight)
 
+    @pytest.mark.parametrize(
+        ("x", "weight"),
+        [
+            (1e30, 1.0), (1e-30, 1.0), (1e-45, 1e30), (1.0, 1e-40), ("mean 1000", 1.0), ("an outlier", 1.0),
+            ("12 decades", "12 decades"), (1.0, "12 decades between channels"), (1.0, "one channel of 12 decades"),
+            ("a wall", 1.0),
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_of_few_products_too(self, device, x, weight):
+        assert_errors_are_those_of_float32(SHAPES["odd pitch"], pipeline, device, x, weight)
+
     @pytest.mark.parametrize("value", NOT_FINITE)
     @pytest.mark.parametrize("name", TENSORS)
     def test_nan_and_infinity(self, device, name, value):
@@ -265,7 +303,7 @@ def run_source(text, problem, inputs):
 
 PLAIN_TILE = "range.splits() ? exponent_of(range) : PLAIN"
 PLANTED = {
-    "the cross terms are left out": ("1.0f / LO_SCALE, dot)", "0.0f, dot)", "result"),
+    "the cross terms are left out": ("1.0f / CROSS_SCALE, dot)", "0.0f, dot)", "result"),
     "a product is not waited for": ("ptx::wgmma_wait<0>();", "", "missing-wait"),
     "a buffer is filled before it is stored":
         ("ptx::mbarrier_wait(&shared.stored[buffer], (step / BUFFERS + 1) % 2);\n            #pragma", "#pragma",

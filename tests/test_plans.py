@@ -195,7 +195,7 @@ def test_registers(chosen, most, tmp_path):
     [
         (WIDE, False),
         (dataclasses.replace(WIDE, dtype=torch.bfloat16), True),
-        (dataclasses.replace(KERNELBENCH_73, in_channels=4), False),
+        (dataclasses.replace(KERNELBENCH_73, in_channels=4, kernel_size=4), False),
     ],
     ids=["float32", "bfloat16 channels_last", "4 channels"],
 )

@@ -42,8 +42,6 @@ def unserved_by_pipeline(problem: Problem, target: Target, variant: KernelVarian
         return "the pipeline serves stride 1 and one group"
     if problem.in_channels > 8 or math.prod(problem.kernel) > 9:
         return "the pipeline's weights fit into registers up to 8 input channels and 9 taps"
-    if problem.taps < 48 and variant.pieces(problem.dtype) == 2:
-        return "a float32 sum of fewer than 48 products has smaller errors than fp16 pieces"
     if problem.out_channels < 16 or problem.out_height * problem.out_width < 64:
         return "under 16 output channels, or 64 pixels of an image, would leave most of a tile empty"
     if _geometry(problem, target, variant) is None:
@@ -74,7 +72,7 @@ def pipeline_plan(
     tiles = problem.batch * math.ceil(problem.out_height / rows) * math.ceil(problem.out_width / columns)
     channel_blocks = math.ceil(problem.out_channels / 64)
     macros = common_macros(problem, variant) | {
-        "PIECES": variant.pieces(problem.dtype),
+        "PIECES": _pieces(problem, variant),
         "PIVOT": pivot,
         "TURN": _turn(problem, target, geometry),
         **{name.upper(): size for name, size in geometry._asdict().items()},
@@ -99,12 +97,28 @@ def pipeline_plan(
     )
 
 
+def _pieces(problem: Problem, variant: KernelVariant) -> int:
+    """Return how many fp16 numbers stand for one: 3 where two would have larger errors than a float32 sum."""
+    pieces = variant.pieces(problem.dtype)
+    return 3 if pieces == 2 and problem.taps < 48 else pieces
+
+
 def _geometry(problem: Problem, target: Target, variant: KernelVariant) -> Geometry | None:
-    """Return the geometry whose tiles move the fewest bytes, None where nothing fits into shared memory."""
+    """Return the geometry whose tiles move the fewest bytes, None where nothing fits into shared memory.
+
+    Tiles are whole rows of outputs, or pieces of a row: as few as there can be, or one more if that does not fit. The
+    tiles below each other then read x once for each row that their windows reach, so those must be few.
+    """
+    least = math.ceil(problem.out_width * problem.dtype.itemsize / 1024)
+    choices = (_geometry_in_pieces(problem, target, variant, across) for across in (least, least + 1))
+    return next(choices) or (next(choices) if problem.span[0] <= 3 else None)
+
+
+def _geometry_in_pieces(problem: Problem, target: Target, variant: KernelVariant, across: int) -> Geometry | None:
+    """Return the best geometry with so many tiles side by side, None where none fits into shared memory."""
     size = problem.dtype.itemsize
-    aim = 1024 // size  # outputs of a channel; whole rows if they are no longer
-    across = math.ceil(problem.out_width / aim)
-    columns = problem.out_width if across == 1 else 4 * math.ceil(problem.out_width / across / 4)
+    aim, sector = 1024 // size, 32 // size  # outputs of a channel
+    columns = problem.out_width if across == 1 else _round_up(math.ceil(problem.out_width / across), sector)
     most = min(problem.out_height, aim // columns) if across == 1 else 1
 
     def pixels(rows: int) -> int:
@@ -150,7 +164,7 @@ def _geometry_of(problem: Problem, variant: KernelVariant, rows: int, columns: i
     staged_pixels = body + tail + down * pitch + right
     ranges = 8 * 2 * tiles_in_flight * 6
     rest = 8 * (2 * stages + 2 * buffers) + 4 * stages + ranges + 4 * 2
-    shared_bytes = _round_up(stages * variant.pieces(problem.dtype) * 16 * staged_pixels, 128) + _round_up(
+    shared_bytes = _round_up(stages * _pieces(problem, variant) * 16 * staged_pixels, 128) + _round_up(
         _round_up(size * buffers * 64 * run_pitch, 8) + rest, 128
     )
     units = body // (2 * unit)

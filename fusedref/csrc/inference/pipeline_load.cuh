@@ -90,11 +90,16 @@ __device__ __forceinline__ void stage_tile(
 #if ELEMENT == 0
             const float scale = power_of_two(range.shift());
             uint32_t hi[4], lo[4];
+            [[maybe_unused]] uint32_t rest[4];
             #pragma unroll
-            for (int c = 0; c < 4; c++)
-                split(raw[i].value[2 * c] * scale, raw[i].value[2 * c + 1] * scale, hi[c], lo[c]);
+            for (int c = 0; c < 4; c++) {
+                const float v0 = raw[i].value[2 * c] * scale, v1 = raw[i].value[2 * c + 1] * scale;
+                if constexpr (PIECES == 3) split_in_three(v0, v1, hi[c], lo[c], rest[c]);
+                else split(v0, v1, hi[c], lo[c]);
+            }
             *row = make_uint4(hi[0], hi[1], hi[2], hi[3]);
-            if (PIECES == 2) row[LO / 16] = make_uint4(lo[0], lo[1], lo[2], lo[3]);
+            if constexpr (PIECES == 3) row[2 * LO / 16] = make_uint4(rest[0], rest[1], rest[2], rest[3]);
+            if (PIECES >= 2) row[LO / 16] = make_uint4(lo[0], lo[1], lo[2], lo[3]);
 #else
             *row = make_uint4(raw[i].pairs[0], raw[i].pairs[1], raw[i].pairs[2], raw[i].pairs[3]);
 #endif

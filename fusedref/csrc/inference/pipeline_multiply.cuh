@@ -85,8 +85,13 @@ __device__ __forceinline__ void consume(Shared& shared, const Input& in, int til
         #pragma unroll
         for (int t = 0; t < TAPS; t++) {
             const float v0 = raw[t][0] * scale, v1 = raw[t][1] * scale;
-#if PIECES == 2
-            const float more = (SHORTFALL + lost[h]) * LO_SCALE;
+#if PIECES == 3
+            const float more = lost[h] * CROSS_SCALE;
+            split_in_three(v0, v1, w.hi[t][h], w.lo[t][h], w.rest[t][h], v0 * more, v1 * more);
+            const float2 lo = __half22float2(*reinterpret_cast<const __half2*>(&w.lo[t][h]));
+            w.small_lo[t][h] = pair(lo.x / CROSS_SCALE, lo.y / CROSS_SCALE);
+#elif PIECES == 2
+            const float more = (SHORTFALL + lost[h]) * CROSS_SCALE;
             split(v0, v1, w.hi[t][h], w.lo[t][h], v0 * more, v1 * more);
 #else
             w.hi[t][h] = pair(v0, v1);

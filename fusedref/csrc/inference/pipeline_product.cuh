@@ -10,10 +10,11 @@ __host__ __device__ constexpr int tap_bytes(int t) {
 }
 
 struct Weights {
-    uint32_t hi[TAPS][2], lo[PIECES == 2 ? TAPS : 1][2];
+    uint32_t hi[TAPS][2], lo[PIECES >= 2 ? TAPS : 1][2];
+    uint32_t rest[PIECES == 3 ? TAPS : 1][2], small_lo[PIECES == 3 ? TAPS : 1][2];  // small_lo: lo / CROSS_SCALE
 };  // of two channels, input channels 2 member and 2 member + 1
 
-template <int N> struct Sums { float main[N / 2], cross[PIECES == 2 ? N / 2 : 1]; };  // of N pixels
+template <int N> struct Sums { float main[N / 2], cross[PIECES >= 2 ? N / 2 : 1]; };  // of N pixels
 
 // The block's channel in row `group` + 8 h of the warp's matrix: even channels first, which avoids bank conflicts in the
 // staged runs.
@@ -39,15 +40,27 @@ __device__ __forceinline__ void multiply(Sums<N>& sum, const Weights& w, ptx::Co
         if (t + 1 < TAPS) {
             const int next = tap_bytes(t + 1) - tap;
             product(sum.main, w.hi[t][0], w.hi[t][1], w.hi[t + 1][0], w.hi[t + 1][1], here.at(tap, next), t > 0);
-            if constexpr (PIECES == 2) {
+            if constexpr (PIECES >= 2) {
                 product(sum.cross, w.lo[t][0], w.lo[t][1], w.lo[t + 1][0], w.lo[t + 1][1], here.at(tap, next), t > 0);
                 product(
                     sum.cross, w.hi[t][0], w.hi[t][1], w.hi[t + 1][0], w.hi[t + 1][1], here.at(tap + LO, next), true);
             }
-        } else {  // the last of an odd number of taps: half of k is zero in hi * hi, both cross terms fit one step
+            if constexpr (PIECES == 3) {
+                const auto add = [&](const uint32_t (&a)[TAPS][2], int piece) {
+                    product(sum.cross, a[t][0], a[t][1], a[t + 1][0], a[t + 1][1], here.at(tap + piece, next), true);
+                };
+                add(w.small_lo, LO);
+                add(w.rest, 0);
+                add(w.hi, 2 * LO);
+            }
+        } else {  // the last of an odd number of taps: half of k is zero in hi * hi, two other products fit one step
             product(sum.main, w.hi[t][0], w.hi[t][1], 0, 0, here.at(tap, 0), t > 0);
-            if constexpr (PIECES == 2)
+            if constexpr (PIECES >= 2)
                 product(sum.cross, w.lo[t][0], w.lo[t][1], w.hi[t][0], w.hi[t][1], here.at(tap, LO), t > 0);
+            if constexpr (PIECES == 3) {
+                product(sum.cross, w.small_lo[t][0], w.small_lo[t][1], 0, 0, here.at(tap + LO, 0), true);
+                product(sum.cross, w.rest[t][0], w.rest[t][1], w.hi[t][0], w.hi[t][1], here.at(tap, 2 * LO), true);
+            }
         }
     }
     ptx::wgmma_commit();
@@ -75,7 +88,7 @@ __device__ __forceinline__ void finish(
             for (int i = 0; i < 2; i++) {
                 const int k = j * 4 + h * 2 + i;
                 float dot = sum.main[k];
-                if constexpr (PIECES == 2) dot = fmaf(sum.cross[k], 1.0f / LO_SCALE, dot);
+                if constexpr (PIECES >= 2) dot = fmaf(sum.cross[k], 1.0f / CROSS_SCALE, dot);
                 out[i] = fmaf(dot, affine.a[h], affine.b[h]);
                 ptx::keep(out[i]);
             }

@@ -38,17 +38,16 @@ constexpr int REACH = (KERNEL_WIDTH - 1) * DILATION_W;
 constexpr int PITCH = TILE_COLUMNS + REACH;  // pixels of a row in shared memory
 constexpr int IN_PIXELS = IN_ROWS * PITCH + (EXTRA ? EXTRA + REACH : 0);
 constexpr int SHARE = (IN_PIXELS + LOADING_THREADS - 1) / LOADING_THREADS;  // pixels of a loading thread
-// Units whose sums a warpgroup holds in registers. If units cross rows, registers suffice for one only.
-constexpr int UNITS_IN_FLIGHT = PITCH % UNIT == 0 ? 2 : 1;
+// Units whose sums a warpgroup holds in registers. Beside three pieces, or if units cross rows, they suffice for one only.
+constexpr int UNITS_IN_FLIGHT = PITCH % UNIT == 0 && PIECES < 3 ? 2 : 1;
 constexpr int BODY = 2 * UNITS_PER_WARPGROUP * UNIT;  // pixels of both warpgroups' units
 static_assert(BODY >= TILE_ROWS * PITCH && BODY + TAIL >= TILE_ROWS * PITCH + EXTRA, "units must cover the tile");
 // What wgmma reads: whole units, up to their last tap.
 constexpr int STAGED_PIXELS = BODY + TAIL + (KERNEL_HEIGHT - 1) * DILATION_H * PITCH + REACH;
-constexpr int LO = STAGED_PIXELS * 16;  // bytes from a pixel's hi to its lo
-#if PIECES == 2
-// The average relative loss of a sum: each step (of two taps) truncates.
-constexpr float SHORTFALL = (TAPS + 1) / 2 * 0.4f / 16777216;
-#endif
+constexpr int LO = STAGED_PIXELS * 16;  // bytes from a pixel's hi to its lo, and from there to its rest
+// The average relative loss of a sum: each step (of two taps) truncates, unless its products of hi add up exactly.
+constexpr float SHORTFALL = PIECES == 2 ? (TAPS + 1) / 2 * 0.4f / 16777216 : 0.0f;
+constexpr float CROSS_SCALE = PIECES == 3 ? LO_SCALE_OF_THREE : LO_SCALE;  // of the sums of all products but hi * hi
 constexpr int PLAIN = 1000;  // an exponent beyond that of any finite tile: compute in plain float32
 
 // Lanes of a warp that arrive at the mbarrier of a buffer. One lane suffices after __syncwarp. If the storing warps also
