@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusedref import KERNELBENCH_73, Problem, fused_conv_bn_scale, plan
+from fusedref import KERNELBENCH_73, Problem, fused_conv_bn_scale, plan, validate
 from fusedref.csrc import INFERENCE
 from fusedref.emulator import watch
 from fusedref.ops.runner import run_plan, target_of
@@ -126,6 +126,11 @@ class TestPlan:
         assert chosen.kernel == "pipeline"
         expected = run_plan(chosen, SMALL_73, inputs)
         assert fused_conv_bn_scale(*inputs).equal(expected)
+
+    def test_the_rung_validates(self, device):
+        (rung,) = (rung for rung in ladder.LADDER if rung.number == 10)
+        report = validate(rung.candidate, SMALL_73, device=device)
+        assert report.ok, str(report)
 
     def test_the_rung_is_the_kernel_of_the_package(self, device):
         inputs = random_inputs(SMALL_73, 3, device)

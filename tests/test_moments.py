@@ -292,7 +292,7 @@ class TestPlan:
         assert [plan.launches[0].grid for plan in (one, many)] == [(9, 1, 1), (132, 1, 1)]
 
 
-LONG = dataclasses.replace(SMALL, batch=9)  # more units for a block than stages
+LONG = Problem(9, 8, 16, 18, 23, (2, 3))  # more units for a block than stages
 
 
 @needs_emulator
@@ -348,7 +348,8 @@ def what_shows(device, texts):
         rows, z = patches(LONG, inputs.x), convolved(LONG, inputs)
         kept = [(1 - MOMENTUM) * old + MOMENTUM * new for old, new in
                 ((before.running_mean, z.mean(0)), (before.running_var, z.var(0)))]  # fmt: skip
-        shifted = z.mean(0) - convolved(LONG, inputs._replace(bias=None), got.pivot.repeat(9)[None])[0]
+        pivots = got.pivot.repeat(math.prod(LONG.kernel))[None]
+        shifted = z.mean(0) - convolved(LONG, inputs._replace(bias=None), pivots)[0]
         pairs = {
             "p": (got.p, rows.sum(0)), "M": (got.M, rows.T @ rows), "mean": (got.mean, z.mean(0)),
             "var": (got.var, z.var(0, correction=0)), "centre": (got.centre, shifted),

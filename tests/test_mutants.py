@@ -108,7 +108,7 @@ mutants = [
     changed("09_split_fp32.cu", split, "__syncthreads();", ""),
     candidates[0],
 ]
-outcomes = {outcome.mutant: outcome for outcome in runner.run(mutants, jobs=1, limit=8)}
+outcomes = {outcome.mutant: outcome for outcome in runner.run(mutants, jobs=1, limit=4)}
 for mutant in mutants:
     print(outcomes[mutant].result, outcomes[mutant].by, sep=": ")
 """
