@@ -38,6 +38,10 @@ TRAINING_MEASURED = MEASURED.with_name("training_h100.json")
 MEASURE = f"python -m kernels --json {MEASURED.relative_to(ROOT)}"
 README = ROOT / "README.md"
 README_PICTURE = MEASURED.with_name("ladder.png")
+NETWORKS_MEASURED = MEASURED.with_name("networks_h100.json")
+NETWORKS_MEASURE = f"python -m fusedref bench --networks --json {NETWORKS_MEASURED.relative_to(ROOT)}"
+NETWORKS_BEGIN = "<!-- the networks: written by `python -m kernels --readme` -->"
+NETWORKS_END = "<!-- end of the networks -->"
 BEGIN, END = "<!-- the ladder: written by `python -m kernels --readme` -->", "<!-- end of the ladder -->"
 PLAN = ">>> print(fusedref.plan(fusedref.KERNELBENCH_73))"
 PEERS = [peer for peer in bench.PEERS
@@ -218,10 +222,22 @@ def markdown() -> str:
     return "\n".join(lines)
 
 
+def networks_markdown() -> str:
+    """Return the README's part about whole networks, from the committed times."""
+    if not NETWORKS_MEASURED.exists():
+        return f"No times are committed yet: `{NETWORKS_MEASURE}` measures them on a card."
+    card, rows = bench.load(NETWORKS_MEASURED)
+    return f"{bench.networks_markdown(rows, card)}\n\nMeasured by `{NETWORKS_MEASURE}`."
+
+
 def write_readme() -> None:
-    """Write ``markdown()`` between the README's marks and the plan after its prompt; draw the picture."""
+    """Write the tables between the README's marks and the plan after its prompt; draw the picture."""
     text = README.read_text(encoding="utf-8")
-    for begin, end, new in ((BEGIN, END, markdown()), (PLAN, "```", str(plan(KERNELBENCH_73)))):
+    for begin, end, new in (
+        (BEGIN, END, markdown()),
+        (NETWORKS_BEGIN, NETWORKS_END, networks_markdown()),
+        (PLAN, "```", str(plan(KERNELBENCH_73))),
+    ):
         before, rest = text.split(begin)
         after = rest[rest.index(end) :]
         text = f"{before}{begin}\n{new}\n{after}"

@@ -97,6 +97,20 @@ def test_the_table():
     assert ["resnet50,", "32", "training", "step", "fp32", "NCHW", "9.00", "100"] in lines
 
 
+def test_the_table_of_the_readme():
+    def row(name, us, layout="NCHW", mode=networks.INFERENCE):
+        return bench.Row(name, mode, "bf16", layout, "resnet50, 32", us, 1.0, None, 5.0, 100.0)
+
+    rows = [row("eager PyTorch", 3000.0), row("eager PyTorch", 2400.0, "channels_last"), row("fusedref", 2000.0)]
+    rows += [row("fusedref", 2100.0, "channels_last"), row("torch.compile", 9000.0, mode=networks.TRAINING)]
+    assert bench.networks_markdown(rows, "Test Card").splitlines()[2:] == [
+        "| network, batch | | precision | eager PyTorch | torch.compile | fusedref | best other / fusedref |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: |",
+        "| resnet50, 32 | inference | bf16 | 2.40 (100) |  | 2.00 (100) | 1.20 |",
+        "| resnet50, 32 | training step | bf16 |  | 9.00 (100) |  |  |",
+    ]
+
+
 def test_without_torchvision(monkeypatch, capsys):
     monkeypatch.setattr("fusedref.__main__.find_spec", lambda name: None)
     assert main(["bench", "--networks"]) == 2

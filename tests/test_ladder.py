@@ -199,12 +199,14 @@ def test_table_holds_the_committed_times(measured):
 
 def test_readme_is_written_from_the_measured_file(measured):
     command.README.write_text(
-        f"before\n{command.BEGIN}\nstale\n{command.END}\nafter\n{command.PLAN}\nstale\n```\nend\n"
+        f"before\n{command.BEGIN}\nstale\n{command.END}\nafter\n{command.NETWORKS_BEGIN}\n{command.NETWORKS_END}\n"
+        f"{command.PLAN}\nstale\n```\nend\n"
     )
     assert command.main(["--readme"]) == 0
     text = command.README.read_text(encoding="utf-8")
     assert text.startswith("before\n")
-    assert text.endswith(f"\nafter\n{command.PLAN}\n{plan(KERNELBENCH_73)}\n```\nend\n")
+    assert f"{command.END}\nafter\n{command.NETWORKS_BEGIN}\n{command.networks_markdown()}\n" in text
+    assert text.endswith(f"\n{command.NETWORKS_END}\n{command.PLAN}\n{plan(KERNELBENCH_73)}\n```\nend\n")
     assert "stale" not in text
     assert "Test Card" in text
     assert "| 05 folded |" in text
@@ -216,7 +218,11 @@ def test_readme_is_written_from_the_measured_file(measured):
 
 def test_readme_is_up_to_date():
     text = command.README.read_text(encoding="utf-8")
-    assert text.split(command.BEGIN)[1].split(command.END)[0].strip() == command.markdown().strip()
+    for begin, end, written in (
+        (command.BEGIN, command.END, command.markdown()),
+        (command.NETWORKS_BEGIN, command.NETWORKS_END, command.networks_markdown()),
+    ):
+        assert text.split(begin)[1].split(end)[0].strip() == written.strip()
 
 
 @pytest.mark.gpu

@@ -18,7 +18,8 @@ from fusedref.bench.layers import MODELS, model_problems
 from fusedref.bench.measure import compile_ours, host_rows, relative_l2, run
 from fusedref.bench.model_tables import kind_of, models_picture, models_table, ratios
 from fusedref.bench.models import BATCHES, model_rows
-from fusedref.bench.networks import NETWORKS, network_rows, networks_table
+from fusedref.bench.network_tables import networks_markdown, networks_table
+from fusedref.bench.networks import NETWORKS, network_rows
 from fusedref.bench.peers import DTYPES, LAYOUTS, OURS, PEERS, PEERS_AT_OTHER_PROBLEMS, Peer, eager, folded, ours
 from fusedref.bench.problems import OTHER_PROBLEMS, describe, in_family
 from fusedref.bench.rows import FLOOR, Row, load, rows_file, save, versions
@@ -81,6 +82,7 @@ __all__ = [
     "models_picture",
     "models_table",
     "network_rows",
+    "networks_markdown",
     "networks_table",
     "other_problems_table",
     "other_problems_training_table",

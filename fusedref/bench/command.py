@@ -15,7 +15,8 @@ from fusedref.bench.layers import MODELS
 from fusedref.bench.measure import compile_ours, host_rows, run
 from fusedref.bench.model_tables import models_picture, models_table
 from fusedref.bench.models import BATCHES, model_rows
-from fusedref.bench.networks import NETWORKS, network_rows, networks_table
+from fusedref.bench.network_tables import networks_table
+from fusedref.bench.networks import NETWORKS, network_rows
 from fusedref.bench.peers import DTYPES, LAYOUTS, OURS, PEERS, PEERS_AT_OTHER_PROBLEMS
 from fusedref.bench.problems import OTHER_PROBLEMS, describe, in_family
 from fusedref.bench.rows import Row, save

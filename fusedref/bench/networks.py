@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.table import Table
 from torch import Tensor, nn
 
 from fusedref.bench.peers import LAYOUTS
@@ -210,27 +209,3 @@ def compile_pairs(model: nn.Module, x: Tensor, precision: str) -> None:
 def _keep_input(inputs: dict[str, Tensor], name: str, layer: nn.Module, given: tuple[Tensor]) -> None:
     """Keep what a layer takes."""
     inputs[name] = given[0].detach()
-
-
-def networks_table(rows: Sequence[Row], card: str) -> Table:
-    """Return a table with a line for each network, mode, precision and layout."""
-    result = Table(title=f"Networks in CUDA graphs, {SIZE}x{SIZE}, milliseconds and peak MiB on {card}")
-    for heading in ("", "", "precision", "layout"):
-        result.add_column(heading)
-    ways = list(dict.fromkeys(row.name for row in rows))
-    for way in ways:
-        result.add_column(way, justify="right")
-        result.add_column("MiB", justify="right")
-    result.add_column("best other / ours", justify="right")
-    found = {(*row.key[1:], row.name): row for row in rows}
-    for key in dict.fromkeys(row.key[1:] for row in rows):
-        of_one = {way: found[(*key, way)] for way in ways if (*key, way) in found}
-        cells = []
-        for way in ways:
-            row = of_one.get(way)
-            cells += ["", ""] if row is None else [f"{row.us / 1000:.2f}", f"{row.peak_mib:.0f}"]
-        others = [row.us for way, row in of_one.items() if way != "fusedref"]
-        ratio = f"{min(others) / of_one['fusedref'].us:.2f}" if others and "fusedref" in of_one else ""
-        mode, precision, layout, problem = key
-        result.add_row(problem, mode.removeprefix("network, "), precision, layout, *cells, ratio)
-    return result
