@@ -69,6 +69,10 @@ WAYS = {
         lambda m, x: m.bn(m.conv(x)) if sum(bool(x[i] > 0) for i in range(8)) else x,
         "the model cannot be traced: more than 64 paths",
     ),
+    "no_grad": (
+        lambda m, x: m.bn(torch.no_grad()(m.conv)(x)),
+        "no_grad, inference_mode or a checkpoint is around one of them alone",
+    ),
     "keyword": (lambda m, x: m.bn(m.conv(input=x)), "it is called with other arguments than one tensor"),
 }
 
@@ -77,6 +81,8 @@ WAYS = {
 def test_ways_of_calling(name):
     forward, reason = WAYS[name]
     assert only_line(Pair(forward)) == reason
+    with torch.no_grad():
+        assert only_line(Pair(forward)) == reason
 
 
 @pytest.mark.parametrize(("kind", "user"), [(WithFlag, "the caller"), (WithDefault, "relu")])
@@ -192,21 +198,91 @@ def test_a_shared_module_called_by_two():
     assert only_line(model) == "it is called in first and in second"
 
 
-def test_factors_that_stay():
-    def said(forward):
-        return only_line(Pair(forward)).removeprefix("fused, without the factor: ")
+class Times(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block, self.conv, self.bn = conv_bn(4, 4, activation=None), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.vector = nn.Parameter(torch.ones(4, 1, 1))
+        self.two, self.seen, self.pair = 2.0, [], (2.0, 3.0)
 
-    assert said(lambda m, x: m.bn(m.conv(x)) * 2.0) == "forward reads self.way"
+    def forward(self, x):
+        return self.bn(self.conv(self.block(x) * 2.0)) * self.vector
 
-    class Times(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.block, self.conv, self.bn = conv_bn(4, 4, activation=None), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
-            self.vector = nn.Parameter(torch.ones(4, 1, 1))
 
-        def forward(self, x):
-            return self.bn(self.conv(self.block(x) * 2.0)) * self.vector
+class ReadsMore(Times):
+    def forward(self, x):
+        return self.bn(self.conv(x)) * self.two + self.pair[1]
 
+
+class Asserts(Times):
+    def forward(self, x):
+        assert x is not None
+        return self.bn(self.conv(x)) * 2.0
+
+
+class Stores(Times):
+    def forward(self, x):
+        self.last = x
+        return self.bn(self.conv(x)) * 2.0
+
+
+class Prints(Times):
+    def forward(self, x):
+        print(x)
+        return self.bn(self.conv(x)) * 2.0
+
+
+class Enters(Times):
+    def forward(self, x):
+        with torch.autocast("cpu", enabled=False):
+            x = torch.relu(x)
+        return self.bn(self.conv(x)) * 2.0
+
+
+class CallsAMethod(Times):
+    def forward(self, x):
+        return self.help(self.bn(self.conv(x)) * 2.0)
+
+    def help(self, x):
+        return x
+
+
+class Decorated(Times):
+    @torch.no_grad()
+    def forward(self, x):
+        return self.bn(self.conv(x)) * 2.0
+
+
+class Optional(Times):
+    def forward(self, x, unused=None):
+        return self.bn(self.conv(x)) * 2.0
+
+
+MORE = "forward does more than compute from its arguments and layers"
+STAYING = {
+    ReadsMore: "forward reads self.pair, self.two",
+    Asserts: MORE,
+    Stores: MORE,
+    Prints: MORE,
+    Enters: MORE,
+    CallsAMethod: MORE,
+    Decorated: MORE,
+    Optional: "forward has optional arguments",
+}
+
+
+@pytest.mark.parametrize("kind", STAYING)
+def test_factors_that_stay(kind):
+    model = kind()
+    fused = fuse(model)
+    result = next(line.result for line in fused.fusion_report.lines if line.conv == "conv")
+    assert result == f"fused, without the factor: {STAYING[kind]}"
+    x = torch.randn(2, 4, 3, 3)
+    torch.testing.assert_close(fused(x), model(x))
+    assert type(fused) is kind
+
+
+def test_factors_elsewhere_and_of_other_shapes():
     first, second = fuse(Times()).fusion_report.lines
     assert first.result == "fused, without the factor: another module multiplies"
     assert second.result == "fused, without the factor: the factor is not one number of the layers' dtype"

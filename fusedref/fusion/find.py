@@ -110,8 +110,8 @@ class _Calls:
             return bn, f"{bn}: {reason}"
         if len(self.nodes[bn]) != len(self.nodes[name]):
             return bn, f"{bn} also takes another input"
-        if any(node.meta["checkpoints"] != next(iter(node.users)).meta["checkpoints"] for *_, node in self.nodes[name]):
-            return bn, "a checkpoint recomputes only one of them"
+        if any(node.meta["context"] != next(iter(node.users)).meta["context"] for *_, node in self.nodes[name]):
+            return bn, "no_grad, inference_mode or a checkpoint is around one of them alone"
         return bn, ""
 
     def input_of(self, name: str) -> str:

@@ -1,11 +1,13 @@
 """Leave the multiplication after a BatchNorm to the fused convolution: rewrite the forward that multiplies.
 
-A forward is rewritten where its trace says all that it does: one path in both modes, and no attribute read but the
-factor. The module then gets a subclass of its own class with the traced forward.
+A forward is rewritten where its trace says all that it does: it computes local variables and returns, without branches,
+contexts or effects, and reads no attribute but the factor. The module then gets a subclass of its own class with the
+traced forward.
 """
 
 from __future__ import annotations
 
+import dis
 import inspect
 import operator
 from collections.abc import Iterator
@@ -18,9 +20,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from fusedref.fusion.layers import scaled
+from fusedref.fusion.source import definitions
 from fusedref.fusion.trace import quiet
 
 _PRODUCTS = (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply", "multiply_")
+# POP_TOP drops the result of a statement that is a call; LOAD_SPECIAL enters a context.
+_EFFECTS = (
+    "POP_TOP", "STORE_ATTR", "STORE_GLOBAL", "STORE_DEREF", "STORE_SUBSCR", "DELETE_", "RAISE_", "BEFORE_WITH",
+    "SETUP_", "LOAD_SPECIAL", "IMPORT_", "FOR_ITER", "YIELD_",
+)  # fmt: skip
 _OF_EVERY_MODULE = set(vars(nn.Module())) - {"training"}
 
 
@@ -66,6 +74,8 @@ class Rewrite:
             self.reason = "its module's class is torch's"
         elif any(p.default is not p.empty or p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters):
             self.reason = "forward has optional arguments"
+        elif _does_more(type(module)):
+            self.reason = "forward does more than compute from its arguments and layers"
         if self.reason:
             return
         for training in (True, False):
@@ -147,8 +157,26 @@ def _make(plain: type[nn.Module], source: str, names: dict[str, Any]) -> nn.Modu
     return module
 
 
+def _does_more(cls: type[nn.Module]) -> bool:
+    """Return whether forward may do what a trace does not show: branch, enter a context, call a method, or store."""
+    forward = cls.forward
+    code = forward.__code__
+    if hasattr(forward, "__wrapped__") or any(True for name in code.co_names for _ in definitions(cls, name)):
+        return True
+    return any(
+        instruction.opname.startswith(_EFFECTS) or "JUMP_IF" in instruction.opname
+        for instruction in dis.get_instructions(code)
+    )
+
+
 class _Own(fx.Tracer):
-    """Traces one module's forward, with a call for each module that it calls."""
+    """Traces one module's forward, with a call for each module that it calls, and refuses contexts of functions."""
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Record a node; raise TraceError in a context that a graph cannot have."""
+        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled() or torch.is_autocast_enabled():
+            raise fx.proxy.TraceError("no_grad or autocast")
+        return super().create_node(*args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return that no other forward is traced."""

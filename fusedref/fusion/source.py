@@ -25,7 +25,7 @@ def used_otherwise(module: nn.Module) -> dict[nn.Module, str]:
     found: dict[nn.Module, str] = {}
     waiting, seen = ["forward"], {"forward"}
     while waiting:
-        for function in _definitions(type(module), waiting.pop()):
+        for function in definitions(type(module), waiting.pop()):
             name = function.__qualname__
             try:
                 tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
@@ -43,7 +43,7 @@ def used_otherwise(module: nn.Module) -> dict[nn.Module, str]:
     return found
 
 
-def _definitions(cls: type[nn.Module], name: str) -> Iterator[FunctionType]:
+def definitions(cls: type[nn.Module], name: str) -> Iterator[FunctionType]:
     """Yield the functions of that name that ``cls`` defines or inherits, torch's own apart, in the order of super()."""
     for base in cls.__mro__:
         function = vars(base).get(name)

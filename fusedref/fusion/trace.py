@@ -166,9 +166,10 @@ class _Tracer(fx.Tracer):
         return self.create_proxy("call_module", name, args, kwargs)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """Record whose forward makes a node, and the calls of torch.utils.checkpoint that recompute it."""
+        """Record whose forward makes a node, and what autograd does there."""
         node = super().create_node(*args, **kwargs)
-        node.meta |= {"caller": self.callers[-1], "checkpoints": _checkpoints()}
+        context = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), _checkpoints()
+        node.meta |= {"caller": self.callers[-1], "context": context}
         return node
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -251,7 +252,14 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the generator of random numbers and the warnings of a trace to itself."""
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    """Keep the random numbers and the warnings of a trace to itself, and let it see where gradients are off."""
+    with (
+        torch.random.fork_rng(devices=[]),
+        warnings.catch_warnings(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
         warnings.simplefilter("ignore")
         yield
