@@ -11,6 +11,9 @@ import torch
 
 import fusedref
 from fusedref.cuda import SourceModule, drv
+from fusedref.ops.runner import run_plan, target_of
+from fusedref.plans.candidates import candidate_plans
+from fusedref.plans.variant import KernelVariant
 from fusedref.validation import random_inputs
 from kernels import ladder, training
 
@@ -52,6 +55,13 @@ def rungs() -> None:
     fusedref.fused_conv_bn_scale(
         *random_inputs(fusedref.Problem(3, 4, 6, 17, 21, (3, 5), **options), 0, "cuda"), **options
     )
+    for options in ({}, {"padding": 1, "stride": 2}):  # for wgmma_gemm, on cards with wgmma
+        problem = fusedref.Problem(3, 40, 72, 9, 11, 3, **options)
+        given = random_inputs(problem, 0, "cuda")
+        given.x[1, 2, 3, 4] = math.inf  # sums that it computes plainly
+        for _, chosen in candidate_plans(problem, target_of(given.x.device), KernelVariant()):
+            if chosen.kernel == "wgmma_gemm":
+                run_plan(chosen, problem, given)
     for dtype in (torch.float32, torch.float16):  # for implicit_gemm
         options = {"stride": (1, 2), "padding": (1, 2), "dilation": (2, 1), "groups": 2}
         problem = fusedref.Problem(3, 38, 20, 17, 22, 3, dtype=dtype, **options)

@@ -53,6 +53,47 @@ def test_a_product(factor, columns):
     assert np.array_equal(d, a.astype(np.float32) @ b.astype(np.float32))
 
 
+# The same with a in shared memory: row m is row m + 1 of `left`, its second half row m + 67.
+SHARED_FACTORS = r"""
+#include "ptx.cuh"
+extern "C" __global__ void multiply(const uint4* left, const uint4* right, float* d)
+{
+    __shared__ __align__(128) uint4 a[132], b[2 * COLUMNS + 2];
+    for (int i = threadIdx.x; i < 132; i += 128) a[i] = left[i];
+    for (int i = threadIdx.x; i < 2 * COLUMNS + 2; i += 128) b[i] = right[i];
+    ptx::fence_async_shared();
+    __syncthreads();
+    float sum[COLUMNS / 2];
+    ptx::wgmma_fence();
+    for (int i = 0; i < 2; i++)
+        ptx::wgmma_TYPE(sum, ptx::Columns(a).at(16, 66 * 16), ptx::Columns(b).at(32, COLUMNS * 16), i > 0);
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<0>();
+    const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, member = threadIdx.x % 4;
+    for (int j = 0; j < COLUMNS / 8; j++)
+        for (int i = 0; i < 4; i++)
+            d[(row + i / 2 * 8) * COLUMNS + j * 8 + member * 2 + i % 2] = sum[j * 4 + i];
+}
+"""
+
+
+@pytest.mark.parametrize(("kind", "columns"), [("f16", 64), ("f16", 128), ("bf16", 64), ("bf16", 128)])
+def test_a_product_of_two_factors_in_shared_memory(kind, columns):
+    rng = np.random.default_rng(columns)
+    a, b = (rng.integers(-8, 9, shape).astype(np.float32) for shape in ((132, 8), (2 * columns + 2, 8)))
+    # A bfloat16 is the upper half of a float32.
+    given = [t.astype(np.float16) if kind == "f16" else (t.view(np.uint32) >> 16).astype(np.uint16) for t in (a, b)]
+    source = SHARED_FACTORS.replace("COLUMNS", str(columns)).replace("TYPE", kind)
+    module = emulator.SourceModule(source, no_extern_c=True, include_dirs=[str(COMMON)])
+    d = np.empty((64, columns), np.float32)
+    with watch() as seen:
+        module.get_function("multiply")(*map(driver.In, given), driver.Out(d), block=(128, 1, 1))
+    assert [finding.message for finding in seen.findings] == []
+    left = np.concatenate([a[1:65], a[67:131]], 1)
+    right = np.concatenate([b[2 : 2 + columns], b[2 + columns : 2 + 2 * columns]], 1)
+    assert np.array_equal(d, 2 * left @ right.T)
+
+
 PARTLY = r"""
 #include "ptx.cuh"
 extern "C" __global__ void copy(const float* x, float* y)

@@ -15,7 +15,7 @@ from tests import nvcc
 from tests.sources import inlined
 
 TILED = {rung.candidate.file for rung in LADDER if isinstance(rung.candidate, Tiled)}
-OTHERS = TILED | {"implicit_gemm"}  # their own tests compile these
+OTHERS = TILED | {"implicit_gemm", "wgmma_gemm", "wgmma_gemm_prepare"}  # their own tests compile these
 FILES = sorted(path for path in [*KERNELS.glob("*.cu"), *INFERENCE.glob("*.cu")] if path.stem not in OTHERS)
 TRAINING = {path.name for path in FILES if path.name[:2] in {f"{rung.number:02d}" for rung in training.TRAINING}}
 

@@ -13,14 +13,15 @@ from fusedref.arguments import check_memory
 from fusedref.cuda.backend import backend_of
 from fusedref.cuda.compile import source_module
 from fusedref.cuda.kernel import Kernel
+from fusedref.cuda.scratch import Scratch
 from fusedref.parameters import TENSOR_NAMES, Parameters
 from fusedref.plans import Launch, Plan
 from fusedref.plans.library import LIBRARIES
 from fusedref.problem import Problem
 from fusedref.target import Target
 
-# The values that a launch chooses its arguments from: tensors first, then numbers.
-VALUE_NAMES = (*TENSOR_NAMES, "y", "scaling_factor", "eps", "batch", "channels", "plane")
+# The values that a launch chooses its arguments from: tensors, then the plan's scratch, then numbers.
+TENSORS, NUMBERS = (*TENSOR_NAMES, "y"), ("scaling_factor", "eps", "batch", "channels", "plane")
 
 
 class PlanRunner:
@@ -33,7 +34,9 @@ class PlanRunner:
         self.strides = strides_of(self.shape, self.memory_format)
         self.sizes = problem.batch, problem.out_channels, problem.out_height * problem.out_width
         self.index, self.backend = device.index, backend_of(device)
-        self.kernels = [kernel_of(launch, device, VALUE_NAMES) for launch in plan.launches] if problem.batch else []
+        self.scratch = Scratch([plan.scratch] if plan.scratch else [])
+        names = (*TENSORS, *["scratch" for _ in self.scratch.sizes], *NUMBERS)
+        self.kernels = [kernel_of(launch, device, names) for launch in plan.launches] if problem.batch else []
 
     def contiguous(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return the tensors as the kernels read them, copied where they lie in memory otherwise."""
@@ -46,8 +49,9 @@ class PlanRunner:
         """Return y of x, weight and the five vectors, which must be ``contiguous``."""
         y = self._new(tensors)
         if self.kernels:
+            numbers = scaling_factor, eps, *self.sizes
             try:
-                self.backend.launch(self.kernels, (*tensors, y), (scaling_factor, eps, *self.sizes), self.index)
+                self.backend.launch(self.kernels, (*tensors, y), numbers, self.index, self.scratch)
             except ValueError:
                 check_memory(tensors)  # its error names the argument
                 raise

@@ -63,6 +63,7 @@ class Plan:
     )  # (channels, rows, columns) of y that a block works on at a time; the library's: None
     predicted: dict[str, float] = dataclasses.field(hash=False)  # microseconds by resource, see ``predict``
     launches: tuple[Launch, ...]
+    scratch: int = 0  # bytes that one launch writes for the next
 
     @property
     def limiter(self) -> str:

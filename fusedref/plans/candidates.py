@@ -14,6 +14,7 @@ from fusedref.plans.implicit_gemm import gemm_tile, gemm_tiles, implicit_gemm_pl
 from fusedref.plans.library import library_plan, unserved_by_library, unserved_by_matmul
 from fusedref.plans.pipeline import pipeline_plan, unserved_by_pipeline
 from fusedref.plans.variant import KernelVariant
+from fusedref.plans.wgmma_gemm import unserved_by_wgmma_gemm, wgmma_gemm_plan, wgmma_tile, wgmma_tiles
 from fusedref.problem import Problem
 from fusedref.target import Target
 
@@ -71,6 +72,19 @@ def _gemm_plan(problem: Problem, target: Target, variant: KernelVariant, sizes: 
     return None if tile is None else implicit_gemm_plan(problem, tile, variant, reason)
 
 
+def _best_wgmma_tiles(problem: Problem, target: Target, variant: KernelVariant) -> list[Sizes]:
+    """Return the cheapest tile, and the cheapest of those with other chunks or other ways to prepare x."""
+    found: dict[tuple[int, ...], Sizes] = {}
+    for tile in sorted(wgmma_tiles(problem, target, variant), key=lambda tile: tile.cycles):
+        found.setdefault((tile.chunk, tile.direct), tile.sizes)
+    return list(found.values())[:MOST_TILES]
+
+
+def _wgmma_plan(problem: Problem, target: Target, variant: KernelVariant, sizes: Sizes, reason: str) -> Plan | None:
+    tile = wgmma_tile(problem, target, variant, sizes)
+    return None if tile is None else wgmma_gemm_plan(problem, tile, target, variant, reason)
+
+
 def _one(problem: Problem, target: Target, variant: KernelVariant) -> list[Sizes]:
     return [()]
 
@@ -81,6 +95,7 @@ CANDIDATES = {
         _one,
         lambda problem, target, variant, _, reason: pipeline_plan(problem, target, variant, reason=reason),
     ),
+    "wgmma_gemm": Candidate(unserved_by_wgmma_gemm, _best_wgmma_tiles, _wgmma_plan),
     "implicit_gemm": Candidate(unserved_by_implicit_gemm, _best_gemm_tiles, _gemm_plan),
     "folded": Candidate(
         unserved_by_folded,

@@ -241,7 +241,8 @@ static __device__ __forceinline__ uint32_t nanoseconds() {
 }
 
 // ---- wgmma [sm_90a]: a warpgroup (four consecutive warps) multiplies asynchronously ---------------------------------
-// d[64, N] = a[64, 16] b[16, N] + (accumulate ? d : 0), fp16 or bf16 in, fp32 accumulated; N is 8, 16, 24 or 32.
+// d[64, N] = a[64, 16] b[16, N] + (accumulate ? d : 0), fp16 or bf16 in, fp32 accumulated. N is 8, 16, 24 or 32 with a in
+// registers, a multiple of 8 from 64 to 128 with a in shared memory.
 // Warp w of the group holds rows 16 w to 16 w + 15 of a and d: a in the layout of mma_m16n8k16_f16's a; d[4 j] to
 // d[4 j + 3] in the layout of its d, for columns 8 j to 8 j + 7.
 // Call wgmma_fence before the first. Until wgmma_wait, do not touch d and a, and do not write b's shared memory.
@@ -261,7 +262,7 @@ static __device__ __forceinline__ void wgmma_wait() {
 }
 
 // b in shared memory: column n is the 16 bytes at rows + 16 n (first half of k) and the 16 bytes `next` bytes after
-// them (second half); rows and next >= 0 are multiples of 16.
+// them (second half); rows and next >= 0 are multiples of 16. And so are the 64 rows of a.
 struct Columns {
     uint64_t descriptor;  // 8 rows of 16 bytes are one of wgmma's matrices, 128 bytes from the next along n
     __device__ __forceinline__ explicit Columns(const void* rows)
@@ -310,6 +311,66 @@ PTX_WGMMAS(wgmma_f16, f16, Columns, 0)
 PTX_WGMMAS(wgmma_bf16, bf16, Columns, 0)
 PTX_WGMMAS(wgmma_f16, f16, Windows, 1)
 #undef PTX_WGMMAS
+#undef PTX_WGMMA
+
+#define PTX_WGMMA(name, type, n, d_names, a_name, b_name, accumulate_name, ...)                                          \
+    static __device__ __forceinline__ void name(float (&d)[n / 2], Columns a, Columns b, bool accumulate)                \
+    {                                                                                                                    \
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, " accumulate_name ", 0;\n"                                          \
+            "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." #type "." #type " "                                        \
+            "{" d_names "}, " a_name ", " b_name ", p, 1, 1, 0, 0; }"                                                    \
+            : __VA_ARGS__ : "l"(a.descriptor), "l"(b.descriptor), "r"((int)accumulate));                                 \
+    }
+#define PTX_NAMES_32 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15," \
+                     "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define PTX_NAMES_36 PTX_NAMES_32 ",%32,%33,%34,%35"
+#define PTX_NAMES_40 PTX_NAMES_36 ",%36,%37,%38,%39"
+#define PTX_NAMES_44 PTX_NAMES_40 ",%40,%41,%42,%43"
+#define PTX_NAMES_48 PTX_NAMES_44 ",%44,%45,%46,%47"
+#define PTX_NAMES_52 PTX_NAMES_48 ",%48,%49,%50,%51"
+#define PTX_NAMES_56 PTX_NAMES_52 ",%52,%53,%54,%55"
+#define PTX_NAMES_60 PTX_NAMES_56 ",%56,%57,%58,%59"
+#define PTX_NAMES_64 PTX_NAMES_60 ",%60,%61,%62,%63"
+#define PTX_SUMS_32 PTX_FOUR(0), PTX_FOUR(4), PTX_FOUR(8), PTX_FOUR(12), PTX_FOUR(16), PTX_FOUR(20), PTX_FOUR(24), PTX_FOUR(28)
+#define PTX_SUMS_36 PTX_SUMS_32, PTX_FOUR(32)
+#define PTX_SUMS_40 PTX_SUMS_36, PTX_FOUR(36)
+#define PTX_SUMS_44 PTX_SUMS_40, PTX_FOUR(40)
+#define PTX_SUMS_48 PTX_SUMS_44, PTX_FOUR(44)
+#define PTX_SUMS_52 PTX_SUMS_48, PTX_FOUR(48)
+#define PTX_SUMS_56 PTX_SUMS_52, PTX_FOUR(52)
+#define PTX_SUMS_60 PTX_SUMS_56, PTX_FOUR(56)
+#define PTX_SUMS_64 PTX_SUMS_60, PTX_FOUR(60)
+#define PTX_WGMMAS(name, type)                                                                                           \
+    PTX_WGMMA(name, type, 64, PTX_NAMES_32, "%32", "%33", "%34", PTX_SUMS_32)                                            \
+    PTX_WGMMA(name, type, 72, PTX_NAMES_36, "%36", "%37", "%38", PTX_SUMS_36)                                            \
+    PTX_WGMMA(name, type, 80, PTX_NAMES_40, "%40", "%41", "%42", PTX_SUMS_40)                                            \
+    PTX_WGMMA(name, type, 88, PTX_NAMES_44, "%44", "%45", "%46", PTX_SUMS_44)                                            \
+    PTX_WGMMA(name, type, 96, PTX_NAMES_48, "%48", "%49", "%50", PTX_SUMS_48)                                            \
+    PTX_WGMMA(name, type, 104, PTX_NAMES_52, "%52", "%53", "%54", PTX_SUMS_52)                                           \
+    PTX_WGMMA(name, type, 112, PTX_NAMES_56, "%56", "%57", "%58", PTX_SUMS_56)                                           \
+    PTX_WGMMA(name, type, 120, PTX_NAMES_60, "%60", "%61", "%62", PTX_SUMS_60)                                           \
+    PTX_WGMMA(name, type, 128, PTX_NAMES_64, "%64", "%65", "%66", PTX_SUMS_64)
+PTX_WGMMAS(wgmma_f16, f16)
+PTX_WGMMAS(wgmma_bf16, bf16)
+#undef PTX_WGMMAS
+#undef PTX_SUMS_64
+#undef PTX_NAMES_64
+#undef PTX_SUMS_60
+#undef PTX_NAMES_60
+#undef PTX_SUMS_56
+#undef PTX_NAMES_56
+#undef PTX_SUMS_52
+#undef PTX_NAMES_52
+#undef PTX_SUMS_48
+#undef PTX_NAMES_48
+#undef PTX_SUMS_44
+#undef PTX_NAMES_44
+#undef PTX_SUMS_40
+#undef PTX_NAMES_40
+#undef PTX_SUMS_36
+#undef PTX_NAMES_36
+#undef PTX_SUMS_32
+#undef PTX_NAMES_32
 #undef PTX_FOUR
 #undef PTX_WGMMA
 

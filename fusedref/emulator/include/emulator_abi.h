@@ -64,13 +64,12 @@ struct Module {
 // The lanes of a warp in `mask` meet; the last to arrive runs `action` on the payloads of all; then all go on.
 typedef void (*WarpAction)(void* const payload[32], uint32_t present, const void* detail);
 
-// The shared memory that a wgmma reads: `rows` rows of 16 bytes from `begin` on, and as many from begin + next on; and
-// this lane's sums, rows / 2 of them.
+// A matrix in shared memory that a warp's share of a wgmma reads: `rows` rows of 16 bytes from `begin` on, and as many from
+// begin + next on. No rows: the matrix lies in registers.
 struct Matrix {
     const char* begin;
     uint32_t rows;
     int next;
-    float* sums;
 };
 
 }  // namespace emu
@@ -134,6 +133,7 @@ EMU_EXPORT void emu_mbarrier_wait(void* mbarrier, uint32_t parity);
 
 // A warp's share of a wgmma (products.cpp). All lanes call it together; `run` gets a copy of each lane's operands when
 // the warp waits for the product.
-EMU_EXPORT void emu_product(void* operands, uint32_t bytes, emu::Matrix matrix, emu::WarpAction run);
+EMU_EXPORT void emu_product(
+    void* operands, uint32_t bytes, emu::Matrix a, emu::Matrix b, float* sums, uint32_t sum_count, emu::WarpAction run);
 EMU_EXPORT void emu_product_commit(void);
 EMU_EXPORT void emu_product_wait(uint32_t groups_left);  // wgmma.wait_group n

@@ -205,6 +205,8 @@ namespace fragments {
 
 struct Share {
     uint32_t a[4];
+    const char* a_rows;  // a's first row for this warp; null: a lies in registers
+    int a_next;
     const char* rows;
     int next;
     float* d;
@@ -223,6 +225,11 @@ EMU_UNWATCHED void multiply_share(void* const payload[32], uint32_t, const void*
                 a[lane / 4 + r % 2 * 8][r / 2 * 8 + lane % 4 * 2 + e] =
                     take_apart(((const Share*)payload[lane])->a[r] >> 16 * e & 0xffff, format);
     const Share& first = *(const Share*)payload[0];
+    for (int i = 0; first.a_rows && i < 16 * 16; i++) {
+        uint16_t bits;
+        __builtin_memcpy(&bits, first.a_rows + i / 16 * 16 + i % 16 / 8 * first.a_next + i % 8 * 2, 2);
+        a[i / 16][i % 16] = take_apart(bits, format);
+    }
     for (int n = 0; n < N; n++) {
         for (int k = 0; k < 16; k++) {
             uint16_t bits;
@@ -262,9 +269,16 @@ template <bool brain, bool windows, int SUMS>
 EMU_INLINE void wgmma(
     float (&d)[SUMS], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, const char* rows, int next, bool accumulate) {
     constexpr int N = 2 * SUMS;
-    Share mine = {{a0, a1, a2, a3}, rows, next, d, accumulate};
+    Share mine = {{a0, a1, a2, a3}, 0, 0, rows, next, d, accumulate};
     const uint32_t read = windows ? 8 + N / 8 - 1 : N;  // rows of 16 bytes in each half of k
-    emu_product(&mine, sizeof mine, {rows, read, next, d}, multiply_share<N, brain, windows>);
+    emu_product(&mine, sizeof mine, {}, {rows, read, next}, d, SUMS, multiply_share<N, brain, windows>);
+}
+
+template <bool brain, int SUMS> EMU_INLINE void wgmma(float (&d)[SUMS], Columns a, Columns b, bool accumulate) {
+    const char* a_rows = a.rows + emu_thread_x() / 32 % 4 * 16 * 16;
+    Share mine = {{}, a_rows, a.next, b.rows, b.next, d, accumulate};
+    const emu::Matrix share_of_a = {a_rows, 16, a.next}, all_of_b = {b.rows, 2 * SUMS, b.next};
+    emu_product(&mine, sizeof mine, share_of_a, all_of_b, d, SUMS, multiply_share<2 * SUMS, brain, false>);
 }
 
 }  // namespace fragments
@@ -287,6 +301,13 @@ template <int SUMS>
 EMU_INLINE void wgmma_f16(
     float (&d)[SUMS], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, Windows b, bool accumulate) {
     fragments::wgmma<false, true>(d, a0, a1, a2, a3, b.rows, 128, accumulate);
+}
+
+template <int SUMS> EMU_INLINE void wgmma_f16(float (&d)[SUMS], Columns a, Columns b, bool accumulate) {
+    fragments::wgmma<false>(d, a, b, accumulate);
+}
+template <int SUMS> EMU_INLINE void wgmma_bf16(float (&d)[SUMS], Columns a, Columns b, bool accumulate) {
+    fragments::wgmma<true>(d, a, b, accumulate);
 }
 
 // ---- hints ------------------------------------------------------------------------------------------------------------

@@ -259,7 +259,7 @@ void watch_copy_landed(Worker* w, Pending* p) {
 void watch_sums(Worker* w, uintptr_t address, int write, void* pc) {
     uint32_t me = w->current->linear;
     for (Product* p = w->products[me / 32]; p; p = p->next) {
-        if (!p->sums[me % 32] || address - (uintptr_t)p->sums[me % 32] >= p->matrix.rows / 2 * sizeof(float)) continue;
+        if (!p->sums[me % 32] || address - (uintptr_t)p->sums[me % 32] >= p->sum_count * sizeof(float)) continue;
         Report r = report_of(w, MISSING_WAIT, address, sizeof(float), write, pc);
         r.advice = PRODUCT;
         r.other_pc = (uint64_t)p->pc;

@@ -76,8 +76,9 @@ struct Product {  // a warp's share of a wgmma, computed when the warp waits for
     Product* next;
     WarpAction run;
     uint32_t group, bytes;  // bytes: of each lane's operands
-    Matrix matrix;
-    float* sums[32];
+    Matrix a, b;
+    float* sums[32];  // of each lane
+    uint32_t sum_count;
     void* pc;
     char operands[];
 };
