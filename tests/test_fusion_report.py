@@ -155,6 +155,13 @@ def test_kinds_of_layers(name):
     assert only_line(Pair(lambda m, x: m.bn(m.conv(x)), conv, bn)) == reason
 
 
+def test_modules_that_forward_makes():
+    model = Pair(lambda m, x: nn.Sequential(nn.ReLU(), *m.layers[:2])(nn.Sigmoid()(nn.Conv2d(4, 4, 1)(x))))
+    model.layers = conv_bn(4, 4)
+    assert [line.conv for line in fuse(model).fusion_report.fused] == ["layers.0"]
+    assert only_line(Pair(lambda m, x: nn.BatchNorm2d(4)(m.conv(x)))) == "its output goes to a new BatchNorm2d"
+
+
 class Iterates(nn.Module):
     """Cannot be traced, and takes its Sequential apart."""
 

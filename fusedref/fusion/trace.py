@@ -139,10 +139,8 @@ class _Tracer(fx.Tracer):
         self.callers = [""]  # the modules whose forward runs; "" is the one that is traced
 
     def path_of_module(self, mod: nn.Module) -> str:
-        """Return the name of a module in the model."""
-        if mod not in self.names:
-            raise fx.proxy.TraceError(f"{type(mod).__name__} is not registered in the model")
-        return self.names[mod]
+        """Return the name of a module in the model, and what one is that forward makes."""
+        return self.names.get(mod) or f"a new {type(mod).__name__}"
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Record the call of a layer, or follow a module's forward; take it for one call where that fails."""
@@ -150,6 +148,8 @@ class _Tracer(fx.Tracer):
             return forward(*args, **kwargs)
         name = self.path_of_module(m)
         if not (is_leaf(m) or m in self.alone):
+            if m not in self.names:  # such as a slice of a Sequential
+                return m.forward(*args, **kwargs)
             if not has_hook(m):
                 last = next(iter(reversed(self.graph.nodes)), None)
                 self.callers.append(name)
