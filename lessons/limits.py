@@ -58,6 +58,13 @@ REASONS = {  # why a warp waits: Nsight Compute's name
     "a branch": "branch_resolving",
     "the dispatcher": "dispatch_stall",
 }
+LINKS = 512  # multiply-adds for each number of lesson 07's chain
+PIPELINES = {  # problem 73's pipeline with one idea of lesson 10 left out; another SHARED_BYTES would not compile
+    "reading at any time": {"TURN": 0},
+    "runs as they come": {"EXTRA": 0, "TAIL": 0, "RUN_PITCH": 260, "SHARED_BYTES": 182912},
+    "1 stage": {"STAGES": 1, "SHARED_BYTES": 150144},
+    "2 stages": {"STAGES": 2, "SHARED_BYTES": 166912},
+}
 STALL = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
 Calls = dict[str, tuple[str, Callable[[], object]]]  # what is measured -> its kernel and a call that launches it once
 
@@ -71,10 +78,13 @@ def calls() -> Calls:
         if rung.number >= 4 and rung.fits(KERNELBENCH_73) and rung.name != "folded_weights":
             found[rung.title] = rung.name, lambda rung=rung: rung.candidate(*inputs)
     plan = pipeline_plan(KERNELBENCH_73, target_of(device))
-    found["10 pipeline, reading at any time"] = (
-        "pipeline",
-        lambda: run_plan(_with_macro(plan, "TURN", 0), KERNELBENCH_73, inputs),
-    )
+    for name, macros in PIPELINES.items():
+        changed = with_macros(plan, macros)
+        found[f"10 pipeline, {name}"] = "pipeline", lambda plan=changed: run_plan(plan, KERNELBENCH_73, inputs)
+    numbers = torch.rand(1 << 26, device=device)
+    for count in (1, 2, 4):
+        title = f"07 chain: {count} number{'s' * (count > 1)} a thread"
+        found[title] = "chain", lambda n=count: steps.chain(numbers, n, LINKS)
     rows = torch.rand(1 << 16, steps.ROW, device=device)
     for blocks in (132, 4 * 132, 8 * 132):
         found[f"a bulk_store, {blocks} blocks"] = "bulk_store", lambda b=blocks: steps.bulk_store(rows, 2, b)
@@ -92,11 +102,14 @@ def calls() -> Calls:
     return found
 
 
-def _with_macro(plan: Plan, name: str, value: int) -> Plan:
-    """Return the plan with another value of one of its only launch's macros."""
+def with_macros(plan: Plan, changes: dict[str, int]) -> Plan:
+    """Return the plan with other values of some of its only launch's macros."""
     (launch,) = plan.launches
-    macros = tuple((macro, value if macro == name else was) for macro, was in launch.macros)
-    return dataclasses.replace(plan, launches=(dataclasses.replace(launch, macros=macros),))
+    macros = dict(launch.macros) | changes
+    shared = macros["SHARED_BYTES"]
+    return dataclasses.replace(
+        plan, launches=(dataclasses.replace(launch, macros=tuple(macros.items()), shared=shared),)
+    )
 
 
 def read(raw: str) -> list[dict[str, Any]]:

@@ -1,11 +1,16 @@
 """The five small kernels of lesson 10, the model of their trades, and the figures of what limits a kernel."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
 
 from fusedref.emulator import watch
+from fusedref.ops.runner import run_plan
+from fusedref.plans import pipeline_plan
+from fusedref.problem import KERNELBENCH_73
+from fusedref.validation import random_inputs
 from kernels.ladder import LADDER
 from lessons import limits, steps, timelines
 
@@ -64,6 +69,24 @@ def test_a_change_is_run_and_found(change, kind):
     assert seen.findings[0].kind == kind
     with pytest.raises(ValueError, match=r"bulk_store.cu has no 'nothing'"):
         steps.bulk_store(x, 2, 1, changes=[("nothing", "")])
+
+
+@pytest.mark.parametrize("numbers", [1, 2, 4])
+def test_chains_of_multiply_adds(numbers):
+    x = torch.rand(1000, generator=torch.Generator().manual_seed(numbers))
+    expected = x.double()
+    for _ in range(5):
+        expected = expected * 0.5 + 1
+    torch.testing.assert_close(steps.chain(x, numbers, 5).double(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", limits.PIPELINES)
+def test_a_pipeline_with_an_idea_left_out_is_right(name):
+    problem = dataclasses.replace(KERNELBENCH_73, batch=1, height=10)  # its tiles are as large
+    inputs = random_inputs(problem, 0, torch.device("cpu"))
+    plan = limits.with_macros(pipeline_plan(problem), limits.PIPELINES[name])
+    y = run_plan(plan, problem, inputs)
+    assert torch.equal(y, run_plan(pipeline_plan(problem), problem, inputs))
 
 
 def test_trades_wait_for_tiles_and_for_places():

@@ -1,4 +1,4 @@
-"""Launch the five small kernels of lesson 10, each of which adds one thing to the one before."""
+"""Launch the small kernels of lessons 07 and 10; of lesson 10's five, each adds one thing to the one before."""
 
 from __future__ import annotations
 
@@ -17,6 +17,17 @@ ROW = 1024  # numbers of a row of bulk_store, handover and stages
 
 
 Changes = Sequence[tuple[str, str]]  # (old, new) in a copy of the source
+
+
+def chain(x: Tensor, numbers: int, links: int) -> Tensor:
+    """Return y after `links` times y = y / 2 + 1 from x on, of lesson 07: with so many numbers for each thread."""
+    y = torch.empty_like(x)
+    options = f"-DNUMBERS={numbers}", f"-DLINKS={links}"
+    function = source_module(FOLDER / "chain.cu", options, x.device).get_function("chain")
+    factors, size = (np.float32(0.5), np.float32(1)), np.int32(x.numel())
+    blocks = -(-x.numel() // numbers // 256)
+    launch(function, x, Out(y), *factors, size, block=(256, 1, 1), grid=(blocks, 1, 1))
+    return y
 
 
 def bulk_store(x: Tensor, factor: float, blocks: int, changes: Changes = ()) -> Tensor:
