@@ -19,7 +19,7 @@ from fusedref.cuda import nvcc
 from fusedref.cuda.context import bandwidth, keep, make_current, pushed
 from fusedref.cuda.kernel import Kernel
 from fusedref.cuda.modules import LoadedModules
-from fusedref.cuda.scratch import NOTHING, Scratch
+from fusedref.cuda.scratch import NO_BLOCKS, Blocks, Scratch
 from fusedref.cuda.streams import raw_stream, twin_of
 from fusedref.target import EMULATED, Target
 
@@ -80,24 +80,26 @@ class Gpu:
             return new
         return torch.empty_strided(shape, strides, dtype=dtype, device=torch.device("cuda", _index(index)))
 
+    def allocate(self, scratch: Scratch, index: int | None) -> Blocks:
+        """Return new memory on CUDA device ``index``; later work in the current stream may have it after it is gone."""
+        memory = self.empty((scratch.total,), (1,), torch.uint8, index)
+        start = memory.data_ptr()
+        return Blocks([start + offset for offset in scratch.offsets], memory)
+
     def launch(
         self,
         kernels: Sequence[Kernel],
         tensors: Sequence[Tensor | None],
         numbers: Sequence[Any],
         index: int | None,
-        scratch: Scratch = NOTHING,
+        blocks: Blocks = NO_BLOCKS,
     ) -> None:
         """Launch ``kernels`` one after the other in torch's current stream of CUDA device ``index``.
 
-        Each kernel picks its arguments from the addresses of ``tensors`` and of the blocks of ``scratch``, followed by
-        ``numbers``.
+        Each kernel picks its arguments from the addresses of ``tensors``, followed by ``blocks`` and ``numbers``.
         """
         values: list[Any] = [0 if tensor is None else tensor.data_ptr() or _null_address(tensor) for tensor in tensors]
-        if scratch.total:
-            memory = self.empty((scratch.total,), (1,), torch.uint8, index)
-            start = memory.data_ptr()
-            values += [start + offset for offset in scratch.offsets]
+        values += blocks
         values += numbers
         assert index is not None  # a CUDA tensor's device has one
         handle = raw_stream(index)
@@ -158,15 +160,21 @@ class Emulator:
         """Return a new tensor on the CPU."""
         return torch.empty_strided(shape, strides, dtype=dtype)
 
+    def allocate(self, scratch: Scratch, index: int | None) -> Blocks:
+        """Return new memory of the emulator."""
+        from fusedref.emulator import driver
+
+        return Blocks([driver.mem_alloc(size) for size in scratch.sizes])
+
     def launch(
         self,
         kernels: Sequence[Kernel],
         tensors: Sequence[Tensor | None],
         numbers: Sequence[Any],
         index: int | None,
-        scratch: Scratch = NOTHING,
+        blocks: Blocks = NO_BLOCKS,
     ) -> None:
-        """Launch ``kernels`` one after the other on ``tensors``, which are on the CPU, ``scratch`` and ``numbers``.
+        """Launch ``kernels`` one after the other on ``tensors``, which are on the CPU, ``blocks`` and ``numbers``.
 
         The tensors are copied into the emulator's memory; those that are only written start as NaN there. Those that a
         kernel is declared to write are copied back, and so are those that it changes anyway: the caller must see
@@ -188,7 +196,6 @@ class Emulator:
             values[place] = driver.mem_alloc(tensor.nbytes)  # new memory of the emulator holds NaN in every float
             if place in read:
                 driver.memcpy_htod(values[place], _bytes(tensor))
-        blocks = [driver.mem_alloc(size) for size in scratch.sizes]
         for kernel in kernels:
             kernel.start([*values, *blocks, *numbers], None)
         for place, tensor in enumerate(tensors):

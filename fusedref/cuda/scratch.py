@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 ALIGNMENT = 256  # bytes; as the driver aligns what it allocates
 
 
 class Scratch:
-    """Blocks of so many bytes, which a backend makes for every call."""
+    """Says how large blocks of memory are, in bytes. A backend's ``allocate`` makes them."""
 
     __slots__ = ("offsets", "sizes", "total")
 
-    def __init__(self, sizes: Sequence[int] = ()) -> None:
+    def __init__(self, sizes: Sequence[int]) -> None:
         """Place the blocks one after the other in ``total`` bytes."""
         self.sizes, self.total = tuple(sizes), 0
         offsets = []
@@ -22,4 +23,15 @@ class Scratch:
         self.offsets = tuple(offsets)
 
 
-NOTHING = Scratch()
+class Blocks(list[Any]):
+    """The addresses of blocks, which exist as long as this list."""
+
+    __slots__ = ("memory",)
+
+    def __init__(self, addresses: Iterable[Any] = (), memory: object = None) -> None:
+        """Keep ``memory``, which the addresses lie in."""
+        super().__init__(addresses)
+        self.memory = memory
+
+
+NO_BLOCKS = Blocks()

@@ -13,7 +13,7 @@ from fusedref.cuda.kernel import Kernel
 from fusedref.cuda.scratch import Scratch
 from fusedref.ops.runner import kernel_of, strides_of, target_of
 from fusedref.ops.training import Gradients, Needs, Running
-from fusedref.plans import KernelVariant, Launch
+from fusedref.plans import KernelVariant
 from fusedref.plans.training import backward_launches, forward_launches, workspaces
 from fusedref.problem import Problem
 
@@ -43,6 +43,7 @@ class FastTraining:
         self.workspaces = workspaces(problem, self.target, self.variant)
         self.saved_elements: int = self.workspaces["moments"] // 8
         self.y_strides = strides_of(problem.output_shape)
+        self._forward_scratch = self._scratch(STATISTICS_SCRATCH)
         self._backward: dict[tuple[bool, bool, bool], tuple[list[Kernel], Scratch]] = {}
 
     def forward(
@@ -63,16 +64,19 @@ class FastTraining:
             running_mean, running_var, batches, given = running
             # For the kernel, a negative momentum means 1 / batches.
             momentum = given if given is not None else 0.0 if batches is None else -1.0
+        statistics, others = self._forward_kernels
+        backend, problem, index = self.backend, self.problem, self.device.index
+        blocks = backend.allocate(self._forward_scratch, index)
+        backend.launch(statistics, (x,), (problem.batch,), index, blocks)  # before the rest, so that the device begins
         vectors = [bias, gamma, beta]
         if self.vectors != torch.float32:  # those of the evaluation kernel are float32, as mean and var are
             vectors = [vector if vector is None else vector.float() for vector in vectors]
-        kernels, scratch = self._forward_kernels
-        problem, empty, index = self.problem, self.backend.empty, self.device.index
+        empty = backend.empty
         y = empty(problem.output_shape, self.y_strides, problem.dtype, index)
         mean, var = (empty((problem.out_channels,), (1,), torch.float32, index) for _ in range(2))
         moments = empty((self.saved_elements,), (1,), torch.float64, index)
         tensors = (x, weight, bias, running_mean, running_var, batches, y, mean, var, moments, *vectors)
-        self.backend.launch(kernels, tensors, (momentum, scaling_factor, eps, problem.batch), index, scratch)
+        backend.launch(others, tensors, (momentum, scaling_factor, eps, problem.batch), index, blocks)
         return y, mean, var, moments
 
     def backward(
@@ -102,13 +106,18 @@ class FastTraining:
         tensors = (dy, x, weight, bias, gamma, mean.float(), var.float(), dx, dweight, dbias, dgamma, dbeta, saved)
         kernels, scratch = self._backward_kernels(saved is not None, needs[0], any(needs[1:]))
         numbers = (0.0, scaling_factor, eps, self.problem.batch)
-        self.backend.launch(kernels, tensors, numbers, self.device.index, scratch)
+        blocks = self.backend.allocate(scratch, self.device.index)
+        self.backend.launch(kernels, tensors, numbers, self.device.index, blocks)
         return dx, dweight, dbias, dgamma, dbeta
 
     @cached_property
-    def _forward_kernels(self) -> tuple[list[Kernel], Scratch]:
-        return self._kernels(
-            forward_launches(self.problem, self.target, self.variant), FORWARD_TENSORS, STATISTICS_SCRATCH
+    def _forward_kernels(self) -> tuple[list[Kernel], list[Kernel]]:
+        """Return the first kernel, which reads x alone, and the others."""
+        first, *others = forward_launches(self.problem, self.target, self.variant)
+        names = (*FORWARD_TENSORS, *STATISTICS_SCRATCH, *NUMBERS)
+        return (
+            [kernel_of(first, self.device, ("x", *STATISTICS_SCRATCH, "batch"))],
+            [kernel_of(launch, self.device, names) for launch in others],
         )
 
     def _backward_kernels(self, training: bool, of_x: bool, of_parameters: bool) -> tuple[list[Kernel], Scratch]:
@@ -117,13 +126,9 @@ class FastTraining:
             launches = backward_launches(self.problem, self.target, self.variant, *key)
             scratch = BACKWARD_SCRATCH if training else (*BACKWARD_SCRATCH, *STATISTICS_SCRATCH, "moments", *UNREAD)
             names = (*BACKWARD_TENSORS, "moments" if training else "nothing")
-            self._backward[key] = self._kernels(launches, names, scratch)
+            kernels = [kernel_of(launch, self.device, (*names, *scratch, *NUMBERS)) for launch in launches]
+            self._backward[key] = kernels, self._scratch(scratch)
         return self._backward[key]
 
-    def _kernels(
-        self, launches: Sequence[Launch], tensors: Sequence[str], scratch: Sequence[str]
-    ) -> tuple[list[Kernel], Scratch]:
-        """Return the compiled kernels, which choose their arguments by these names, and their scratch memory."""
-        names = (*tensors, *scratch, *NUMBERS)
-        sizes = [self.workspaces[UNREAD.get(name, name)] for name in scratch]
-        return [kernel_of(launch, self.device, names) for launch in launches], Scratch(sizes)
+    def _scratch(self, names: Sequence[str]) -> Scratch:
+        return Scratch([self.workspaces[UNREAD.get(name, name)] for name in names])

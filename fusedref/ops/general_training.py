@@ -105,7 +105,8 @@ class GeneralTraining:
             elif batches is not None:
                 momentum = -1.0  # for the kernel: 1 / batches
         tensors = (z, bias, gamma, beta, running_mean, running_var, batches, y, mean, var)
-        self.backend.launch(kernels, tensors, (momentum, scaling_factor, eps, *self.sizes), self.device.index, scratch)
+        blocks = self.backend.allocate(scratch, self.device.index)
+        self.backend.launch(kernels, tensors, (momentum, scaling_factor, eps, *self.sizes), self.device.index, blocks)
         return y, mean, var, z
 
     def backward(
@@ -146,7 +147,8 @@ class GeneralTraining:
             for needed in needs_vectors
         )
         tensors = (dy, saved, bias, gamma, mean.float(), var.float(), dz, dbias, dgamma, dbeta)
-        self.backend.launch(kernels, tensors, (scaling_factor, eps, *self.sizes), self.device.index, scratch)
+        blocks = self.backend.allocate(scratch, self.device.index)
+        self.backend.launch(kernels, tensors, (scaling_factor, eps, *self.sizes), self.device.index, blocks)
         if dz is not None:
             if needs_x and self._computes_input_gradient:
                 dx, needs_x = self._input_gradient(dz, weight), False
@@ -239,7 +241,8 @@ class GeneralTraining:
         assert self._weight_plan is not None
         dweight = torch.empty(self.problem.weight_shape, dtype=torch.float32, device=dz.device)
         (kernels, scratch), numbers = self._weight_kernels, (self.sizes[0], self._weight_plan.parts[0])
-        self.backend.launch(kernels, (dz, x, dweight), numbers, self.device.index, scratch)
+        blocks = self.backend.allocate(scratch, self.device.index)
+        self.backend.launch(kernels, (dz, x, dweight), numbers, self.device.index, blocks)
         return dweight
 
     def _gradients_by_library(
