@@ -14,7 +14,7 @@ from fusedref.cuda.backend import EMULATOR, GPU, backend_of
 from fusedref.cuda.compile import source_module
 from fusedref.cuda.kernel import Kernel
 from fusedref.cuda.modules import LoadedModules
-from fusedref.cuda.scratch import Blocks, Scratch
+from fusedref.cuda.scratch import Scratch
 from fusedref.emulator import watch
 from fusedref.plans import plan
 from fusedref.problem import KERNELBENCH_73
@@ -68,7 +68,8 @@ def test_launches_share_scratch(device):
         kernel(device, "update", ["float32", "in", "inout", "out"], [5, 4, 1, 2]),
     ]
     backend = backend_of(device)
-    backend.launch(kernels, [x, mean, y], [0.5], x.device.index, backend.allocate(Scratch([300, 4]), x.device.index))
+    blocks, _memory = backend.allocate(Scratch([300, 4]), x.device.index)
+    backend.launch(kernels, [x, mean, y], [0.5], x.device.index, blocks)
     assert (mean.item(), y.tolist()) == (0.75, [6.0, 6.0])
 
 
@@ -79,7 +80,7 @@ def test_blocks_of_scratch_are_aligned_and_apart():
 
 @needs_emulator
 def test_the_emulator_sees_an_access_between_blocks_of_scratch(device):
-    blocks = EMULATOR.allocate(Scratch([4, 256]), None)
+    blocks, _ = EMULATOR.allocate(Scratch([4, 256]), None)
     with watch() as seen:
         EMULATOR.launch([kernel(device, "sum", ["in", "out"], [1, 0])], [torch.zeros(4)], [], None, blocks)
     assert {finding.kind for finding in seen.findings} == {"out-of-bounds", "uninitialised"}
@@ -191,7 +192,7 @@ def test_gpu_launches_in_one_context_and_stream(monkeypatch, handle, capturing):
     x = torch.ones(3)
     places = [[0, 3, 4], [2, 3, 4]]
     kernels = [Kernel(driver, ["in", "float32", "int64"], each, (2, 1, 1), (32, 1, 1), 16) for each in places]
-    GPU.launch(kernels, [x, None], [0.5, 2**40], 0, Blocks([4096]))
+    GPU.launch(kernels, [x, None], [0.5, 2**40], 0, [4096])
     stream = "twin" if handle else None
     launches = [((address, 0.5, 2**40), (2, 1, 1), (32, 1, 1), 16, stream) for address in (x.data_ptr(), 4096)]
     kept = ["keep", "keep"] if capturing else []  # so that the graph can launch them again
@@ -213,11 +214,11 @@ def test_gpu_launches_again_in_the_right_context(monkeypatch):
 
 def test_gpu_takes_scratch_from_one_allocation(monkeypatch):
     memory, asked = torch.zeros(512, dtype=torch.uint8), []
-    monkeypatch.setattr(GPU, "empty", lambda *arguments: asked.append(arguments) or memory)
-    blocks = GPU.allocate(Scratch([4, 8]), 0)
-    assert asked == [((512,), (1,), torch.uint8, 0)]
-    assert blocks == [memory.data_ptr(), memory.data_ptr() + 256]
-    assert blocks.memory is memory
+    monkeypatch.setattr(GPU, "new", lambda *arguments: asked.append(arguments) or [memory])
+    addresses, owner = GPU.allocate(Scratch([4, 8]), 0)
+    assert asked == [((((512,), (1,), torch.uint8),), 0)]
+    assert addresses == [memory.data_ptr(), memory.data_ptr() + 256]
+    assert owner is memory
 
 
 def test_gpu_pops_the_context_after_an_error(monkeypatch):

@@ -84,9 +84,9 @@ def x_of(problem, dtype=torch.float32):
 def test_errors_are_those_of_torch(device, kernels, problem, training):
     for name, (ours, theirs) in errors(problem, device, x_of(problem), training).items():
         assert ours <= max(2 * theirs, 3e-7), name
-    # Forward: moments, statistics, y. Backward: filters, the pass over dy, sums, and in training composites and dx;
-    # in evaluation, the moments of x first.
-    assert kernels == ([3, 5] if training else [1, 5])
+    # Forward: moments, then statistics and y. Backward: filters, the pass over dy, sums, and in training composites and
+    # dx; in evaluation, the moments of x first.
+    assert kernels == ([1, 2, 5] if training else [1, 5])
 
 
 def test_a_mean_costs_no_accuracy(device):
@@ -105,10 +105,10 @@ def test_what_needs_no_gradient_is_not_computed(device, kernels):
     fused, *_ = modules(NARROW, device)
     x = x_of(NARROW).to(device)
     fused(x).sum().backward()
-    assert kernels == [3, 2]  # backward: the pass over dy, and the sums
+    assert kernels == [1, 2, 2]  # backward: the pass over dy, and the sums
     fused.requires_grad_(False).eval()
     fused(x.requires_grad_()).sum().backward()
-    assert kernels == [3, 2, 1, 2]  # the filters, and the pass over dy
+    assert kernels == [1, 2, 2, 1, 2]  # the filters, and the pass over dy
     assert fused.conv.weight.grad is not None
 
 

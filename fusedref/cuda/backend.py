@@ -19,11 +19,11 @@ from fusedref.cuda import nvcc
 from fusedref.cuda.context import bandwidth, keep, make_current, pushed
 from fusedref.cuda.kernel import Kernel
 from fusedref.cuda.modules import LoadedModules
-from fusedref.cuda.scratch import NO_BLOCKS, Blocks, Scratch
+from fusedref.cuda.scratch import Scratch
 from fusedref.cuda.streams import raw_stream, twin_of
 from fusedref.target import EMULATED, Target
 
-Size = tuple[int, ...]
+Kind = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]  # of a tensor: its shape, strides and dtype
 
 DEFAULT_SHARED_LIMIT = 48 * 1024  # bytes of dynamic shared memory; a kernel needs permission for more
 
@@ -73,18 +73,21 @@ class Gpu:
             with pushed(_index(index)):
                 function.set_attribute(drv.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, size)
 
-    def empty(self, shape: Size, strides: Size, dtype: torch.dtype, index: int | None) -> Tensor:
-        """Return a new tensor on CUDA device ``index``."""
+    def new(self, kinds: Sequence[Kind], index: int | None) -> list[Tensor]:
+        """Return a new tensor of each kind on CUDA device ``index``."""
         if _empty_on_current_device is not None and _current_device() == index:
-            new: Tensor = _empty_on_current_device(shape, strides, dtype)
-            return new
-        return torch.empty_strided(shape, strides, dtype=dtype, device=torch.device("cuda", _index(index)))
+            return [_empty_on_current_device(shape, strides, dtype) for shape, strides, dtype in kinds]
+        device = torch.device("cuda", _index(index))
+        return [torch.empty_strided(shape, strides, dtype=dtype, device=device) for shape, strides, dtype in kinds]
 
-    def allocate(self, scratch: Scratch, index: int | None) -> Blocks:
-        """Return new memory on CUDA device ``index``; later work in the current stream may have it after it is gone."""
-        memory = self.empty((scratch.total,), (1,), torch.uint8, index)
+    def allocate(self, scratch: Scratch, index: int | None) -> tuple[list[int], Tensor]:
+        """Return the addresses of new blocks on CUDA device ``index``, and the memory that they are in.
+
+        It must be kept until everything is launched that uses it.
+        """
+        (memory,) = self.new((((scratch.total,), (1,), torch.uint8),), index)
         start = memory.data_ptr()
-        return Blocks([start + offset for offset in scratch.offsets], memory)
+        return [start + offset for offset in scratch.offsets], memory
 
     def launch(
         self,
@@ -92,7 +95,7 @@ class Gpu:
         tensors: Sequence[Tensor | None],
         numbers: Sequence[Any],
         index: int | None,
-        blocks: Blocks = NO_BLOCKS,
+        blocks: Sequence[Any] = (),
     ) -> None:
         """Launch ``kernels`` one after the other in torch's current stream of CUDA device ``index``.
 
@@ -156,15 +159,15 @@ class Emulator:
 
             function.set_attribute(driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, size)
 
-    def empty(self, shape: Size, strides: Size, dtype: torch.dtype, index: int | None) -> Tensor:
-        """Return a new tensor on the CPU."""
-        return torch.empty_strided(shape, strides, dtype=dtype)
+    def new(self, kinds: Sequence[Kind], index: int | None) -> list[Tensor]:
+        """Return a new tensor of each kind on the CPU."""
+        return [torch.empty_strided(shape, strides, dtype=dtype) for shape, strides, dtype in kinds]
 
-    def allocate(self, scratch: Scratch, index: int | None) -> Blocks:
-        """Return new memory of the emulator."""
+    def allocate(self, scratch: Scratch, index: int | None) -> tuple[list[Any], None]:
+        """Return the addresses of new blocks, which exist as long as the list."""
         from fusedref.emulator import driver
 
-        return Blocks([driver.mem_alloc(size) for size in scratch.sizes])
+        return [driver.mem_alloc(size) for size in scratch.sizes], None
 
     def launch(
         self,
@@ -172,7 +175,7 @@ class Emulator:
         tensors: Sequence[Tensor | None],
         numbers: Sequence[Any],
         index: int | None,
-        blocks: Blocks = NO_BLOCKS,
+        blocks: Sequence[Any] = (),
     ) -> None:
         """Launch ``kernels`` one after the other on ``tensors``, which are on the CPU, ``blocks`` and ``numbers``.
 

@@ -20,7 +20,7 @@ class Kernel:
     argument's index among the values of a launch: its tensors, then its numbers.
     """
 
-    __slots__ = ("_launch_kernel", "block", "function", "grid", "pack", "read", "select", "shared", "written")
+    __slots__ = ("function", "read", "start", "written")
 
     def __init__(
         self,
@@ -32,25 +32,24 @@ class Kernel:
         shared: int = 0,
     ) -> None:
         """Prepare the packing of the arguments."""
-        self.function, self.grid, self.block, self.shared = function, grid, block, shared
+        self.function = function
         self.read = frozenset(place for place, kind in zip(places, kinds, strict=True) if kind in ("in", "inout"))
         self.written = frozenset(place for place, kind in zip(places, kinds, strict=True) if kind in ("out", "inout"))
-        self.select: Callable[[Sequence[Any]], tuple[Any, ...]] = _select(places)
         types = "".join("P" if kind in POINTERS else np.dtype(kind).char for kind in kinds)
-        self.pack = struct.Struct(types).pack
         # Private to PyCUDA; it takes a third of the time of the public call.
-        self._launch_kernel = getattr(function, "_launch_kernel", None)
-        if self._launch_kernel is None:
+        launch_kernel = getattr(function, "_launch_kernel", None)
+        select, pack = _select(places), struct.Struct(types).pack
+        if launch_kernel is None:
             function.prepare(types)
 
-    def start(self, values: Sequence[Any], stream: Any) -> None:
-        """Launch with ``values`` (tensors as addresses) in ``stream`` of PyCUDA; None is the default stream."""
-        arguments = self.select(values)
-        launch_kernel = self._launch_kernel
-        if launch_kernel is not None:
-            launch_kernel(self.grid, self.block, self.pack(*arguments), self.shared, stream)
-        else:
-            self.function.prepared_async_call(self.grid, self.block, stream, *arguments, shared_size=self.shared)
+        def start(values: Sequence[Any], stream: Any) -> None:
+            """Launch with ``values`` (tensors as addresses) in ``stream`` of PyCUDA; None is the default stream."""
+            if launch_kernel is not None:
+                launch_kernel(grid, block, pack(*select(values)), shared, stream)
+            else:
+                function.prepared_async_call(grid, block, stream, *select(values), shared_size=shared)
+
+        self.start = start  # its variables are found faster than attributes
 
 
 def _select(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:

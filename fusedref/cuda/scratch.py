@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 ALIGNMENT = 256  # bytes; as the driver aligns what it allocates
 
@@ -21,17 +20,3 @@ class Scratch:
             offsets.append(self.total)
             self.total += -(-size // ALIGNMENT) * ALIGNMENT
         self.offsets = tuple(offsets)
-
-
-class Blocks(list[Any]):
-    """The addresses of blocks, which exist as long as this list."""
-
-    __slots__ = ("memory",)
-
-    def __init__(self, addresses: Iterable[Any] = (), memory: object = None) -> None:
-        """Keep ``memory``, which the addresses lie in."""
-        super().__init__(addresses)
-        self.memory = memory
-
-
-NO_BLOCKS = Blocks()

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 from fusedref.ops import by_torch
 from fusedref.ops.calls import Case, Tensors
-from fusedref.ops.training import Gradients, Needs, Running
+from fusedref.ops.training import Gradients, Needs, Running, TrainingRunner
 
 Trained = tuple[Tensor, Tensor, Tensor, Tensor]  # y, mean, variance, and what backward needs
 
@@ -75,11 +75,15 @@ apply_training: Any = super(torch.autograd.Function, Training).apply
 
 
 def train(
-    case: Case, tensors: Sequence[Any], scaling_factor: float, eps: float, running: Running | None, ready: bool
+    runner: TrainingRunner,
+    case: Case,
+    tensors: Sequence[Any],
+    scaling_factor: float,
+    eps: float,
+    running: Running | None,
+    ready: bool,
 ) -> Trained:
     """Return what the case's runner returns of x, weight, bias, gamma and beta; autograd does not see how."""
-    runner = case.training_runner
-    assert runner is not None
     x, weight, bias, gamma, beta = tensors
     if not ready:
         x = x.detach().contiguous(memory_format=case.memory_format)

@@ -11,7 +11,7 @@ from torch import Tensor
 from fusedref.cuda.backend import backend_of
 from fusedref.cuda.kernel import Kernel
 from fusedref.cuda.scratch import Scratch
-from fusedref.ops.runner import kernel_of, strides_of, target_of
+from fusedref.ops.runner import kernel_of, kind_of, target_of
 from fusedref.ops.training import Gradients, Needs, Running
 from fusedref.plans import KernelVariant
 from fusedref.plans.training import backward_launches, forward_launches, workspaces
@@ -42,7 +42,9 @@ class FastTraining:
         self.backend = backend_of(device)
         self.workspaces = workspaces(problem, self.target, self.variant)
         self.saved_elements: int = self.workspaces["moments"] // 8
-        self.y_strides = strides_of(problem.output_shape)
+        channels = kind_of((problem.out_channels,), torch.float32)
+        moments = kind_of((self.saved_elements,), torch.float64)
+        self.results = kind_of(problem.output_shape, problem.dtype), channels, channels, moments
         self._forward_scratch = self._scratch(STATISTICS_SCRATCH)
         self._backward: dict[tuple[bool, bool, bool], tuple[list[Kernel], Scratch]] = {}
 
@@ -66,15 +68,12 @@ class FastTraining:
             momentum = given if given is not None else 0.0 if batches is None else -1.0
         statistics, others = self._forward_kernels
         backend, problem, index = self.backend, self.problem, self.device.index
-        blocks = backend.allocate(self._forward_scratch, index)
+        blocks, _memory = backend.allocate(self._forward_scratch, index)
         backend.launch(statistics, (x,), (problem.batch,), index, blocks)  # before the rest, so that the device begins
         vectors = [bias, gamma, beta]
         if self.vectors != torch.float32:  # those of the evaluation kernel are float32, as mean and var are
             vectors = [vector if vector is None else vector.float() for vector in vectors]
-        empty = backend.empty
-        y = empty(problem.output_shape, self.y_strides, problem.dtype, index)
-        mean, var = (empty((problem.out_channels,), (1,), torch.float32, index) for _ in range(2))
-        moments = empty((self.saved_elements,), (1,), torch.float64, index)
+        y, mean, var, moments = backend.new(self.results, index)
         tensors = (x, weight, bias, running_mean, running_var, batches, y, mean, var, moments, *vectors)
         backend.launch(others, tensors, (momentum, scaling_factor, eps, problem.batch), index, blocks)
         return y, mean, var, moments
@@ -106,7 +105,7 @@ class FastTraining:
         tensors = (dy, x, weight, bias, gamma, mean.float(), var.float(), dx, dweight, dbias, dgamma, dbeta, saved)
         kernels, scratch = self._backward_kernels(saved is not None, needs[0], any(needs[1:]))
         numbers = (0.0, scaling_factor, eps, self.problem.batch)
-        blocks = self.backend.allocate(scratch, self.device.index)
+        blocks, _memory = self.backend.allocate(scratch, self.device.index)
         self.backend.launch(kernels, tensors, numbers, self.device.index, blocks)
         return dx, dweight, dbias, dgamma, dbeta
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from fusedref.cuda.backend import backend_of
 from fusedref.cuda.kernel import Kernel
 from fusedref.cuda.scratch import Scratch
-from fusedref.ops.runner import PlanRunner, kernel_of, target_of
+from fusedref.ops.runner import PlanRunner, kernel_of, kind_of, target_of
 from fusedref.ops.training import Gradients, Needs, Running
 from fusedref.plans import KernelVariant, Launch, own_plan_for
 from fusedref.plans.general_training import (
@@ -95,7 +95,7 @@ class GeneralTraining:
         z = self._convolution(x, weight)
         y = torch.empty_like(z)
         kernels, scratch = self._forward_kernels
-        mean, var = (self.backend.empty((self.sizes[1],), (1,), torch.float32, self.device.index) for _ in range(2))
+        mean, var = self.backend.new([kind_of(self.sizes[1:2], torch.float32)] * 2, self.device.index)
         running_mean = running_var = batches = None
         momentum = 0.0
         if running is not None:
@@ -105,7 +105,7 @@ class GeneralTraining:
             elif batches is not None:
                 momentum = -1.0  # for the kernel: 1 / batches
         tensors = (z, bias, gamma, beta, running_mean, running_var, batches, y, mean, var)
-        blocks = self.backend.allocate(scratch, self.device.index)
+        blocks, _memory = self.backend.allocate(scratch, self.device.index)
         self.backend.launch(kernels, tensors, (momentum, scaling_factor, eps, *self.sizes), self.device.index, blocks)
         return y, mean, var, z
 
@@ -147,7 +147,7 @@ class GeneralTraining:
             for needed in needs_vectors
         )
         tensors = (dy, saved, bias, gamma, mean.float(), var.float(), dz, dbias, dgamma, dbeta)
-        blocks = self.backend.allocate(scratch, self.device.index)
+        blocks, _memory = self.backend.allocate(scratch, self.device.index)
         self.backend.launch(kernels, tensors, (scaling_factor, eps, *self.sizes), self.device.index, blocks)
         if dz is not None:
             if needs_x and self._computes_input_gradient:
@@ -241,7 +241,7 @@ class GeneralTraining:
         assert self._weight_plan is not None
         dweight = torch.empty(self.problem.weight_shape, dtype=torch.float32, device=dz.device)
         (kernels, scratch), numbers = self._weight_kernels, (self.sizes[0], self._weight_plan.parts[0])
-        blocks = self.backend.allocate(scratch, self.device.index)
+        blocks, _memory = self.backend.allocate(scratch, self.device.index)
         self.backend.launch(kernels, (dz, x, dweight), numbers, self.device.index, blocks)
         return dweight
 

@@ -70,9 +70,10 @@ def _train(
     eps: float, *convolution: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     case, ready = _case((x, weight, bias, None, None, gamma, beta), convolution, training=True)
-    if case.training_runner is not None:
+    runner = case.training_runner
+    if runner is not None:
         bias = bias if bias is None else bias.to(case.vector_dtype)
-        return autograd.train(case, (x, weight, bias, gamma, beta), scaling_factor, eps, None, ready)
+        return autograd.train(runner, case, (x, weight, bias, gamma, beta), scaling_factor, eps, None, ready)
     y, mean, var, z = by_torch.forward(x, weight, bias, gamma, beta, scaling_factor, eps, case.problem.conv_options)
     y, z = (tensor.contiguous(memory_format=case.memory_format) for tensor in (y, z))
     return y, mean, var, z

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fusedref.arguments import check_memory
-from fusedref.cuda.backend import backend_of
+from fusedref.cuda.backend import Kind, backend_of
 from fusedref.cuda.compile import source_module
 from fusedref.cuda.kernel import Kernel
 from fusedref.cuda.scratch import Scratch
@@ -30,8 +30,7 @@ class PlanRunner:
     def __init__(self, plan: Plan, problem: Problem, device: torch.device) -> None:
         """Compile the kernels of ``plan`` for ``device``, unless the batch is empty."""
         self.memory_format = torch.channels_last if plan.variant.channels_last else torch.contiguous_format
-        self.shape, self.dtype = problem.output_shape, problem.dtype
-        self.strides = strides_of(self.shape, self.memory_format)
+        self.y = kind_of(problem.output_shape, problem.dtype, self.memory_format)
         self.sizes = problem.batch, problem.out_channels, problem.out_height * problem.out_width
         self.index, self.backend = device.index, backend_of(device)
         self.scratch = Scratch([plan.scratch] if plan.scratch else [])
@@ -59,7 +58,8 @@ class PlanRunner:
 
     def _new(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """Return y before the kernels run."""
-        return self.backend.empty(self.shape, self.strides, self.dtype, self.index)
+        (y,) = self.backend.new((self.y,), self.index)
+        return y
 
 
 class LibraryRunner(PlanRunner):
@@ -106,7 +106,7 @@ class LibraryRunner(PlanRunner):
 
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         """Return the convolution with a 1x1 kernel as a product of matrices."""
-        (down, across), (batch, channels, height, width) = self.options[0], self.shape
+        (down, across), (batch, channels, height, width) = self.options[0], self.y[0]
         if (down, across) != (1, 1):
             x = x[:, :, ::down, ::across].contiguous(memory_format=self.memory_format)
         filters = weight.view(channels, -1)
@@ -114,8 +114,8 @@ class LibraryRunner(PlanRunner):
             product = torch.mm(x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]), filters.t())
             return product.view(batch, height, width, channels).permute(0, 3, 1, 2)
         if batch == 1:
-            return torch.mm(filters, x.view(x.shape[1], -1)).view(self.shape)
-        return torch.bmm(filters.expand(batch, -1, -1), x.view(batch, x.shape[1], -1)).view(self.shape)
+            return torch.mm(filters, x.view(x.shape[1], -1)).view(self.y[0])
+        return torch.bmm(filters.expand(batch, -1, -1), x.view(batch, x.shape[1], -1)).view(self.y[0])
 
 
 def runner_of(plan: Plan, problem: Problem, device: torch.device) -> PlanRunner:
@@ -129,9 +129,11 @@ def run_plan(plan: Plan, problem: Problem, parameters: Parameters) -> Tensor:
     return runner(runner.contiguous(parameters.tensors), parameters.scaling_factor, parameters.eps)
 
 
-def strides_of(shape: tuple[int, ...], memory_format: torch.memory_format = torch.contiguous_format) -> tuple[int, ...]:
-    """Return the strides of a tensor of this shape and order."""
-    return torch.empty(shape, device="meta", memory_format=memory_format).stride()
+def kind_of(
+    shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format
+) -> Kind:
+    """Return the kind of a tensor of this shape, dtype and order."""
+    return shape, torch.empty(shape, device="meta", memory_format=memory_format).stride(), dtype
 
 
 def target_of(device: torch.device) -> Target:

@@ -74,7 +74,8 @@ def fused_conv_bn_scale_training(
         assert bias is not None
         bias = bias.to(case.vector_dtype)
     tensors = (x, weight, bias, gamma, beta)
-    if case.training_runner is None or has_tangent(tensors):
+    runner = case.training_runner
+    if runner is None or has_tangent(tensors):
         if case.checked.device.type == "meta":
             given = (*tensors, scaling_factor, eps)
             return tracing.train(given, running, (stride, padding, dilation, groups), precision)
@@ -83,7 +84,7 @@ def fused_conv_bn_scale_training(
         return by_torch.train(*tensors, scaling_factor, eps, running, case.problem.conv_options)
     if not case.on_gpu:  # on a GPU the launch notices
         check_memory(everything)
-    results = train(case, tensors, scaling_factor, eps, running, call.ready)
+    results = train(runner, case, tensors, scaling_factor, eps, running, call.ready)
     if call.requires_grad and torch.is_grad_enabled():
         y: Tensor = apply_training(case, results, scaling_factor, eps, *tensors)
         return y
