@@ -6,10 +6,20 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.provisioning import local_provisioner
 from nbclient.exceptions import CellExecutionError
 
+from fusedref import cuda
 from lessons import execute, workbench
+from tests.kernel_server import Kernel
 from tests.notebooks import LESSONS, code, read, takes_times
+
+
+@pytest.fixture
+def quick_kernels(monkeypatch):
+    """Fork kernels from a server; not on a GPU, which a fork cannot use if the server has."""
+    if cuda.device() != "gpu":
+        monkeypatch.setattr(local_provisioner, "launch_kernel", Kernel)
 
 
 def words(cell) -> list[str]:
@@ -29,7 +39,7 @@ def test_every_rung_has_its_lesson():
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
-def test_runs_from_top_to_bottom(path):
+def test_runs_from_top_to_bottom(path, quick_kernels):
     committed = read(path)
     notebook = execute.execute(read(path), execute.device_of(path), timeout=300)
     for cell, before in zip(code(notebook)[1:], code(committed)[1:], strict=True):
