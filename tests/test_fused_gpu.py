@@ -103,6 +103,20 @@ def test_fresh_threads():
     assert all(torch.equal(result, expected) for result in results)
 
 
+def test_while_another_context_is_current():
+    import pycuda.driver as drv
+
+    inputs = random_inputs(PROBLEM, 0, "cuda")
+    expected = fused_conv_bn_scale(*inputs, **options(PROBLEM))
+    other = drv.Device(0).make_context()
+    try:
+        y = fused_conv_bn_scale(*inputs, **options(PROBLEM))
+    finally:
+        other.pop()
+        other.detach()
+    assert y.equal(expected)
+
+
 def test_autograd_thread():
     class Doubled(torch.autograd.Function):
         @staticmethod
