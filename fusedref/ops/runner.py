@@ -49,8 +49,9 @@ class PlanRunner:
         y = self._new(tensors)
         if self.kernels:
             numbers = scaling_factor, eps, *self.sizes
+            blocks, _memory = self.backend.allocate(self.scratch, self.index) if self.scratch.sizes else ((), None)
             try:
-                self.backend.launch(self.kernels, (*tensors, y), numbers, self.index, self.scratch)
+                self.backend.launch(self.kernels, (*tensors, y), numbers, self.index, blocks)
             except ValueError:
                 check_memory(tensors)  # its error names the argument
                 raise
