@@ -116,11 +116,20 @@ def test_candidates():
     """In the order of preference; only those that serve the problem, and some tiles that differ."""
     kernels = [choice.kernel for choice, _ in candidate_plans(KERNELBENCH_73, EMULATED, NCHW)]
     assert list(dict.fromkeys(kernels)) == [name for name in CANDIDATES if name in kernels]
-    assert {"pipeline", "implicit_gemm", "folded", "library"} <= set(kernels)
+    assert {"pipeline", "implicit_gemm", "library"} <= set(kernels)
     found = dict(candidate_plans(PROBLEM, EMULATED, NCHW))
     assert "pipeline" not in {choice.kernel for choice in found}
     tiles = [choice.sizes[4:7] for choice in found if choice.kernel == "implicit_gemm"]
     assert len(tiles) == len(set(tiles)) == 3
+    kinds = {
+        Problem(1, 8, 16, 9, 9, 3): {"folded", "library"},  # little work
+        Problem(32, 64, 64, 56, 56, 1): {"matmul"},  # the same library's
+        Problem(32, 64, 64, 56, 56, 1, stride=2): {"library", "matmul"},
+        Problem(32, 64, 64, 56, 56, 3, groups=64): {"library"},
+    }
+    for problem, expected in kinds.items():
+        kernels = {choice.kernel for choice, _ in candidate_plans(problem, EMULATED, NCHW)}
+        assert kernels & {"folded", "library", "matmul"} == expected
     for choice, candidate in found.items():
         assert candidate == plan_by(choice, PROBLEM, EMULATED, NCHW, candidate.reason)
 

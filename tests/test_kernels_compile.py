@@ -7,13 +7,14 @@ import torch
 
 from fusedref import KERNELBENCH_73, Problem
 from fusedref.csrc import INFERENCE
-from fusedref.plans import KernelVariant, folded_plan, library_plan, pipeline_plan
+from fusedref.plans import KernelVariant, depthwise_plan, folded_plan, library_plan, pipeline_plan
 from fusedref.problem import SMALL_73
 from kernels import training
 from kernels.ladder import KERNELS, LADDER, Tiled
 from tests import nvcc
 from tests.sources import inlined
 
+DEPTHWISE = Problem(2, 8, 8, 18, 23, 3, groups=8)
 TILED = {rung.candidate.file for rung in LADDER if isinstance(rung.candidate, Tiled)}
 OTHERS = TILED | {"implicit_gemm", "wgmma_gemm", "wgmma_gemm_prepare"}  # their own tests compile these
 FILES = sorted(path for path in [*KERNELS.glob("*.cu"), *INFERENCE.glob("*.cu")] if path.stem not in OTHERS)
@@ -27,7 +28,10 @@ def compile_for_all(path, folder, options=None):
 
     The rungs of training, which are slow to compile, only for the oldest and for an H100.
     """
-    plans = {"affine": library_plan, "folded": folded_plan, "pipeline": pipeline_plan}
+    plans = {"affine": library_plan, "folded": folded_plan, "pipeline": pipeline_plan} | {
+        name: lambda _: depthwise_plan(DEPTHWISE, variant=KernelVariant(channels_last="_last" in path.name))
+        for name in ("depthwise", "depthwise_last")
+    }
     make_plan = next((plans[name] for name in plans if name in path.name), None)
     if path.name in TRAINING:
         sizes = () if path.name.startswith("11") else training.options(SMALL_73)

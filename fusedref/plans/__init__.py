@@ -11,6 +11,7 @@ from fusedref.arguments import check_precision
 from fusedref.plans.base import Argument, Launch, Plan
 from fusedref.plans.candidates import plan_by
 from fusedref.plans.choices import shipped, tuned
+from fusedref.plans.depthwise import depthwise_plan, unserved_by_depthwise
 from fusedref.plans.device import predict
 from fusedref.plans.folded import folded_plan
 from fusedref.plans.implicit_gemm import best_gemm_tile, gemm_tiles, implicit_gemm_plan, unserved_by_implicit_gemm
@@ -25,6 +26,7 @@ __all__ = [
     "KernelVariant",
     "Launch",
     "Plan",
+    "depthwise_plan",
     "folded_plan",
     "gemm_tiles",
     "implicit_gemm_plan",
@@ -105,6 +107,8 @@ def own_plan_for(problem: Problem, target: Target, variant: KernelVariant) -> Pl
     not_pipeline = unserved_by_pipeline(problem, target, variant)
     if not_pipeline is None:
         return pipeline_plan(problem, target, variant)
+    if unserved_by_depthwise(problem, target, variant) is None:
+        return depthwise_plan(problem, target, variant)
     not_gemm = unserved_by_implicit_gemm(problem, target, variant)
     if not_gemm is None:
         return implicit_gemm_plan(problem, best_gemm_tile(problem, target, variant), variant, not_pipeline)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from fusedref.plans.base import Plan
+from fusedref.plans.depthwise import depthwise_plan, unserved_by_depthwise
 from fusedref.plans.folded import folded_plan, unserved_by_folded
 from fusedref.plans.implicit_gemm import gemm_tile, gemm_tiles, implicit_gemm_plan, unserved_by_implicit_gemm
 from fusedref.plans.library import library_plan, unserved_by_library, unserved_by_matmul
@@ -19,6 +20,7 @@ from fusedref.problem import Problem
 from fusedref.target import Target
 
 MOST_TILES = 3  # of a kernel, that are worth timing
+MUCH_WORK = 2e8  # multiplications and additions
 
 Sizes = tuple[int, ...]
 
@@ -89,6 +91,18 @@ def _one(problem: Problem, target: Target, variant: KernelVariant) -> list[Sizes
     return [()]
 
 
+def _unless_much_work(problem: Problem, target: Target, variant: KernelVariant) -> list[Sizes]:
+    """Return nothing to time where a thread for each output must be slower than another kernel of ours."""
+    if unserved_by_depthwise(problem, target, variant) is None:
+        return []
+    return [] if problem.flops > MUCH_WORK and unserved_by_implicit_gemm(problem, target, variant) is None else [()]
+
+
+def _unless_product(problem: Problem, target: Target, variant: KernelVariant) -> list[Sizes]:
+    """Return nothing to time where the same library's matrix product needs no copy of x."""
+    return [] if problem.strides == (1, 1) and unserved_by_matmul(problem, target, variant) is None else [()]
+
+
 CANDIDATES = {
     "pipeline": Candidate(
         unserved_by_pipeline,
@@ -96,15 +110,20 @@ CANDIDATES = {
         lambda problem, target, variant, _, reason: pipeline_plan(problem, target, variant, reason=reason),
     ),
     "wgmma_gemm": Candidate(unserved_by_wgmma_gemm, _best_wgmma_tiles, _wgmma_plan),
+    "depthwise": Candidate(
+        unserved_by_depthwise,
+        _one,
+        lambda problem, target, variant, _, reason: depthwise_plan(problem, target, variant, reason),
+    ),
     "implicit_gemm": Candidate(unserved_by_implicit_gemm, _best_gemm_tiles, _gemm_plan),
     "folded": Candidate(
         unserved_by_folded,
-        _one,
+        _unless_much_work,
         lambda problem, target, variant, _, reason: folded_plan(problem, variant, reason),
     ),
     "library": Candidate(
         unserved_by_library,
-        _one,
+        _unless_product,
         lambda problem, target, variant, _, reason: library_plan(problem, target, variant, reason),
     ),
     "matmul": Candidate(

@@ -87,7 +87,7 @@ def library_convolves(problem: Problem, target: Target, variant: KernelVariant, 
     """
     if problem.out_height * problem.out_width < 64:
         return True
-    if own_plan_for(problem, target, variant).kernel == "folded":
+    if own_plan_for(problem, target, variant).kernel in ("depthwise", "folded"):
         depthwise = problem.groups == problem.in_channels == problem.out_channels
         return problem.dtype != torch.float32 or not depthwise
     if coarse:
