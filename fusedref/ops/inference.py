@@ -50,11 +50,12 @@ def fused_conv_bn_scale(
 
     All tensors are on one device. x, weight and y have the same dtype: float32, float16, bfloat16 or float64. The
     vectors have that dtype or float32; beside float32 vectors, bias may still have the dtype of x. The arithmetic is
-    float32's, and y is rounded once; torch's own operators serve float64. ``precision="tf32"`` lets the kernel round
-    the factors of float32 products to tf32's 11 bits where that is faster; "fp32" does not. stride, padding (zeros;
-    also 'same' and 'valid'), dilation and groups mean what they mean in ``torch.nn.functional.conv2d``.
-    ``scaling_factor`` is a number or a tensor of one element, which may need a gradient. Under autocast x, weight and
-    bias are cast as a convolution casts them.
+    float32's, and y is rounded once; where torch's convolution is the faster plan (see ``fusedref.plan``), it rounds
+    the convolution of halves too, as in torch's three operators. Torch's own operators serve float64.
+    ``precision="tf32"`` lets the kernel round the factors of float32 products to tf32's 11 bits where that is faster;
+    "fp32" does not. stride, padding (zeros; also 'same' and 'valid'), dilation and groups mean what they mean in
+    ``torch.nn.functional.conv2d``. ``scaling_factor`` is a number or a tensor of one element, which may need a
+    gradient. Under autocast x, weight and bias are cast as a convolution casts them.
 
     On a CUDA device the kernel runs in torch's current stream; the first call for a shape compiles it, so make one
     before capturing a CUDA graph. On the CPU torch runs the folded convolution, or the emulator runs the kernel if
