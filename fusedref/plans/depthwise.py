@@ -14,6 +14,7 @@ from fusedref.target import EMULATED, Target
 THREADS = 256
 MOST_TAPS = 81  # that are unrolled
 TILE = 4096  # numbers of x that a block of depthwise.cu should have in shared memory
+BLOCKS = 256  # that there should be at the least
 SHARED = 47 * 1024  # bytes that it can have
 
 
@@ -75,15 +76,33 @@ def depthwise_plan(
 
 
 def _tile(problem: Problem) -> tuple[int, int, int]:
-    """Return the planes and rows of a block of depthwise.cu, and the rows of a thread."""
-    height = problem.out_height
-    run = min(range(4, 9), key=lambda rows: (-(-height // rows) * rows, abs(rows - 4)))
-    whole = -(-height // run) * run
-    if _numbers(problem, whole) > TILE:
-        groups = max((n for n in range(1, whole // run + 1) if _numbers(problem, n * run) <= TILE), default=1)
-        tiles = -(-(whole // run) // groups)
-        return 1, -(-(whole // run) // tiles) * run, run
-    return TILE // _numbers(problem, whole), whole, run
+    """Return the planes and rows of a block of depthwise.cu, and the rows of a thread.
+
+    Of the tiles that fit, take the one whose threads execute the fewest instructions for an output: those that have
+    nothing left to do wait for the others.
+    """
+    height, (kernel_height, kernel_width) = problem.out_height, problem.kernel
+    found: list[tuple[float, int, int, int]] = []
+    for run in range(2, 9):
+        groups = math.ceil(height / run)
+        rows = (run - 1) * problem.strides[0] + (kernel_height - 1) * problem.dilations[0] + 1
+        instructions = problem.taps * (run + 1) + kernel_width * rows + 30  # of a thread, for ``run`` outputs
+
+        def cost(planes: int, some: int, instructions: int = instructions, run: int = run) -> float:
+            """Return the instructions for a row of outputs, where a block has so many groups of rows."""
+            passes = math.ceil(planes * some * problem.out_width / THREADS)
+            return passes * instructions / (planes * min(height, some * run))
+
+        most = min(TILE // _numbers(problem, groups * run), max(1, problem.batch * problem.in_channels // BLOCKS))
+        if _numbers(problem, groups * run) <= TILE:
+            found += [(cost(planes, groups), planes, groups * run, run) for planes in range(1, most + 1)]
+        else:
+            for tiles in range(1, groups + 1):
+                some = math.ceil(groups / tiles)
+                if some == 1 or _numbers(problem, some * run) <= TILE:
+                    found.append((cost(1, some) * tiles * some / groups, 1, some * run, run))
+                    break
+    return min(found)[1:]
 
 
 def _numbers(problem: Problem, rows: int) -> int:

@@ -23,14 +23,14 @@ def graph_samples(calls: Sequence[Callable[[], object]]) -> list[list[float]]:
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         graphs = [_captured(call, stream) for call in calls]
-        times: list[list[float]] = [[] for _ in graphs]
-        for replay in range(REPLAYS + 1):
-            for (graph, count), own in zip(graphs, times, strict=True):
-                us = _between(graph.replay) / count
-                if replay:  # the first warms up
-                    own.append(us)
+        # All replays are queued at once, so that the device does not wait for the host in between.
+        events = [[_around(graph.replay) for graph, _ in graphs] for _ in range(REPLAYS + 1)]
+        torch.cuda.synchronize()
     torch.cuda.current_stream().wait_stream(stream)
-    return times
+    return [
+        [1000 * start.elapsed_time(end) / count for start, end in own[1:]]  # the first warms up
+        for (_, count), own in zip(graphs, zip(*events, strict=True), strict=True)
+    ]
 
 
 def graph_microseconds(calls: Sequence[Callable[[], object]]) -> list[float]:
@@ -42,7 +42,10 @@ def _captured(call: Callable[[], object], stream: torch.cuda.Stream) -> tuple[to
     """Return a graph of several calls, and their number."""
     for _ in range(2):
         call()
-    count = max(1, min(CALLS, int(GRAPH_US / _between(call))))
+    torch.cuda.synchronize()
+    start, end = _around(call)
+    torch.cuda.synchronize()
+    count = max(1, min(CALLS, int(GRAPH_US / (1000 * start.elapsed_time(end)))))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         for _ in range(count):
@@ -50,12 +53,10 @@ def _captured(call: Callable[[], object], stream: torch.cuda.Stream) -> tuple[to
     return graph, count
 
 
-def _between(call: Callable[[], object]) -> float:
-    """Return the microseconds between the events around one call."""
+def _around(call: Callable[[], object]) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+    """Make the call; return the events before and after it."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    torch.cuda.synchronize()
     start.record()
     call()
     end.record()
-    torch.cuda.synchronize()
-    return float(1000 * start.elapsed_time(end))
+    return start, end
