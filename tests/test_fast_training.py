@@ -144,7 +144,7 @@ def test_launches():
     assert symbols(forward) == ["moments", "finish_statistics", "pipeline"]
     assert dict(forward[2].macros)["PIVOT"] == 72 + 72 * 72
     assert "centre" in [argument.name for argument in forward[2].signature]
-    few = forward_launches(Problem(2, 3, 16, 9, 12, 3), EMULATED, variant)[2]  # the pipeline does not serve it
+    few = forward_launches(Problem(2, 3, 8, 9, 12, 3), EMULATED, variant)[2]  # the pipeline does not serve it
     assert "mean" in [argument.name for argument in few.signature]
     assert "centre" not in [argument.name for argument in few.signature]
 

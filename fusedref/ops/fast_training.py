@@ -44,6 +44,8 @@ class FastTraining:
         self.saved_elements: int = self.workspaces["moments"] // 8
         channels = kind_of((problem.out_channels,), torch.float32)
         moments = kind_of((self.saved_elements,), torch.float64)
+        parameters = kind_of(problem.weight_shape, problem.dtype), *[kind_of((problem.out_channels,), vectors)] * 3
+        self.gradients = kind_of(problem.input_shape, problem.dtype), *parameters
         self.results = kind_of(problem.output_shape, problem.dtype), channels, channels, moments
         self._forward_scratch = self._scratch(STATISTICS_SCRATCH)
         self._backward: dict[tuple[bool, bool, bool], tuple[list[Kernel], Scratch]] = {}
@@ -96,12 +98,9 @@ class FastTraining:
 
         ``saved`` is the moments of x. Where it is None, ``mean`` and ``var`` are constants (evaluation mode).
         """
-        dx = torch.empty_like(x) if needs[0] else None
-        dweight = torch.empty_like(weight) if needs[1] else None
-        dbias, dgamma, dbeta = (
-            torch.empty(self.problem.out_channels, dtype=self.vectors, device=x.device) if needed else None
-            for needed in needs[2:]
-        )
+        kinds = [kind for kind, needed in zip(self.gradients, needs, strict=True) if needed]
+        new = iter(self.backend.new(kinds, self.device.index))
+        dx, dweight, dbias, dgamma, dbeta = (next(new) if needed else None for needed in needs)
         tensors = (dy, x, weight, bias, gamma, mean.float(), var.float(), dx, dweight, dbias, dgamma, dbeta, saved)
         kernels, scratch = self._backward_kernels(saved is not None, needs[0], any(needs[1:]))
         numbers = (0.0, scaling_factor, eps, self.problem.batch)
