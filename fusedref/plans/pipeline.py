@@ -100,7 +100,7 @@ def pipeline_plan(
 def _pieces(problem: Problem, variant: KernelVariant) -> int:
     """Return how many fp16 numbers stand for one: 3 where two would have larger errors than a float32 sum."""
     pieces = variant.pieces(problem.dtype)
-    return 3 if pieces == 2 and problem.taps < 48 else pieces
+    return 3 if pieces == 2 and problem.taps < 45 else pieces
 
 
 def _geometry(problem: Problem, target: Target, variant: KernelVariant) -> Geometry | None:
@@ -163,8 +163,10 @@ def _geometry_of(problem: Problem, variant: KernelVariant, rows: int, columns: i
     tail = 0 if body >= rows * pitch + extra else 8 if extra <= 8 else 16
     staged_pixels = body + tail + down * pitch + right
     ranges = 8 * 2 * tiles_in_flight * 6
+    pieces = _pieces(problem, variant)
+    planes = 2 if pieces == 3 and problem.in_channels <= 4 else pieces
     rest = 8 * (2 * stages + 2 * buffers) + 4 * stages + ranges + 4 * 2
-    shared_bytes = _round_up(stages * _pieces(problem, variant) * 16 * staged_pixels, 128) + _round_up(
+    shared_bytes = _round_up(stages * planes * 16 * staged_pixels, 128) + _round_up(
         _round_up(size * buffers * 64 * run_pitch, 8) + rest, 128
     )
     units = body // (2 * unit)

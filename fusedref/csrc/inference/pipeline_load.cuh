@@ -97,6 +97,11 @@ __device__ __forceinline__ void stage_tile(
                 if constexpr (PIECES == 3) split_in_three(v0, v1, hi[c], lo[c], rest[c]);
                 else split(v0, v1, hi[c], lo[c]);
             }
+            if constexpr (SHARED_ROWS) {
+                *row = make_uint4(hi[0], hi[1], lo[0], lo[1]);
+                row[LO / 16] = make_uint4(rest[0], rest[1], 0, 0);
+                continue;
+            }
             *row = make_uint4(hi[0], hi[1], hi[2], hi[3]);
             if constexpr (PIECES == 3) row[2 * LO / 16] = make_uint4(rest[0], rest[1], rest[2], rest[3]);
             if (PIECES >= 2) row[LO / 16] = make_uint4(lo[0], lo[1], lo[2], lo[3]);

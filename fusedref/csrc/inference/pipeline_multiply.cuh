@@ -72,7 +72,7 @@ __device__ __forceinline__ void consume(Shared& shared, const Input& in, int til
         for (int t = 0; t < TAPS; t++)
             #pragma unroll
             for (int j = 0; j < 2; j++) {
-                raw[t][j] = filters.weight(channel_of(warp, h, group), member, j, t);
+                raw[t][j] = filters.weight(channel_of(warp, h, group), SHARED_ROWS ? member % 2 : member, j, t);
                 range.add(raw[t][j]);
             }
         #pragma unroll
@@ -90,6 +90,11 @@ __device__ __forceinline__ void consume(Shared& shared, const Input& in, int til
             split_in_three(v0, v1, w.hi[t][h], w.lo[t][h], w.rest[t][h], v0 * more, v1 * more);
             const float2 lo = __half22float2(*reinterpret_cast<const __half2*>(&w.lo[t][h]));
             w.small_lo[t][h] = pair(lo.x / CROSS_SCALE, lo.y / CROSS_SCALE);
+            if (SHARED_ROWS && member >= 2) {
+                w.rest[t][h] = w.small_lo[t][h];
+                w.lo[t][h] = w.hi[t][h];
+                w.hi[t][h] = 0;
+            }
 #elif PIECES == 2
             const float more = (SHORTFALL + lost[h]) * CROSS_SCALE;
             split(v0, v1, w.hi[t][h], w.lo[t][h], v0 * more, v1 * more);

@@ -13,6 +13,8 @@ struct Weights {
     uint32_t hi[TAPS][2], lo[PIECES >= 2 ? TAPS : 1][2];
     uint32_t rest[PIECES == 3 ? TAPS : 1][2], small_lo[PIECES == 3 ? TAPS : 1][2];  // small_lo: lo / CROSS_SCALE
 };  // of two channels, input channels 2 member and 2 member + 1
+// With SHARED_ROWS those with lo of x are in the second half of a row: hi is hi and zeros, lo is lo and hi, rest is rest and
+// small_lo.
 
 template <int N> struct Sums { float main[N / 2], cross[PIECES >= 2 ? N / 2 : 1]; };  // of N pixels
 
@@ -49,15 +51,19 @@ __device__ __forceinline__ void multiply(Sums<N>& sum, const Weights& w, ptx::Co
                 const auto add = [&](const uint32_t (&a)[TAPS][2], int piece) {
                     product(sum.cross, a[t][0], a[t][1], a[t + 1][0], a[t + 1][1], here.at(tap + piece, next), true);
                 };
-                add(w.small_lo, LO);
                 add(w.rest, 0);
-                add(w.hi, 2 * LO);
+                if constexpr (!SHARED_ROWS) {
+                    add(w.small_lo, LO);
+                    add(w.hi, 2 * LO);
+                }
             }
         } else {  // the last of an odd number of taps: half of k is zero in hi * hi, two other products fit one step
             product(sum.main, w.hi[t][0], w.hi[t][1], 0, 0, here.at(tap, 0), t > 0);
             if constexpr (PIECES >= 2)
                 product(sum.cross, w.lo[t][0], w.lo[t][1], w.hi[t][0], w.hi[t][1], here.at(tap, LO), t > 0);
-            if constexpr (PIECES == 3) {
+            if constexpr (SHARED_ROWS) {
+                product(sum.cross, w.rest[t][0], w.rest[t][1], 0, 0, here.at(tap, 0), true);
+            } else if constexpr (PIECES == 3) {
                 product(sum.cross, w.small_lo[t][0], w.small_lo[t][1], 0, 0, here.at(tap + LO, 0), true);
                 product(sum.cross, w.rest[t][0], w.rest[t][1], w.hi[t][0], w.hi[t][1], here.at(tap, 2 * LO), true);
             }

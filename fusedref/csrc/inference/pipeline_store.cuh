@@ -34,7 +34,7 @@ __device__ __forceinline__ void prepare(Shared& shared, int lane) {
     // Zero the pixels beyond a tile: products of whole units read them, for outputs that are not stored.
     for (int s = 0; s < STAGES; s++)
         for (int pixel = IN_PIXELS + lane; pixel < STAGED_PIXELS; pixel += 32)
-            for (int half = 0; half < PIECES * LO; half += LO)
+            for (int half = 0; half < PLANES * LO; half += LO)
                 *reinterpret_cast<uint4*>(&shared.stage[s][half + pixel * 16]) = make_uint4(0, 0, 0, 0);
     ptx::fence_async_shared();
 }

@@ -38,8 +38,11 @@ constexpr int REACH = (KERNEL_WIDTH - 1) * DILATION_W;
 constexpr int PITCH = TILE_COLUMNS + REACH;  // pixels of a row in shared memory
 constexpr int IN_PIXELS = IN_ROWS * PITCH + (EXTRA ? EXTRA + REACH : 0);
 constexpr int SHARE = (IN_PIXELS + LOADING_THREADS - 1) / LOADING_THREADS;  // pixels of a loading thread
-// Units whose sums a warpgroup holds in registers. Beside three pieces, or if units cross rows, they suffice for one only.
-constexpr int UNITS_IN_FLIGHT = PITCH % UNIT == 0 && PIECES < 3 ? 2 : 1;
+// Whether hi and lo of up to 4 channels share a row of 8 numbers. The row LO bytes further on then has rest.
+constexpr bool SHARED_ROWS = PIECES == 3 && IN_CHANNELS <= 4;
+constexpr int PLANES = SHARED_ROWS ? 2 : PIECES;  // rows of a pixel
+// Units whose sums a warpgroup holds in registers. If units cross rows, or there are many weights, they suffice for one only.
+constexpr int UNITS_IN_FLIGHT = PITCH % UNIT == 0 && (PIECES < 3 || SHARED_ROWS || TAPS < 8) ? 2 : 1;
 constexpr int BODY = 2 * UNITS_PER_WARPGROUP * UNIT;  // pixels of both warpgroups' units
 static_assert(BODY >= TILE_ROWS * PITCH && BODY + TAIL >= TILE_ROWS * PITCH + EXTRA, "units must cover the tile");
 // What wgmma reads: whole units, up to their last tap.
@@ -62,7 +65,7 @@ static_assert(
 static_assert(ELEMENT == 0 || PIECES == 1, "fp16 and bf16 tensors have one piece");
 
 struct Shared {
-    alignas(128) unsigned char stage[STAGES][PIECES * LO];
+    alignas(128) unsigned char stage[STAGES][PLANES * LO];
     alignas(128) Element buffer[BUFFERS][CHANNELS * RUN_PITCH];
     alignas(8) uint64_t full[STAGES];
     uint64_t empty[STAGES], staged[BUFFERS], stored[BUFFERS];
