@@ -5,9 +5,11 @@ A kernel is a fork of the server: its namespace is empty and the repository's ow
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from functools import cache
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
@@ -29,12 +31,12 @@ class Kernel:
     stdin = stdout = stderr = None
 
     def __init__(self, command: list[str], *, env: dict[str, str], cwd: str, **_: Any):
-        ready, started = multiprocessing.Pipe(duplex=False)
-        arguments = command[command.index("ipykernel_launcher") :]
-        self._process = _server().Process(target=_run, args=(started, arguments, env, cwd))
+        self._connection, other = multiprocessing.Pipe()
+        arguments = command[command.index("ipykernel_launcher") + 1 :]
+        self._process = _server().Process(target=_run, args=(other, arguments, env, cwd))
         self._process.start()
-        started.close()
-        self.pid: int = ready.recv()
+        other.close()
+        self.pid: int = self._connection.recv()
 
     def poll(self) -> int | None:
         """Return the exit status, None while the kernel runs."""
@@ -58,14 +60,21 @@ class Kernel:
         self.send_signal(signal.SIGKILL)
 
 
-def _run(started: Connection, arguments: list[str], env: dict[str, str], cwd: str) -> None:
+def _run(parent: Connection, arguments: list[str], env: dict[str, str], cwd: str) -> None:
     """Become the kernel, in a process group of its own, as jupyter_client signals the whole group."""
     os.setsid()
-    started.send(os.getpid())
-    started.close()
+    parent.send(os.getpid())
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
     from ipykernel import kernelapp
 
-    kernelapp.launch_new_instance(argv=arguments[1:], parent_handle=os.getppid())  # it ends with the server
+    kernelapp.launch_new_instance(argv=arguments, parent_handle=os.getppid())  # else it prints how to end it
+
+
+def _end_with(parent: Connection) -> None:
+    """End this process when the one at the other end of the connection ends."""
+    with contextlib.suppress(EOFError):
+        parent.recv()
+    os._exit(1)
