@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from fusedref.csrc import INFERENCE
@@ -146,13 +147,11 @@ def wgmma_tiles(
     for strip, (down, across) in itertools.product(strips, groups):
         blocks = max(1, target.multiprocessors // math.ceil(problem.out_channels / (64 * down)))
         positions = _positions(problem, strip)
-        # The narrowest tiles that take as many turns of all multiprocessors.
-        widths = {
-            min(128, 8 * math.ceil(positions / (turns * blocks) / (8 * across)))
-            for turns in range(1, 2 + math.ceil(positions / (64 * across * blocks)))
-        }
+        # The narrowest tiles that take as many turns of all multiprocessors as the widest, or a few more.
+        fewest = math.ceil(positions / (128 * across * blocks))
+        widths = {8 * math.ceil(positions / ((fewest + more) * blocks * across * 8)) for more in range(3)}
         for pixels, merged, chunk, direct in itertools.product(
-            sorted(width for width in widths if width >= 64)[-3:] or [64], merges, chunks, (False, True)
+            sorted({max(64, width) for width in widths}), merges, chunks, (False, True)
         ):
             tile = wgmma_tile(problem, target, variant, (strip, merged, chunk, down, across, pixels, direct))
             if tile is not None:
@@ -245,6 +244,7 @@ def _positions(problem: Problem, strip: int) -> int:
     return problem.batch * math.ceil(problem.out_width / strip) * rows * pitch
 
 
+@lru_cache(maxsize=1024)
 def _pitch(size: int, outputs: int, pad: int, stride: int, dilation: int, kernel: int) -> int:
     """Return the positions from one row to the next, so few that what the taps of one row read beyond its end is zero.
 
