@@ -186,11 +186,15 @@ def wgmma_tile(problem: Problem, target: Target, variant: KernelVariant, sizes: 
     if positions + width >= 2**31 or x_stage >= 2**17 or (items > 8 * PREPARE_THREADS and not direct):
         return None
 
+    whole = (pitch, rows) == (problem.out_width, problem.out_height) and pitch * rows * problem.dtype.itemsize % 32 == 0
+    staged = not variant.channels_last and not whole
+    runs_pitch = _round_up(pixels, 32) + 8
+    runs_bytes = 4 * runs_pitch * (4 * down * across * 8 if staged else 1)
     raw_stage = _round_up(8 * items * problem.dtype.itemsize, 16) if direct else 0
 
     def shared_bytes(x: int, weights: int, raw: int) -> int:
         """Return the bytes of struct Shared with so many stages."""
-        rest = 16 * (x + weights + raw) + 20 * 64 * down + (80 if direct else 0)
+        rest = 16 * (x + weights + raw) + 24 * 64 * down + (80 if direct else 0) + runs_bytes
         return _round_up(x * x_stage + weights * weight_stage + raw * raw_stage + rest, 16)
 
     choices = (
