@@ -28,7 +28,7 @@ from tests.tensor_cores import (
 )
 from tests.tiles import needs_emulator
 
-HOPPER = Target("sm_90a", 2)
+HOPPER = Target("sm_90a", 1)
 SMALL = Problem(1, 32, 72, 6, 10, 3, padding=1)  # two chunks of input channels, two blocks of output channels
 POINTWISE = Problem(3, 40, 24, 6, 10, 1)  # images that share a tile, and a chunk that is not full
 

@@ -194,7 +194,7 @@ def wgmma_tile(problem: Problem, target: Target, variant: KernelVariant, sizes: 
 
     def shared_bytes(x: int, weights: int, raw: int) -> int:
         """Return the bytes of struct Shared with so many stages."""
-        rest = 16 * (x + weights + raw) + 24 * 64 * down + (80 if direct else 0) + runs_bytes
+        rest = 16 * (x + weights + raw) + 24 * 64 * down + (80 + 8 * runs * run if direct else 0) + runs_bytes
         return _round_up(x * x_stage + weights * weight_stage + raw * raw_stage + rest, 16)
 
     choices = (
@@ -210,17 +210,19 @@ def wgmma_tile(problem: Problem, target: Target, variant: KernelVariant, sizes: 
         return None
     x_stages, weight_stages, raw_stages = stages
     shared = shared_bytes(*stages)
-    # Cycles of a block's job: the tensor cores', those of copies from the L2 cache, those of its stores.
+    # Cycles of a tile, after an H100's: the products, the conversion beside them, the stores after them.
     products = 3 if pieces == 2 else 1
-    tensor = chunks * taps * (chunk / 16 * products * width / 2 * down + 100)
-    copies = chunks * (x_stage + taps * weight_stage) / 20
-    stores = 64 * down * width * problem.dtype.itemsize / 13
-    conversions = chunks * 8 * items * 12 / 128 * 1.5 if direct else 0
-    job = max(1.3 * tensor, copies, stores, conversions) + 1500
-    down_the_grid = max(1, target.multiprocessors // blocks)
-    x_bytes = math.prod(problem.input_shape) * problem.dtype.itemsize
-    prepare = ((0 if direct else x_bytes) + 2 * scratch) / 1500  # bytes a cycle of all multiprocessors
-    cycles = math.ceil(tiles / down_the_grid) * math.ceil(blocks / target.multiprocessors) * job + prepare + 6000
+    multiplied = chunks * taps * (1.08 * chunk / 16 * products * width / 2 * down + 80)
+    converted = chunks * (5.5 * items + 600) if direct else 0
+    stored = 0.3 * 64 * down * width
+    turns = math.ceil(tiles / max(1, target.multiprocessors // blocks)) * math.ceil(blocks / target.multiprocessors)
+    # Bytes that memory moves, at about so many a cycle of all multiprocessors.
+    x_bytes, y_bytes = (
+        math.prod(shape) * problem.dtype.itemsize for shape in (problem.input_shape, problem.output_shape)
+    )
+    prepared = (2 * scratch + (0 if direct else x_bytes - scratch)) / 1600
+    moved = ((x_bytes if direct else scratch) + y_bytes) / 1700
+    cycles = max(turns * max(multiplied + stored, converted), moved) + prepared + 10000
     return WgmmaTile(
         strip, merged, chunk, down, across, pixels, direct, pitch, rows, x_stages, weight_stages, raw_stages, shared,
         tiles, scratch, cycles,

@@ -23,6 +23,7 @@ struct Shared {
     Run runs[STAGED ? CONSUMERS : 1];  // outputs of each warp
 #if DIRECT
     alignas(16) Raw raw[RAW_STAGES];
+    int images[RUNS * RUN], pixels[RUNS * RUN];  // a tile's sources
 #endif
     alignas(16) unsigned char x[X_STAGES][X_STAGE];
     alignas(16) unsigned char weights[WEIGHT_STAGES][WEIGHT_STAGE];
