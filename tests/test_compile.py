@@ -121,7 +121,7 @@ def test_folder_that_is_deleted(cache, compiled):
 
 
 @needs_nvcc
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", [ARCHITECTURES[0], ARCHITECTURES[-1]])  # test_kernels_compile.py: all
 def test_folded_compiles(cache, arch):
     (launch,) = folded_plan(KERNELBENCH_73).launches
     assert cubin(launch.source.read_text(), launch.options, arch)[:4] == b"\x7fELF"
