@@ -3,8 +3,8 @@
 The harness makes the model and ours from the same seed, with the problem's sizes as arguments; it leaves them in
 training mode and gradients enabled. Inputs are uniform random numbers from 0 to 1. Ours must be within an absolute and
 a relative tolerance of 1e-4 of the model's y on several inputs. Then each call is timed alone between two CUDA events,
-after three that warm up. What the harness reports is the model's time over ours. Rows in evaluation mode, which it does
-not ask for, are measured in the same way.
+after three warm-up calls. The harness reports the model's time divided by ours. It does not time evaluation mode; our
+rows for that are measured in the same way.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def made_input(problem: Problem, seed: int, device: torch.device) -> Tensor:
 
 
 def agrees(model: nn.Module, ours: nn.Module, problem: Problem, device: torch.device) -> bool:
-    """Return whether ours is within the tolerances of the model on every input."""
+    """Return whether ``ours`` agrees with ``model`` within the tolerances on every input."""
     for trial in range(CHECKS):
         x = made_input(problem, SEED + trial, device)
         with torch.no_grad():
@@ -56,7 +56,7 @@ def agrees(model: nn.Module, ours: nn.Module, problem: Problem, device: torch.de
 
 
 def trial_times(call: Callable[[], object]) -> list[float]:
-    """Return the times of calls in microseconds, each waited for before the next."""
+    """Return the times of calls in microseconds; each call ends before the next begins."""
     for _ in range(WARM_UPS):
         call()
     torch.cuda.synchronize()

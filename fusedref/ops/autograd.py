@@ -69,7 +69,7 @@ class Training(torch.autograd.Function):
         return None, None, None, None, *found
 
 
-# What ``apply`` of torch.autograd.Function does beyond these is for functorch, and costs more than a launch.
+# Function.apply adds only what functorch needs to its base class's, and that costs more than a launch.
 apply_evaluation: Any = super(torch.autograd.Function, Evaluation).apply
 apply_training: Any = super(torch.autograd.Function, Training).apply
 

@@ -1,4 +1,4 @@
-"""The operator by torch's own operators: where no kernel of ours runs, and where autograd needs to see each of them."""
+"""Compute with torch's own operators, where no kernel of ours runs or autograd must see each operator."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def backward(
 ) -> Gradients:
     """Return the gradients of x, weight, bias, gamma and beta, None where they are not needed.
 
-    ``mean`` and ``var`` are the batch's in training, else the running ones. ``z`` is the convolution; where it is None
-    it is computed anew if it is needed. All of it is differentiable, by torch's formulas, if z is None.
+    ``mean`` and ``var`` are the batch's in training, else the running ones. ``z`` is the convolution. If it is None, it
+    is computed again where needed, and torch can differentiate the gradients.
     """
     needs_dz = any(needs[:3])
     vector = mean if gamma is None else gamma

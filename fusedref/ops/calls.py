@@ -1,4 +1,4 @@
-"""What is known of a call from the properties of its arguments: found again at once when they come again."""
+"""Check a call's arguments, and remember what was found for later calls with the same properties."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fusedref.plans import KernelVariant, plan_for
 Tensors = Sequence[Tensor | None]
 
 MOST_REMEMBERED = 1024
-# They stand for None in a guard, which takes tensors alone, each once; no vector is that short.
+# Stand-ins for None in a guard, which takes only tensors, each once. No vector is that short.
 _ABSENT = [torch.empty(0) for _ in TENSOR_NAMES]
 
 
@@ -163,7 +163,7 @@ def forget() -> None:
 
 
 def is_channels_last(tensor: Tensor) -> bool:
-    """Return whether torch takes the tensor's order in memory for channels_last, as a convolution asks it.
+    """Return whether torch's convolutions consider the tensor to be in channels_last order.
 
     After ``c10::is_channels_last_strides_2d``. Sizes of 1 make some orders ambiguous; they count as NCHW.
     """

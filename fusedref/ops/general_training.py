@@ -69,7 +69,7 @@ class GeneralTraining:
         self.vectors = vectors or problem.dtype
         self.backend, self.target = backend_of(device), target_of(device)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        # Whether the library multiplies numbers of 11 bits or fewer. torch's setting may change: then the choices stay.
+        # Whether the library multiplies numbers of 11 bits or fewer. If torch's setting changes, the choices stay.
         self.coarse = problem.dtype != torch.float32 or (precision == "tf32" and library_rounds_to_tf32())
         self.sizes = problem.batch, problem.out_channels, problem.out_height * problem.out_width
 
@@ -237,7 +237,7 @@ class GeneralTraining:
         return kernels, Scratch([math.prod(shape) * dtype.itemsize])
 
     def _weight_gradient(self, dz: Tensor, x: Tensor) -> Tensor:
-        """Return dweight by kernels of ours, for which a channel of dz has no NaN and infinities, or nothing else."""
+        """Return dweight by our kernels, which need each channel of dz to be all finite, or all NaN and infinities."""
         assert self._weight_plan is not None
         dweight = torch.empty(self.problem.weight_shape, dtype=torch.float32, device=dz.device)
         (kernels, scratch), numbers = self._weight_kernels, (self.sizes[0], self._weight_plan.parts[0])

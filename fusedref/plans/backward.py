@@ -36,7 +36,7 @@ class Geometry(NamedTuple):
     strips: int  # of an image, side by side
     strip_columns: int  # columns of dy in a strip
     t_blocks: int  # blocks of 64 columns of T that a strip computes
-    raw_rows: int  # rows of dy in shared memory as they come
+    raw_rows: int  # rows of dy in shared memory as loaded, not yet split
     shared_bytes: int  # of struct Shared
 
 
@@ -129,7 +129,7 @@ def _t_blocks(problem: Problem, strips: int, columns: int) -> int:
 
 
 def _geometry_of(problem: Problem, variant: KernelVariant, with_t: bool, strips: int, columns: int) -> Geometry:
-    """Return the geometry for so many strips of so many columns."""
+    """Return the geometry for ``strips`` strips of ``columns`` columns."""
     height, width = problem.kernel
     (_, _), (pad_left, _) = problem.pads
     halo, size, pieces = width - 1, problem.dtype.itemsize, variant.pieces(problem.dtype)
@@ -145,7 +145,7 @@ def _geometry_of(problem: Problem, variant: KernelVariant, with_t: bool, strips:
     x = (height - 1 + 2) * pieces * (steps + halo) * 16
     filters = pieces * (height * width * 8 * CHANNELS * 2 if with_t else 16)
     rest = 8 * 2 * STAGES + 4 * 16 + 4 * 2 * LOADERS + 4 * STAGES
-    raw_rows = 1 + min(4, math.ceil(2**15 / raw_row))  # about 32 KiB are on their way; more is slower
+    raw_rows = 1 + min(4, math.ceil(2**15 / raw_row))  # about 32 KiB in flight; more is slower
     shared_bytes = _round_up(raw_rows * raw_row + dy + _round_up(x, 128) + _round_up(filters, 8) + rest, 128)
     return Geometry(strips, columns, t_blocks, raw_rows, shared_bytes)
 

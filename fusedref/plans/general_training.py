@@ -23,8 +23,8 @@ from fusedref.target import Target
 
 THREADS = 256  # of general.cuh
 RESIDENT = {False: 4, True: 2}  # its blocks on a multiprocessor, by channels_last
-UNITS_AHEAD = 4  # that a thread has under way
-WAVES = 4  # times the blocks that run at once: the last ones to end matter less
+UNITS_AHEAD = 4  # that a thread has in flight
+WAVES = 4  # of blocks, so that the last ones to end matter less
 MOST_SLICES = {False: 512, True: 128}  # a block of the second pass adds the sums of all slices of its channels
 
 SIZES = (Argument("batch", "int64"), Argument("channels", "int32"), Argument("plane", "int32"))
@@ -65,7 +65,7 @@ def backward_launches(
 ) -> tuple[Launch, Launch]:
     """Return the launches of reduce_gradient and apply_gradient, which compute dz and the vectors' gradients from dy.
 
-    ``batch_statistics`` says whether BatchNorm used those, or given ones.
+    ``batch_statistics`` says whether BatchNorm used the batch's statistics, not given ones.
     """
     kernels = {"reduce_gradient": REDUCE, "apply_gradient": APPLY}
     return _launches(

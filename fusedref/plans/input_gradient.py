@@ -69,7 +69,7 @@ def input_gradient_launch(
     }
 
     def cost(down: int) -> int:
-        """Return the time of so many strips down an image, in chunks: a strip costs about two more than it has."""
+        """Return the time of ``down`` strips an image, in chunks; a strip costs about two more than it has."""
         waves = math.ceil(strips * down / (geometry.blocks * target.multiprocessors))
         return waves * (math.ceil(chunks / down) + 2)
 

@@ -61,7 +61,7 @@ class MomentsPlan(NamedTuple):
 def unserved_by_moments(problem: Problem, target: Target, variant: KernelVariant = KernelVariant()) -> str | None:
     """Return why moments.cu is not the kernel for the statistics of ``problem``, None where it is."""
     if target.architecture != "sm_90a":
-        return f"the moments of x need float64 tensor cores, which sm_90a has and {target.architecture} has not"
+        return f"the moments of x need float64 tensor cores, which {target.architecture} does not have"
     if variant.channels_last:
         return "the moments of x are for tensors in NCHW order"
     if problem.strides != (1, 1) or problem.dilations != (1, 1) or problem.groups != 1:
@@ -103,7 +103,7 @@ def moments_plan(problem: Problem, target: Target = EMULATED, variant: KernelVar
     stage = problem.in_channels * (_round_up((GROUP + rows) * row, 128) + 16)
 
     def shared_bytes(stages: int) -> int:
-        """Return the bytes of shared memory with so many stages."""
+        """Return the bytes of shared memory with ``stages`` stages."""
         held = _round_up(max(stages * stage, 8 * INTERIOR_WARPS * sums), 128)
         return _round_up(held + 8 * (BORDER_WARPS * sums + WARPS * 64) + 16 * stages, 128)
 

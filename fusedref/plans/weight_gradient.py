@@ -139,7 +139,7 @@ def weight_tiles(problem: Problem, target: Target) -> Iterator[WeightTile]:
         )
         shared = 32 * block_slices * in_pixels + 4 * channels * (PIXELS + 8) + 8 * warps
         shared = math.ceil(shared / 16) * 16
-        # Of a thread: sums, numbers on their way to shared memory, fragments, and the rest.
+        # Of a thread: sums, numbers in flight to shared memory, fragments, and the rest.
         loads = math.ceil(channels * PIXELS / (32 * warps)) + 8 * math.ceil(block_slices * in_pixels / (32 * warps))
         registers = 4 * warp_rows * warp_slices * warp_taps + loads + 16 * warp_rows + 44
         blocks = min(65536 // (32 * warps * registers), (target.shared_limit + 1024) // (shared + 1024))

@@ -103,7 +103,7 @@ def _case(
 def _compared(setting: Setting, call: Call, results: dict[str, Tensor], reasons: list[str]) -> Case:
     """Return the case of one call's results."""
     problem = setting.problem
-    slips = None  # told for random numbers alone: of other data, several slips often give the same
+    slips = None  # only for random numbers: on other data, several slips often give the same result
     if setting.family is NORMAL:
         slips = Slips(problem, call.inputs, call.momentum, call.found, call.dy, call.training)
     expected = call.expected()
@@ -183,6 +183,6 @@ def _refusal(run: Callable[[Parameters], Results], given: Parameters, device: to
 
 
 def _is_for(family: Family, problem: Problem, mode: str) -> bool:
-    """Return whether the family says anything in this mode and dtype: float16 has no small dy."""
+    """Return whether the family applies to this mode and dtype: float16 cannot represent a small dy."""
     about_dy = family.dy_nan or family.dy_scale != 1
     return (mode == "backward" or not about_dy) and not (family.dy_scale < 1 and problem.dtype == torch.float16)

@@ -142,7 +142,7 @@ def first_term_of_dx(problem: Problem, inputs: Parameters, dy: Tensor, found: Fo
 
 
 def _stored(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the magnitude that allows to round ``values`` to ``dtype`` on the way; 0 for float32."""
+    """Return the magnitude that allows for rounding ``values`` to ``dtype`` on the way; 0 for float32."""
     return 2 * rounding_error(values.abs(), dtype) / (ELEMENT_LIMIT * UNIT)
 
 

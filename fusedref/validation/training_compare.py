@@ -81,7 +81,7 @@ class Call:
 
 
 def eager_results(call: Call) -> dict[str, Tensor]:
-    """Compute the same by PyTorch's operators in the dtypes of the inputs, without tf32."""
+    """Compute the results by PyTorch's operators in the dtypes of the inputs, without tf32."""
     inputs, needs_gradients = call.inputs, call.dy is not None
     x, weight, mean, var = (
         value.detach().clone() for value in (inputs.x, inputs.weight, inputs.running_mean, inputs.running_var)

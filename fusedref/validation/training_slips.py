@@ -21,7 +21,7 @@ from fusedref.validation.training_reference import (
     running,
 )
 
-EXPLAINED = 0.01  # a slip fits if at most this part of the error is left
+EXPLAINED = 0.01  # a slip fits if it leaves at most this part of the error
 WRONG_AXES = {
     (2, 3): "of each image apart",
     (0,): "over the images alone",
@@ -44,7 +44,7 @@ class Slips:
         self._gradients = functools.cache(self._computed_gradients)
 
     def explain(self, name: str, got: Tensor) -> list[str]:
-        """Return the slip that leaves least of the error of the tensor ``name``, if that is next to nothing."""
+        """Return the slip that explains the error of tensor ``name`` best, if it leaves almost none of it."""
         if not got.isfinite().all():
             return []
         got = got.double()
@@ -95,7 +95,7 @@ class Slips:
             yield slip, self._y(changed, training=self.training)
 
     def _y(self, inputs: Parameters, **options: Any) -> Callable[[], Tensor]:
-        """Return how y of other inputs or options is computed."""
+        """Return a function that computes y with other inputs or options."""
         return lambda: forward(self.problem, inputs, **options).y
 
     def _slips_of_statistics(self) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:

@@ -13,7 +13,7 @@
 #include "elements.cuh"
 
 constexpr int THREADS = 256;
-constexpr int AHEAD = UNIT <= 4 ? 4 : 2;         // units that a thread has under way
+constexpr int AHEAD = UNIT <= 4 ? 4 : 2;         // units that a thread has in flight
 constexpr int OWN = CHANNELS_LAST ? UNIT : 1;    // channels of a thread
 constexpr int BLOCK_CHANNELS = OWN * LANES;      // channels of a block
 constexpr int RESIDENT = CHANNELS_LAST ? 2 : 4;  // blocks of a multiprocessor: more would spill registers

@@ -85,7 +85,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) input_gradient(
 
     Pixel pixels[SHARE];
     {
-        Pixel first[AHEAD][SHARE];  // all loads are under way before the first is waited for
+        Pixel first[AHEAD][SHARE];  // all loads are in flight before the first is waited for
         #pragma unroll
         for (int chunk = 0; chunk < AHEAD; chunk++)
             load_chunk(first[chunk], image, above + chunk * CHUNK_ROWS, strip.column, thread);

@@ -16,7 +16,7 @@
 // Serves stride 1, dilation 1, one group, up to 8 input channels, kernels up to 3 x 3, padding below the kernel's size.
 // Sizes are compile-time constants:
 //   IN_CHANNELS HEIGHT WIDTH OUT_HEIGHT OUT_WIDTH KERNEL_HEIGHT KERNEL_WIDTH PAD_TOP PAD_LEFT
-//   ELEMENT VECTOR   the types, see elements.cuh
+//   ELEMENT          the type, see elements.cuh (VECTOR is not used)
 //   MOST_BLOCKS UNIT_PAIRS UNITS_ACROSS STAGES SHARES
 //                    the rest of the geometry: see Geometry in fusedref/plans/moments.py
 //   SHARED_BYTES     dynamic shared memory

@@ -15,7 +15,7 @@ __device__ __forceinline__ int first_column(int side) {
     return LEFT > 0 && side == 0 ? LEFT - 2 : WIDTH - RIGHT + 2 * (side - (LEFT > 0));
 }
 
-// Adds a pair of columns of a row of an image, which a lane has none of if `row` is not below `rows`.
+// Adds a pair of columns of a row of an image; a lane whose `row` is not below `rows` has none.
 __device__ __forceinline__ void add_pair(
     Shared& shared, Sums& sums, const Element* x, int image, int row, int rows, int column, int batch) {
     const int channel = threadIdx.x % 32 / 4;

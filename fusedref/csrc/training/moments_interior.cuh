@@ -180,7 +180,7 @@ __device__ __forceinline__ void sum_interior(
             else add_quarter<false>(shared, sums, stage, x, Unit(first + i), (warp + i / 2) % 4, lane);
             __syncwarp();
             if (lane == 0) ptx::mbarrier_arrive(&shared.empty[i % STAGES]);
-            // One of them refills the stage of their last unit, which the other three have left by now, or nearly.
+            // One of them refills the stage of their last unit, which the other three have left, or soon will.
             const int done = i - 2;
             if (done >= 0 && done + STAGES < count && warp % 4 == i / 2 % 4) {
                 ptx::mbarrier_wait(&shared.empty[done % STAGES], done / STAGES % 2);

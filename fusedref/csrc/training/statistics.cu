@@ -134,9 +134,9 @@ __device__ void sum_pixels(const bool (&reached)[MOST_PARTS], const double* part
     }
 }
 
-// Replaces the sums of x by the pivots, their averages, and writes the scales: powers of two that bring to at most 2^15 what no
-// magnitude exceeds: of x - pivot, sqrt(TAPS count) times its root mean square over all patches; and of the pivot itself, which
-// kernels put with a minus where no filter reads, in tiles that reach beyond x.
+// Replaces the sums of x by the pivots, their averages, and writes the scales: powers of two that bring two bounds to at most
+// 2^15. One is on |x - pivot|: sqrt(TAPS count) times its root mean square over all patches. The other is |pivot|: kernels
+// write -pivot where no filter reads, in tiles that reach beyond x.
 __device__ void choose_pivot(double* moments, double pixels, double count, int channel) {
     double sums[TAPS], squares_of[TAPS];
     #pragma unroll
