@@ -403,7 +403,7 @@ def test_watch_is_rendered():
     assert str(ROOT) not in page + text
     assert repr(seen) == text
     assert repr(seen.findings) == f"[<race: {seen.findings[0].message}>]"
-    assert page.count("background:#fdd") == 2  # both lines of the race
+    assert page.count("background-color:#fdd") == 2  # both lines of the race
     assert "atomics" not in page + text
     assert "load requests" not in page + text
 
