@@ -70,7 +70,7 @@ class TestPlan:
         ("problem", "architecture", "words"),
         [
             (Problem(32, 64, 64, 56, 56, 3), "sm_75", "sm_75 cannot"),
-            (Problem(32, 64, 64, 56, 56, 3, groups=64), "sm_80", "8 output channels"),
+            (Problem(32, 128, 64, 56, 56, 3, groups=64), "sm_80", "8 output channels"),
             (Problem(32, 3, 64, 56, 56, 3), "sm_80", "36 products"),
             (Problem(1, 8, 64, 2**14, 2**14, 3), "sm_80", "elements of an image"),
             (Problem(2**20, 8, 64, 40, 40, 3), "sm_80", "tiles in 32 bits"),
