@@ -5,6 +5,7 @@ import torch
 
 from fusedref import ConvBnScale, FusedConvBnScale, Problem
 from fusedref.cuda.backend import backend_of
+from fusedref.emulator import watch
 from fusedref.ops import calls
 from fusedref.ops.fast_training import FastTraining
 from fusedref.ops.general_training import GeneralTraining
@@ -13,6 +14,7 @@ from fusedref.plans import KernelVariant
 from fusedref.plans.training import backward_launches, forward_launches, unserved_by_fast_training
 from fusedref.target import EMULATED, Target
 from tests.cases import library_in_float32  # noqa: F401  # for every test here
+from tests.tiles import needs_emulator
 
 NARROW = Problem(2, 8, 64, 9, 12, 3)
 PADDED = Problem(3, 5, 33, 6, 19, (3, 2), padding=1)
@@ -93,6 +95,24 @@ def test_a_mean_costs_no_accuracy(device):
     found = errors(NARROW, device, x_of(NARROW) + 100)
     assert found["y"][0] < 2e-7 < 1e-6 < found["y"][1]
     assert found["dgamma"][0] < 2e-7
+
+
+@needs_emulator
+def test_a_large_pivot_does_not_widen_the_range_of_tiles_without_padding(device):
+    """A tile of too wide a range reads x and the weights again, in plain float32: slowly."""
+    x = x_of(NARROW).to(device)
+    x[:, 7] += 1000
+
+    def loaded():
+        training = FastTraining(NARROW, device, "fp32", torch.float32)
+        with watch() as seen:
+            *_, moments = training.forward(x, torch.ones(NARROW.weight_shape), None, None, None, 1.0, 1e-5, None)
+        return seen.counters["pipeline"].global_load_bytes_used, moments[-16].item()  # the pivot of channel 0
+
+    before, pivot = loaded()
+    x[0, 0, 4, 6] += x[0, 0, 4, 5] - (pivot + 1e-7)  # the mean stays
+    x[0, 0, 4, 5] = pivot + 1e-7
+    assert loaded() == (before, pytest.approx(pivot, abs=1e-7))
 
 
 def test_half_precision(device):

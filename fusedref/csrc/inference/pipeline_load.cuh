@@ -36,16 +36,25 @@ __device__ __forceinline__ void load_tile(
     }
 }
 
-// Subtracts each channel's pivot, from pixels outside x too: y is the same if the mean is that of the shifted convolution.
+// Subtracts each channel's pivot, from the zeros of the padding too: y is the same if the mean is that of the shifted
+// convolution. Pixels that no filter reads stay zero, so that they do not widen the range of the tile.
 __device__ __forceinline__ void subtract_pivots(
-    Pixel (&raw)[TILES_IN_FLIGHT][SHARE], const float (&pivots)[IN_CHANNELS]) {
+    Pixel (&raw)[TILES_IN_FLIGHT][SHARE], const float (&pivots)[IN_CHANNELS], int tile, int thread) {
 #if PIVOT
     #pragma unroll
-    for (int i = 0; i < TILES_IN_FLIGHT; i++)
+    for (int i = 0; i < TILES_IN_FLIGHT; i++, tile += gridDim.x) {
+        const Tile here(tile);
         #pragma unroll
-        for (int pixel = 0; pixel < SHARE; pixel++)
+        for (int k = 0; k < SHARE; k++) {
+            const int pixel = thread + k * LOADING_THREADS;
+            const int row = here.row + pixel / PITCH, column = here.column + pixel % PITCH;
+            const bool read =
+                pixel < IN_PIXELS && row < OUT_HEIGHT + (KERNEL_HEIGHT - 1) * DILATION_H && column < OUT_WIDTH + REACH;
             #pragma unroll
-            for (int c = 0; c < IN_CHANNELS; c++) raw[i][pixel].value[c] -= pivots[c];
+            for (int c = 0; c < IN_CHANNELS; c++)
+                if (read) raw[i][k].value[c] -= pivots[c];
+        }
+    }
 #endif
 }
 
@@ -146,7 +155,7 @@ __device__ __forceinline__ void produce(Shared& shared, const Input& in, int til
     unsigned turn = 0;
     for (int tile = blockIdx.x, step = 0;; step += TILES_IN_FLIGHT) {
         Range ranges[TILES_IN_FLIGHT];
-        subtract_pivots(raw, pivots);
+        subtract_pivots(raw, pivots, tile, thread);
         find_ranges(ranges, shared, raw, step / TILES_IN_FLIGHT, thread);
         #pragma unroll
         for (int i = 0; i < TILES_IN_FLIGHT; i++, tile += gridDim.x)
