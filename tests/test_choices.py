@@ -1,6 +1,7 @@
 """Which plan is chosen: what was tuned on the card, before what was measured for the package, before a rule."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from fusedref import KERNELBENCH_73, Problem, plan
 from fusedref.plans import KernelVariant, choices, own_plan_for, plan_for
 from fusedref.plans.candidates import CANDIDATES, Choice, candidate_plans, plan_by
 from fusedref.plans.implicit_gemm import gemm_tile, gemm_tiles
+from fusedref.plans.rule import plan_by_rule
 from fusedref.target import EMULATED
 
 PROBLEM = Problem(32, 64, 64, 56, 56, 3, padding=1)
@@ -39,9 +41,14 @@ def chosen(problem=PROBLEM, target=EMULATED, variant=NCHW):
     return found.kernel, found.reason
 
 
+def by_rule(problem=PROBLEM, target=EMULATED, variant=NCHW):
+    found = plan_by_rule(problem, target, variant, own_plan_for(problem, target, variant))
+    return found.kernel, found.reason
+
+
 class TestAuthority:
     def test_rule(self):
-        assert plan_for(PROBLEM, EMULATED, NCHW) == own_plan_for(PROBLEM, EMULATED, NCHW)
+        assert chosen() == by_rule()
 
     def test_shipped(self, monkeypatch):
         ship(monkeypatch, {32: Choice("library"), 1: TILE})
@@ -49,12 +56,21 @@ class TestAuthority:
         one = plan_for(dataclasses.replace(PROBLEM, batch=1), EMULATED, NCHW)
         assert (one.kernel, one.tile) == ("implicit_gemm", (64, 8, 28))
 
-    @pytest.mark.parametrize(("batch", "measured"), [(2, 1), (5, 1), (6, 32), (500, 32)])
+    @pytest.mark.parametrize(("batch", "measured"), [(2, 1), (5, 1), (6, 32), (256, 32)])
     def test_nearest_batch(self, monkeypatch, batch, measured):
         ship(monkeypatch, {32: Choice("library"), 1: Choice("folded")})
         kernel = {1: "folded", 32: "library"}[measured]
         reason = f"it was the fastest when they were timed on an H100 at batch {measured}"
         assert chosen(dataclasses.replace(PROBLEM, batch=batch)) == (kernel, reason)
+
+    @pytest.mark.parametrize("batch", [3, 257])
+    def test_far_batch(self, monkeypatch, batch):
+        ship(monkeypatch, {32: Choice("folded")})
+        assert chosen(dataclasses.replace(PROBLEM, batch=batch))[0] != "folded"
+
+    def test_bfloat16_takes_the_choice_of_float16(self, monkeypatch):
+        ship(monkeypatch, {32: Choice("folded")}, "fp16 NCHW")
+        assert chosen(dataclasses.replace(PROBLEM, dtype=torch.bfloat16))[0] == "folded"
 
     def test_shipped_for_other_sizes_ways_and_cards(self, monkeypatch):
         ship(monkeypatch, {32: Choice("library")})
@@ -66,7 +82,7 @@ class TestAuthority:
             (PROBLEM, EMULATED._replace(multiprocessors=114), NCHW),
             (PROBLEM, EMULATED._replace(architecture="sm_80"), NCHW),
         ):
-            assert chosen(problem, target, variant)[0] == "implicit_gemm"
+            assert chosen(problem, target, variant) == by_rule(problem, target, variant)
 
     def test_spellings_of_sizes(self, monkeypatch):
         ship(monkeypatch, {32: Choice("library")})
@@ -86,7 +102,7 @@ class TestAuthority:
     def test_what_was_tuned_of_other_kernels_counts_no_more(self, monkeypatch):
         choices.remember(Choice("folded"), PROBLEM, HERE, NCHW)
         monkeypatch.setattr(choices, "_sources", lambda: "changed")
-        assert chosen(PROBLEM, HERE)[0] == "implicit_gemm"
+        assert chosen(PROBLEM, HERE) == by_rule()
 
     @pytest.mark.parametrize(
         "choice",
@@ -101,7 +117,7 @@ class TestAuthority:
         assert plan_by(choice, PROBLEM, EMULATED, NCHW, "") is None
         ship(monkeypatch, {32: choice})
         choices.remember(choice, PROBLEM, HERE, NCHW)
-        assert chosen(PROBLEM, HERE) == ("implicit_gemm", own_plan_for(PROBLEM, HERE, NCHW).reason)
+        assert chosen(PROBLEM, HERE) == by_rule()
 
     def test_an_empty_batch(self, monkeypatch):
         ship(monkeypatch, {32: Choice("library")})
@@ -110,6 +126,32 @@ class TestAuthority:
     def test_card_must_be_a_name(self):
         with pytest.raises(TypeError, match="card must be the name of a GPU, got 0"):
             plan(PROBLEM, card=0)
+
+
+WIDE = Problem(64, 200, 96, 40, 40, 3, padding=1)
+HALVES = dataclasses.replace(WIDE, dtype=torch.float16)
+
+
+class TestRule:
+    @pytest.mark.parametrize(
+        ("problem", "target", "variant", "kernel"),
+        [
+            (WIDE, EMULATED, NCHW, "wgmma_gemm"),
+            (WIDE, EMULATED, KernelVariant("tf32"), "implicit_gemm"),
+            (WIDE, EMULATED._replace(architecture="sm_80"), NCHW, "implicit_gemm"),
+            (dataclasses.replace(WIDE, batch=0), EMULATED, NCHW, "implicit_gemm"),
+            (dataclasses.replace(WIDE, batch=1, height=10, width=10), EMULATED, NCHW, "implicit_gemm"),
+            (HALVES, EMULATED, NCHW, "implicit_gemm"),
+            (dataclasses.replace(HALVES, kernel_size=1, padding=0), EMULATED, NCHW, "matmul"),
+            (Problem(64, 1200, 32, 14, 14, 1), EMULATED, NCHW, "matmul"),
+            (Problem(64, 3, 640, 224, 224, 16, stride=16), EMULATED, NCHW, "library"),
+        ],
+    )
+    def test_kernels(self, problem, target, variant, kernel):
+        assert by_rule(problem, target, variant)[0] == kernel
+
+    def test_reason(self):
+        assert re.fullmatch(r"it should take \d+ us on an H100, and implicit_gemm \d+ us", by_rule(WIDE)[1])
 
 
 def test_candidates():

@@ -12,7 +12,7 @@ from fusedref import Problem, fused_conv_bn_scale, plan
 from fusedref.csrc import INFERENCE
 from fusedref.emulator import watch
 from fusedref.ops.runner import run_plan, target_of
-from fusedref.plans import KernelVariant, gemm_tiles, implicit_gemm_plan
+from fusedref.plans import KernelVariant, gemm_tiles, implicit_gemm_plan, own_plan_for
 from fusedref.problem import ELEMENTS
 from fusedref.reference import oracle
 from fusedref.target import Target
@@ -61,7 +61,8 @@ def assert_right(problem, device, variant=KernelVariant(), **wanted):
 class TestPlan:
     @pytest.mark.parametrize("architecture", ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"])
     def test_every_card_since_sm_80(self, architecture):
-        chosen = plan(Problem(32, 64, 64, 56, 56, 3, padding=1), architecture, 100)
+        problem = Problem(32, 64, 64, 56, 56, 3, padding=1)
+        chosen = own_plan_for(problem, Target(architecture, 100), KernelVariant())
         assert chosen.kernel == "implicit_gemm"
         assert "pipeline" in chosen.reason
         assert chosen.launches[0].shared <= 1024 * (99 if architecture in ("sm_86", "sm_89", "sm_120") else 227)

@@ -15,8 +15,9 @@ from fusedref.plans.depthwise import depthwise_plan, unserved_by_depthwise
 from fusedref.plans.device import predict
 from fusedref.plans.folded import folded_plan
 from fusedref.plans.implicit_gemm import best_gemm_tile, gemm_tiles, implicit_gemm_plan, unserved_by_implicit_gemm
-from fusedref.plans.library import library_plan, library_wins
+from fusedref.plans.library import library_plan
 from fusedref.plans.pipeline import pipeline_plan, unserved_by_pipeline
+from fusedref.plans.rule import plan_by_rule
 from fusedref.plans.variant import KernelVariant
 from fusedref.problem import Problem, check_integer
 from fusedref.target import EMULATED, Target
@@ -96,9 +97,7 @@ def plan_for(problem: Problem, target: Target, variant: KernelVariant) -> Plan:
         )
         if chosen is not None:
             return chosen
-    own = own_plan_for(problem, target, variant)
-    reason_for_library = library_wins(problem, target, variant, own)
-    return own if reason_for_library is None else library_plan(problem, target, variant, reason_for_library)
+    return plan_by_rule(problem, target, variant, own_plan_for(problem, target, variant))
 
 
 @lru_cache(maxsize=1024)

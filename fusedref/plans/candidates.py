@@ -11,11 +11,17 @@ from typing import NamedTuple
 from fusedref.plans.base import Plan
 from fusedref.plans.depthwise import depthwise_plan, unserved_by_depthwise
 from fusedref.plans.folded import folded_plan, unserved_by_folded
-from fusedref.plans.implicit_gemm import gemm_tile, gemm_tiles, implicit_gemm_plan, unserved_by_implicit_gemm
+from fusedref.plans.implicit_gemm import (
+    best_gemm_tile,
+    gemm_tile,
+    gemm_tiles,
+    implicit_gemm_plan,
+    unserved_by_implicit_gemm,
+)
 from fusedref.plans.library import library_plan, unserved_by_library, unserved_by_matmul
 from fusedref.plans.pipeline import pipeline_plan, unserved_by_pipeline
 from fusedref.plans.variant import KernelVariant
-from fusedref.plans.wgmma_gemm import unserved_by_wgmma_gemm, wgmma_gemm_plan, wgmma_tile, wgmma_tiles
+from fusedref.plans.wgmma_gemm import best_wgmma_tile, unserved_by_wgmma_gemm, wgmma_gemm_plan, wgmma_tile, wgmma_tiles
 from fusedref.problem import Problem
 from fusedref.target import Target
 
@@ -26,7 +32,7 @@ Sizes = tuple[int, ...]
 
 
 class Choice(NamedTuple):
-    """A kernel, and the sizes of its tile where its plan alone does not say which."""
+    """A kernel, and the sizes of its tile; without them, of several tiles the cheapest by prediction."""
 
     kernel: str
     sizes: Sizes = ()
@@ -70,7 +76,7 @@ def _best_gemm_tiles(problem: Problem, target: Target, variant: KernelVariant) -
 
 
 def _gemm_plan(problem: Problem, target: Target, variant: KernelVariant, sizes: Sizes, reason: str) -> Plan | None:
-    tile = gemm_tile(problem, target, variant, sizes)
+    tile = gemm_tile(problem, target, variant, sizes) if sizes else best_gemm_tile(problem, target, variant)
     return None if tile is None else implicit_gemm_plan(problem, tile, variant, reason)
 
 
@@ -83,7 +89,7 @@ def _best_wgmma_tiles(problem: Problem, target: Target, variant: KernelVariant) 
 
 
 def _wgmma_plan(problem: Problem, target: Target, variant: KernelVariant, sizes: Sizes, reason: str) -> Plan | None:
-    tile = wgmma_tile(problem, target, variant, sizes)
+    tile = wgmma_tile(problem, target, variant, sizes) if sizes else best_wgmma_tile(problem, target, variant)
     return None if tile is None else wgmma_gemm_plan(problem, tile, target, variant, reason)
 
 

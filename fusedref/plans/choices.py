@@ -1,7 +1,8 @@
 """Which candidate was the fastest: choices that ``fusedref.tune`` keeps in the cache, and those that the package has.
 
 ``measured.json`` has, for one card, the choice for each convolution of well-known networks at a few batches, in each
-precision and layout. At another batch, the choice for the nearest one holds.
+precision and layout that was timed. At another batch, up to eight times as large or small, the choice for the nearest
+one holds; bfloat16 takes float16's choice.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from fusedref.problem import Problem
 from fusedref.target import Target
 
 FILE = Path(__file__).with_name("measured.json")
+MOST_TIMES = 8  # larger or smaller
 PRECISIONS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -52,10 +54,12 @@ def shipped(problem: Problem, target: Target, variant: KernelVariant) -> tuple[C
     measured = shipped_choices()
     if measured is None or (target.architecture, target.multiprocessors) != measured[1:3]:
         return None
-    by_batch = measured.choices.get((sizes_of(problem), way_of(problem, variant)))
+    by_batch = measured.choices.get((sizes_of(problem), way_of(problem, variant).replace("bf16", "fp16")))
     if not by_batch or not problem.batch:
         return None
     batch = min(by_batch, key=lambda measured: abs(math.log(measured / problem.batch)))
+    if abs(math.log(batch / problem.batch)) > math.log(MOST_TIMES):
+        return None
     return by_batch[batch], measured.card, batch
 
 

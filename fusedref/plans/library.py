@@ -82,11 +82,6 @@ def library_plan(
     )
 
 
-def library_wins(problem: Problem, target: Target, variant: KernelVariant, own: Plan) -> str | None:
-    """Return why torch's convolution should be faster than ``own``, the plan by a kernel of ours, None if it is not."""
-    return None
-
-
 def _division(
     problem: Problem, target: Target, variant: KernelVariant
 ) -> tuple[dict[str, int], tuple[int, int, int], int]:
