@@ -11,6 +11,7 @@ from nbclient.exceptions import CellExecutionError
 
 from fusedref import cuda
 from lessons import execute, workbench
+from tests import processes
 from tests.kernel_server import Kernel
 from tests.notebooks import LESSONS, code, read, takes_times
 
@@ -41,7 +42,7 @@ def test_every_rung_has_its_lesson():
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_runs_from_top_to_bottom(path, quick_kernels):
     committed = read(path)
-    notebook = execute.execute(read(path), execute.device_of(path), timeout=300)
+    notebook = execute.execute(read(path), execute.device_of(path), timeout=processes.LIMIT)
     for cell, before in zip(code(notebook)[1:], code(committed)[1:], strict=True):
         for output in cell.outputs:
             assert output.output_type != "error"
