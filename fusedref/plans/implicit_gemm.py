@@ -217,7 +217,8 @@ def _fitted(problem: Problem, target: Target, variant: KernelVariant, tile: Gemm
     """Return the tile with its blocks, shared memory, grid and cost; None where it does not fit into shared memory."""
     geometry, warps = _geometry(problem, variant, tile), tile.down * tile.across
     shared = geometry.shared_bytes
-    registers = 80 if tile.warp_channels == 16 else 128 if target.compute_capability < 120 else 160
+    wide = 128 if 80 < target.compute_capability < 120 else 160  # the others need more to spill none
+    registers = 80 if tile.warp_channels == 16 else wide
     fit = (target.shared_limit + 1024) // (shared + 1024), 65536 // (registers * 32 * warps), 48 // warps
     if min(fit) == 0:
         return None
