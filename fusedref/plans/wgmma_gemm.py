@@ -195,15 +195,11 @@ def wgmma_tile(problem: Problem, target: Target, variant: KernelVariant, sizes: 
     if positions + width >= 2**31 or x_stage >= 2**17 or (items > 8 * PREPARE_THREADS and not direct):
         return None
 
-    whole = (pitch, rows) == (problem.out_width, problem.out_height) and pitch * rows * problem.dtype.itemsize % 32 == 0
-    staged = not variant.channels_last and not whole
-    runs_pitch = _round_up(pixels, 32) + 8
-    runs_bytes = 4 * runs_pitch * (4 * down * across * 8 if staged else 1)
     raw_stage = _round_up(8 * items * problem.dtype.itemsize, 16) if direct else 0
 
     def shared_bytes(x: int, weights: int, raw: int) -> int:
         """Return the bytes of struct Shared with so many stages."""
-        rest = 16 * (x + weights + raw) + 24 * 64 * down + (80 + 8 * runs * run if direct else 0) + runs_bytes
+        rest = 16 * (x + weights + raw) + 20 * 64 * down + (80 if direct else 0)
         return _round_up(x * x_stage + weights * weight_stage + raw * raw_stage + rest, 16)
 
     choices = (
@@ -222,8 +218,10 @@ def wgmma_tile(problem: Problem, target: Target, variant: KernelVariant, sizes: 
     # Cycles of a tile, after an H100's: the products, the conversion beside them, the stores after them.
     products = 3 if pieces == 2 else 1
     multiplied = chunks * taps * (1.08 * chunk / 16 * products * width / 2 * down + 80)
-    converted = chunks * (5.5 * items + 600) if direct else 0
-    stored = 0.3 * 64 * down * width
+    converted = chunks * ((5 if taps == 1 else 16) * items + 600) if direct else 0
+    whole = pitch * rows * problem.dtype.itemsize % 32 == 0 and (pitch, rows) == (problem.out_width, problem.out_height)
+    pairs = whole or (pitch % 2 == 0 and strip % 2 == 0 and problem.out_width % 2 == 0)
+    stored = (0.3 if whole else 0.6 if pairs or variant.channels_last else 1.3) * 64 * down * width
     turns = math.ceil(tiles / max(1, target.multiprocessors // blocks)) * math.ceil(blocks / target.multiprocessors)
     # Bytes that memory moves, at about so many a cycle of all multiprocessors.
     x_bytes, y_bytes = (
@@ -231,7 +229,7 @@ def wgmma_tile(problem: Problem, target: Target, variant: KernelVariant, sizes: 
     )
     prepared = (2 * scratch + (0 if direct else x_bytes - scratch)) / 1600
     moved = ((x_bytes if direct else scratch) + y_bytes) / 1700
-    cycles = max(turns * max(multiplied + stored, converted), moved) + prepared + 10000
+    cycles = max(turns * (max(multiplied, converted) + stored), moved) + prepared + 10000
     return WgmmaTile(
         strip, merged, chunk, down, across, pixels, direct, pitch, rows, x_stages, weight_stages, raw_stages, shared,
         tiles, scratch, cycles,

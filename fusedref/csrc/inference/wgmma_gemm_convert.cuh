@@ -13,19 +13,21 @@ constexpr int CONVERTING = 4, CONVERTING_THREADS = 32 * CONVERTING;  // warps, t
 constexpr int SHARE = (ITEMS + CONVERTING_THREADS - 1) / CONVERTING_THREADS;
 
 // Starts copying the thread's items of a chunk.
-__device__ __forceinline__ void gather(Shared& shared, Raw& raw, const Element* x, int chunk, int thread) {
+__device__ __forceinline__ void gather(Raw& raw, const Input& in, int tile, int chunk, int thread) {
     #pragma unroll 2
     for (int item = thread; item < ITEMS; item += CONVERTING_THREADS) {
-        const int k = item / (SLICES * RUN) * RUN + item % RUN;
-        const Source at = {shared.images[k], shared.pixels[k]};
-        const int first = chunk * CHUNK + item / RUN % SLICES * 8;
+        const Source at(item, tile, in.batch);
+        const Element* image = in.x + (at.inside ? (long long)at.image * IN_CHANNELS * IN_PLANE : 0);
         #pragma unroll
         for (int c = 0; c < 8; c++) {
+            const int channel = chunk * CHUNK + item / RUN % SLICES * 8 + c;
+            const bool real = at.inside && (IN_CHANNELS % CHUNK == 0 || channel < IN_CHANNELS);
+            const Element* from = image + (real ? place_in_x(channel, at.row, at.column) : 0);
             Element& to = raw[item / RUN * 8 + c][item % RUN];
 #if ELEMENT == 0
-            ptx::cp_async_4(&to, at.in(x, first + c), at.has(first + c));
+            ptx::cp_async_4(&to, from, real);
 #else
-            to = at.has(first + c) ? *at.in(x, first + c) : Element(0.0f);
+            to = real ? *from : Element(0.0f);
 #endif
         }
     }
@@ -41,19 +43,8 @@ __device__ __forceinline__ void convert(Shared& shared, const Input& in, int til
     [[maybe_unused]] int turn = 0;  // of the ranges
     int next_tile = blockIdx.y, next_chunk = 0;
     const auto gather_next = [&](int stage) {
-        if (next_tile >= tiles) {
-            ptx::cp_async_commit();  // so that every chunk has its group
-            return;
-        }
-        if (next_chunk == 0) {
-            barrier();  // all have read the sources of the tile before
-            for (int k = thread; k < RUNS * RUN; k += CONVERTING_THREADS) {
-                const Source at = source_of(k / RUN, k % RUN, next_tile, in.batch);
-                shared.images[k] = at.image, shared.pixels[k] = at.pixel;
-            }
-            barrier();
-        }
-        gather(shared, shared.raw[stage], in.x, next_chunk, thread);
+        if (next_tile < tiles) gather(shared.raw[stage], in, next_tile, next_chunk, thread);
+        else ptx::cp_async_commit();  // so that every chunk has its group
         if (++next_chunk < CHUNKS) return;
         next_chunk = 0;
         next_tile += gridDim.y;

@@ -90,28 +90,21 @@ __device__ __forceinline__ int tiles_of(int batch) { return (batch * IMAGE_POSIT
 
 constexpr int ITEMS = RUNS * SLICES * RUN;  // of a stage of x: 8 input channels at a position
 
-// What lies at a position of a tile's run.
+// What an item of a tile's stage is in x.
 struct Source {
-    int image, pixel;  // of x; pixel -1: a zero
-    // The address of a channel, some valid one if there is none.
-    __device__ __forceinline__ const Element* in(const Element* x, int channel) const {
-        const Element* start = x + (long long)(pixel < 0 ? 0 : image) * IN_CHANNELS * IN_PLANE;
-        if (pixel < 0 || channel >= IN_CHANNELS) return start;
-        return start + (CHANNELS_LAST ? pixel * IN_CHANNELS + channel : channel * IN_PLANE + pixel);
-    }
-    __device__ __forceinline__ bool has(int channel) const {
-        return pixel >= 0 && (IN_CHANNELS % CHUNK == 0 || channel < IN_CHANNELS);
+    int image, row, column;
+    bool inside;  // or it is zero
+    __device__ __forceinline__ Source(int item, int tile, int batch) {
+        const int run = item / (SLICES * RUN);
+        const int filter_row = run / COLUMN_PHASES, filter_column = run % COLUMN_PHASES;  // of the run's first tap
+        const int first = tile * TILE + (MERGED ? 0 : filter_row * DILATION_H / STRIDE_H * PITCH);
+        const Place place(first + item % RUN);
+        image = place.image();
+        row = place.row * STRIDE_H + filter_row * DILATION_H % STRIDE_H - PAD_TOP;
+        column = place.image_column() * STRIDE_W + filter_column * DILATION_W % STRIDE_W - PAD_LEFT;
+        inside = item < ITEMS && image < batch && (unsigned)row < HEIGHT && (unsigned)column < WIDTH;
     }
 };
-
-__device__ __forceinline__ Source source_of(int run, int position, int tile, int batch) {
-    const int filter_row = run / COLUMN_PHASES, filter_column = run % COLUMN_PHASES;  // of the run's first tap
-    const Place place(tile * TILE + (MERGED ? 0 : filter_row * DILATION_H / STRIDE_H * PITCH) + position);
-    const int row = place.row * STRIDE_H + filter_row * DILATION_H % STRIDE_H - PAD_TOP;
-    const int column = place.image_column() * STRIDE_W + filter_column * DILATION_W % STRIDE_W - PAD_LEFT;
-    const bool inside = place.image() < batch && (unsigned)row < HEIGHT && (unsigned)column < WIDTH;
-    return {place.image(), inside ? row * WIDTH + column : -1};
-}
 
 // The offset of an element of an image of x, or of y.
 __device__ __forceinline__ int place_in_x(int channel, int row, int column) {

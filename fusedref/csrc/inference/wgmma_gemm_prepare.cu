@@ -78,12 +78,13 @@ __device__ __forceinline__ void prepare_x(
     for (int i = 0; i < SHARE; i++) {
         const int item = threadIdx.x + i * THREADS;
         const int slice = item / RUN % SLICES;
-        const Source at = source_of(item / (SLICES * RUN), item % RUN, tile, batch);
+        const Source at(item, tile, batch);
+        const Element* image = x + (at.inside ? (long long)at.image * IN_CHANNELS * IN_PLANE : 0);
         #pragma unroll
         for (int c = 0; c < 8; c++) {
             const int channel = chunk * CHUNK + slice * 8 + c;
-            const bool real = (ITEMS % THREADS == 0 || item < ITEMS) && at.has(channel);
-            v[i][c] = real ? *at.in(x, channel) : Element(0.0f);
+            const bool real = at.inside && (IN_CHANNELS % CHUNK == 0 || channel < IN_CHANNELS);
+            v[i][c] = real ? image[place_in_x(channel, at.row, at.column)] : Element(0.0f);
         }
     }
     unsigned char* rows = scratch + BEFORE_X + (long long)stage * X_STAGE;

@@ -20,46 +20,26 @@ __device__ __forceinline__ float plain_sum(const Input& in, int channel, const P
     return sum;
 }
 
-// How many outputs lie before a position, over all images.
-__device__ __forceinline__ int outputs_before(int position) {
-    const Place place(position);
-    const int row = min(place.row, OUT_HEIGHT), column = row < OUT_HEIGHT ? min(place.column, STRIP) : 0;
-    return (place.strip * OUT_HEIGHT + row) * STRIP + column;
-}
-
-// Writes the outputs of 8 channels at PIXELS positions from `first` on; a warp calls it.
-__device__ __forceinline__ void store_run(
-    const Run& run, Element* __restrict__ y, int first_channel, int first, int batch) {
-    const int begin = outputs_before(first), end = outputs_before(first + PIXELS);
-    constexpr int SECTOR = 32 / SIZE;
-    #pragma unroll 1
-    for (int n = begin / SECTOR * SECTOR + int(threadIdx.x) % 32; n < end; n += 32) {
-        Place place(0);
-        place.strip = n / (OUT_HEIGHT * STRIP);
-        place.row = n / STRIP % OUT_HEIGHT;
-        place.column = n % STRIP;
-        if (n < begin || !place.is_output(batch)) continue;
-        const int position = place.strip * STRIP_POSITIONS + place.row * PITCH + place.column;
-        Element* to = y + (long long)place.image() * OUT_CHANNELS * OUT_PLANE
-            + place_in_y(first_channel, place.row, place.image_column());
-        #pragma unroll
-        for (int c = 0; c < (STAGED ? 8 : 1); c++)
-            if (OUT_CHANNELS % CHANNELS == 0 || first_channel + c < OUT_CHANNELS)
-                to[c * OUT_PLANE] = Element(run[c][position - first]);
-    }
-}
-
+// Whether two neighbouring positions are neighbours in a row of y, at an even place.
+constexpr bool PAIRS = !CHANNELS_LAST && OUT_WIDTH % 2 == 0 && STRIP % 2 == 0 && PITCH % 2 == 0;
 struct alignas(2 * SIZE) Pair { Element value[2]; };
 
 // Stores the sums of PIXELS positions from `first` on; `channel` as in multiply_tile.
 __device__ __forceinline__ void store(
-    Shared& shared, const Input& in, Element* __restrict__ y, const Sums& sum, const float (&doubt)[2], int channel,
-    int first) {
-    const int lane = threadIdx.x % 32, member = lane % 4;
+    const Shared& shared, const Input& in, Element* __restrict__ y, const Sums& sum, const float (&doubt)[2],
+    int channel, int first) {
     const auto place_of = [&](int h, const Place& place) {
         return y + (long long)place.image() * OUT_CHANNELS * OUT_PLANE
             + place_in_y(in.first_channel + channel + 8 * h, place.row, place.image_column());
     };
+    first += threadIdx.x % 4 * 2;
+    float a[2], shift[2], b[2];
+    #pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int c = channel + 8 * h;
+        a[h] = shared.a[c], shift[h] = shared.shift[c], b[h] = shared.b[c];
+    }
+    const auto output = [&](int h, float sum) { return Element(fmaf(a[h], sum + shift[h], b[h])); };
     const auto is_channel = [&](int h) {
         return OUT_CHANNELS % CHANNELS == 0 || in.first_channel + channel + 8 * h < OUT_CHANNELS;
     };
@@ -67,47 +47,24 @@ __device__ __forceinline__ void store(
         return !(fabsf(sum[k]) >= doubt[k / 2 % 2] && fabsf(sum[k]) < __int_as_float(0x7f800000));
     };
     bool any = false;
+    Place place(first);
     #pragma unroll
-    for (int k = 0; SCALED && k < PIXELS / 2; k++) any |= is_doubtful(k);
-    float a[2], shift[2], b[2];
-    #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        const int c = channel + 8 * h;
-        a[h] = shared.a[c], shift[h] = shared.shift[c], b[h] = shared.b[c];
-    }
-    const auto output = [&](int k) { return fmaf(a[k / 2 % 2], sum[k] + shift[k / 2 % 2], b[k / 2 % 2]); };
-    if (STAGED) {
-        Run& run = shared.runs[threadIdx.x / 32];
+    for (int j = 0; j < PIXELS / 8; j++) {
+        if (j > 0) place.advance(PAIRS ? 8 : 7, first + j * 8);
         #pragma unroll
-        for (int h = 0; h < 2; h++) {
+        for (int i = 0; i < (PAIRS ? 1 : 2); i++) {
+            if (i > 0) place.advance(1, first + j * 8 + 1);
+            const bool real = place.is_output(in.batch);
             #pragma unroll
-            for (int j = 0; j < PIXELS / 8; j++) {
-                const float2 two = make_float2(output(4 * j + 2 * h), output(4 * j + 2 * h + 1));
-                *reinterpret_cast<float2*>(&run[lane / 4][8 * j + 2 * member]) = two;
-            }
-            __syncwarp();
-            store_run(run, y, in.first_channel + channel - lane / 4 + 8 * h, first, in.batch);
-            __syncwarp();
-        }
-    } else {
-        Place place(first + 2 * member);
-        #pragma unroll
-        for (int j = 0; j < PIXELS / 8; j++) {
-            if (j > 0) place.advance(CHANNELS_LAST ? 7 : 8, first + 2 * member + j * 8);
-            #pragma unroll
-            for (int i = 0; i < (CHANNELS_LAST ? 2 : 1); i++) {
-                if (i > 0) place.advance(1, first + 2 * member + j * 8 + 1);
-                const bool real = place.is_output(in.batch);
-                #pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    const int k = 4 * j + 2 * h + i;
-                    if (!real || !is_channel(h)) continue;
-                    if (CHANNELS_LAST) {
-                        *place_of(h, place) = Element(output(k));
-                    } else {
-                        const Pair pair = {Element(output(k)), Element(output(k + 1))};
-                        *reinterpret_cast<Pair*>(place_of(h, place)) = pair;
-                    }
+            for (int h = 0; h < 2; h++) {
+                const int k = 4 * j + 2 * h + i;
+                any |= SCALED && (is_doubtful(k) || (PAIRS && is_doubtful(k + 1)));
+                if (!real || !is_channel(h)) continue;
+                if (PAIRS) {
+                    const Pair pair = {output(h, sum[k]), output(h, sum[k + 1])};
+                    *reinterpret_cast<Pair*>(place_of(h, place)) = pair;
+                } else {
+                    *place_of(h, place) = output(h, sum[k]);
                 }
             }
         }
@@ -118,15 +75,15 @@ __device__ __forceinline__ void store(
     for (int k = 0; k < PIXELS / 2; k++) doubtful[k / 32] |= uint32_t(is_doubtful(k)) << k % 32;
     #pragma unroll 1
     for (int k = 0; k < PIXELS / 2; k++) {
-        const int h = k / 2 % 2, position = first + 2 * member + k / 4 * 8 + k % 2;
+        const int h = k / 2 % 2, position = first + k / 4 * 8 + k % 2;
         const bool mine = doubtful[k / 32] >> k % 32 & 1 && Place(position).is_output(in.batch) && is_channel(h);
         // One after the other, by all lanes.
         for (uint32_t lanes = __ballot_sync(~0u, mine); lanes; lanes &= lanes - 1) {
-            const int owner = __ffs(lanes) - 1;
-            const Place there(__shfl_sync(~0u, position, owner));
-            const int c = __shfl_sync(~0u, in.first_channel + channel + 8 * h, owner);
+            const int lane = __ffs(lanes) - 1;
+            const Place there(__shfl_sync(~0u, position, lane));
+            const int c = __shfl_sync(~0u, in.first_channel + channel + 8 * h, lane);
             const float value = plain_sum(in, c, there);
-            if (lane == owner) *place_of(h, there) = Element(fmaf(a[h], value + shift[h], b[h]));
+            if (int(threadIdx.x) % 32 == lane) *place_of(h, there) = output(h, value);
         }
     }
 }

@@ -12,18 +12,9 @@ static_assert(WARPGROUPS == 2, "the registers of a multiprocessor are shared out
 
 using Raw = Element[RUNS * CHUNK][RUN];  // x of a tile and chunk, not yet converted
 
-// Memory writes whole sectors of 32 bytes much faster than parts. Where the positions of a row of wgmma's sums are no whole
-// sectors of y, they pass through shared memory.
-constexpr bool WHOLE_SECTORS = PITCH == OUT_WIDTH && PLANE_ROWS == OUT_HEIGHT && OUT_PLANE % (32 / SIZE) == 0;
-constexpr bool STAGED = !CHANNELS_LAST && !WHOLE_SECTORS;
-constexpr int RUN_PITCH = (PIXELS + 31) / 32 * 32 + 8;  // floats: four rows of sums begin in different banks
-using Run = float[STAGED ? 8 : 1][RUN_PITCH];           // of 8 channels
-
 struct Shared {
-    Run runs[STAGED ? CONSUMERS : 1];  // outputs of each warp
 #if DIRECT
     alignas(16) Raw raw[RAW_STAGES];
-    int images[RUNS * RUN], pixels[RUNS * RUN];  // a tile's sources
 #endif
     alignas(16) unsigned char x[X_STAGES][X_STAGE];
     alignas(16) unsigned char weights[WEIGHT_STAGES][WEIGHT_STAGE];
