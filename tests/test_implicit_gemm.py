@@ -61,7 +61,7 @@ def assert_right(problem, device, variant=KernelVariant(), **wanted):
 class TestPlan:
     @pytest.mark.parametrize("architecture", ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"])
     def test_every_card_since_sm_80(self, architecture):
-        problem = Problem(8, 16, 16, 56, 56, 3, padding=1)
+        problem = Problem(32, 64, 64, 56, 56, 3, padding=1)
         chosen = own_plan_for(problem, Target(architecture, 100), KernelVariant())
         assert chosen.kernel == "implicit_gemm"
         assert "pipeline" in chosen.reason

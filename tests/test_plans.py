@@ -193,11 +193,11 @@ def test_registers(chosen, most, tmp_path):
 @pytest.mark.parametrize(
     ("problem", "channels_last"),
     [
-        (WIDE, True),
+        (WIDE, False),
         (dataclasses.replace(WIDE, dtype=torch.bfloat16), True),
         (dataclasses.replace(KERNELBENCH_73, in_channels=4, kernel_size=4), False),
     ],
-    ids=["float32 channels_last", "bfloat16 channels_last", "4 channels"],
+    ids=["float32", "bfloat16 channels_last", "4 channels"],
 )
 def test_registers_of_implicit_gemm(problem, channels_last, tmp_path):
     chosen = own_plan_for(problem, EMULATED, KernelVariant(channels_last=channels_last))

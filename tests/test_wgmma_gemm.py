@@ -10,7 +10,6 @@ from fusedref import Problem
 from fusedref.csrc import INFERENCE
 from fusedref.emulator import watch
 from fusedref.ops.runner import run_plan
-from fusedref.plans import own_plan_for
 from fusedref.plans.variant import KernelVariant
 from fusedref.plans.wgmma_gemm import unserved_by_wgmma_gemm, wgmma_gemm_plan, wgmma_tiles
 from fusedref.reference import oracle
@@ -56,19 +55,6 @@ def small(problem, inputs):
 
 
 class TestPlan:
-    @pytest.mark.parametrize(
-        ("problem", "kernel"),
-        [
-            (Problem(32, 256, 256, 14, 14, 3, padding=1), "wgmma_gemm"),
-            (Problem(32, 512, 128, 28, 28, 1), "wgmma_gemm"),
-            (Problem(32, 144, 32, 28, 28, 1), "implicit_gemm"),  # too little work for two launches
-            (Problem(32, 256, 256, 14, 14, 3, padding=1, dtype=torch.float16), "implicit_gemm"),
-        ],
-        ids=str,
-    )
-    def test_it_serves_where_it_should_be_faster(self, problem, kernel):
-        assert own_plan_for(problem, Target("sm_90a", 132), KernelVariant()).kernel == kernel
-
     @pytest.mark.parametrize(
         ("problem", "architecture", "words"),
         [

@@ -19,7 +19,6 @@ from fusedref.plans.library import library_plan
 from fusedref.plans.pipeline import pipeline_plan, unserved_by_pipeline
 from fusedref.plans.rule import plan_by_rule
 from fusedref.plans.variant import KernelVariant
-from fusedref.plans.wgmma_gemm import faster_wgmma_tile, wgmma_gemm_plan
 from fusedref.problem import Problem, check_integer
 from fusedref.target import EMULATED, Target
 
@@ -53,9 +52,8 @@ def plan(
     """Return the plan for ``problem``, with the reason for it.
 
     What ``fusedref.tune`` measured on this card comes first, then what was measured for the package, on a card of the
-    same architecture and size. For any other problem a rule decides: the first kernel of pipeline, depthwise,
-    implicit_gemm and folded that serves it, but wgmma_gemm where it should be faster than implicit_gemm, and torch's
-    convolution where that should be.
+    same architecture and size. For any other problem a rule decides: the first kernel of pipeline, implicit_gemm and
+    folded that serves it, unless torch's convolution should be faster.
 
     ``architecture`` is nvcc's name of the GPU's, such as ``"sm_90a"`` or ``"sm_80"``. ``precision="tf32"`` (for float32
     alone) allows to round the factors of the products. ``channels_last`` is how x and y lie in memory; ``vectors`` is
@@ -112,10 +110,5 @@ def own_plan_for(problem: Problem, target: Target, variant: KernelVariant) -> Pl
         return depthwise_plan(problem, target, variant)
     not_gemm = unserved_by_implicit_gemm(problem, target, variant)
     if not_gemm is None:
-        tile = best_gemm_tile(problem, target, variant)
-        faster = faster_wgmma_tile(problem, target, variant, tile.cycles)
-        if faster is not None:
-            reason = f"{not_pipeline}; wgmma multiplies faster than implicit_gemm's products"
-            return wgmma_gemm_plan(problem, faster, target, variant, reason)
-        return implicit_gemm_plan(problem, tile, variant, not_pipeline)
+        return implicit_gemm_plan(problem, best_gemm_tile(problem, target, variant), variant, not_pipeline)
     return folded_plan(problem, variant, f"{not_pipeline}; {not_gemm}")

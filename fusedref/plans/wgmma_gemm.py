@@ -19,7 +19,6 @@ from fusedref.target import EMULATED, Target
 PREPARE_THREADS = 256
 NOTE_BYTES = 16
 MOST_SCRATCH = 2**30  # bytes
-MARGIN = 0.9  # of another kernel's time, that a time must be predicted to be below
 PREPARE_SIGNATURE = (
     Argument("x", "in"),
     Argument("weight", "in"),
@@ -65,8 +64,8 @@ def unserved_by_wgmma_gemm(problem: Problem, target: Target, variant: KernelVari
         return f"wgmma_gemm multiplies with wgmma, which sm_90a has and {target.architecture} has not"
     if problem.groups != 1:
         return "wgmma_gemm serves one group"
-    if problem.taps < 36 and variant.pieces(problem.dtype) == 2:
-        return "a float32 sum of fewer than 36 products has smaller errors than fp16 pieces"
+    if problem.taps < 24 and variant.pieces(problem.dtype) == 2:
+        return "a float32 sum of fewer than 24 products has smaller errors than fp16 pieces"
     if problem.in_channels < 16 or problem.out_channels < 16:
         return "under 16 input or output channels would leave most of a product empty"
     if max(problem.in_channels * problem.height * problem.width, math.prod(problem.output_shape[1:])) >= 2**31 - 2**16:
@@ -132,15 +131,9 @@ def wgmma_gemm_plan(
     )
 
 
-def faster_wgmma_tile(problem: Problem, target: Target, variant: KernelVariant, cycles: float) -> WgmmaTile | None:
-    """Return the cheapest of the ``wgmma_tiles`` if it should take clearly less than ``cycles``, else None.
-
-    Only sums of float32 in NCHW order have been compared on a card.
-    """
-    if variant.pieces(problem.dtype) == 1 or variant.channels_last or unserved_by_wgmma_gemm(problem, target, variant):
-        return None
-    tile = min(wgmma_tiles(problem, target, variant), key=lambda tile: tile.cycles)
-    return tile if tile.cycles < MARGIN * cycles else None
+def best_wgmma_tile(problem: Problem, target: Target, variant: KernelVariant) -> WgmmaTile:
+    """Return the cheapest of the ``wgmma_tiles``."""
+    return min(wgmma_tiles(problem, target, variant), key=lambda tile: tile.cycles)
 
 
 def wgmma_tiles(
