@@ -52,7 +52,7 @@ DILATED = Problem(8, 6, 100, 61, 400, 3, dilation=2, padding=1, dtype=torch.bflo
         (KERNELBENCH_73, H200, "pipeline", (64, 2, 126), 183680, (132, 1, 1), 512, "memory"),
         (HALF_73, H200, "pipeline", (64, 4, 126), 178304, (132, 1, 1), 512, "memory"),
         (SMALL_73, H200, "pipeline", (64, 8, 21), 115584, (4, 1, 1), 512, "launch"),
-        (WIDE, A100, "implicit_gemm", (64, 8, 28), 143056, (1, 448, 1), 512, "tensor cores"),
+        (WIDE, A100, "implicit_gemm", (32, 8, 28), 150288, (2, 54, 1), 256, "tensor cores"),
         (STRIDED, RTX_3090, "implicit_gemm", (32, 14, 14), 72000, (4, 16, 1), 256, "launch"),
         (DILATED, H100, "implicit_gemm", (128, 3, 40), 66064, (1, 114, 1), 512, "memory"),
         (KERNELBENCH_73, T4, "folded", (1, 1, 256), 0, (516096, 1, 1), 256, "CUDA cores"),
