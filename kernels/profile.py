@@ -1,4 +1,4 @@
-"""Read a GPU's own counters for every kernel of evaluation mode, to compare them with the emulator's.
+"""Read a GPU's own counters for the rungs of evaluation mode and implicit_gemm, to compare them with the emulator's.
 
 ``python -m kernels.profile FILE`` runs each kernel at least RUNS times under Nsight Compute. It writes to FILE, for
 each kernel, the counters of each run and the bank conflicts of each line of its source. It needs a GPU whose counters
@@ -47,13 +47,17 @@ METRICS = {  # the emulator's name of a counter: Nsight Compute's
 }
 WAVEFRONTS = "memory_l1_wavefronts_shared", "memory_l1_wavefronts_shared_ideal"  # of each instruction
 RUNS = 3
+FINISHED = ("pipeline", "folded", "implicit_gemm")  # the kernels of fusedref/csrc that run_kernels runs
 REPLACED = {"ptx.cuh"}  # headers of csrc that the emulator replaces: none of their lines runs there
 
 
 def kernel_names() -> set[str]:
-    """Return the name of every kernel of evaluation mode in kernels/ and fusedref/csrc."""
+    """Return the name of every kernel that run_kernels runs."""
     numbers = {f"{rung.number:02d}" for rung in LADDER}
-    sources = [*[path for path in KERNELS.glob("*.cu") if path.name[:2] in numbers], *INFERENCE.glob("*.cu")]
+    sources = [
+        *[path for path in KERNELS.glob("*.cu") if path.name[:2] in numbers],
+        *[INFERENCE / f"{name}.cu" for name in FINISHED],
+    ]
     pattern = re.compile(r"__global__\s+void(?:\s+__launch_bounds__\([^;{]*?\))?\s+(\w+)\s*\(")
     return {name for source in sources for name in pattern.findall(source.read_text())}
 
