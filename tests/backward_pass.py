@@ -1,4 +1,4 @@
-"""What the tests of backward.cu share: its inputs, its results in float64, and a run of its two kernels."""
+"""What the tests of backward.cu share: its inputs, its results in float64, and a run."""
 
 import math
 from typing import NamedTuple
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from fusedref.cuda.launch import Out, launch
 from fusedref.ops.runner import compiled_function, target_of
-from fusedref.plans.backward import backward_launch, filters_size, parts_shape, prepare_backward_launch
+from fusedref.plans.backward import backward_launch, parts_shape
 from fusedref.plans.variant import KernelVariant
 
 
@@ -22,7 +22,7 @@ class Results(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What the two kernels read."""
+    """What the kernel reads."""
 
     dy: torch.Tensor
     x: torch.Tensor
@@ -91,39 +91,31 @@ def expected(problem, inputs):
 
 
 class Pass:
-    """The two kernels of one problem, ready to be launched; ``multiprocessors`` limits the blocks."""
+    """The kernel for one problem, ready to be launched; ``multiprocessors`` limits the blocks."""
 
     def __init__(self, problem, device, *, multiprocessors=None, variant=KernelVariant(), with_a=True, with_t=True):
         target = target_of(device)
         if multiprocessors:
             target = target._replace(multiprocessors=multiprocessors)
         self.problem, self.device = problem, device
-        self.prepare = prepare_backward_launch(problem, variant)
         self.backward = backward_launch(problem, target, variant, with_a=with_a, with_t=with_t)
-        self.filters = torch.full((filters_size(problem),), math.nan, device=device)
         self.parts = torch.full(parts_shape(problem, target), math.nan, device=device) if with_a else None
         self.dx = torch.full(problem.input_shape, math.nan, device=device, dtype=problem.dtype) if with_t else None
 
-    def launch(self, which, values):
-        """Launch one of the two kernels with ``values`` and the pass's own tensors."""
-        values = values | {"filters": self.filters, "parts": self.parts, "dx": self.dx}
-        values["batch"] = self.problem.batch
+    def run(self, inputs, moments=None):
+        """Return the results."""
+        values = inputs._asdict() | {"parts": self.parts, "dx": self.dx, "batch": self.problem.batch}
+        values["moments"] = moments_of(self.problem, inputs.x) if moments is None else moments
         arguments = []
-        for name, kind in which.signature:
+        for name, kind in self.backward.signature:
             value = values[name]
             if kind == "out":
                 arguments.append(None if value is None else Out(value))
             else:
                 arguments.append(value if kind == "in" else np.dtype(kind).type(value))
-        function = compiled_function(which, self.device)
-        launch(function, *arguments, grid=which.grid, block=which.block, shared=which.shared)
-
-    def run(self, inputs, moments=None):
-        """Return the results."""
-        moments = moments_of(self.problem, inputs.x) if moments is None else moments
-        if self.dx is not None:
-            self.launch(self.prepare, inputs._asdict())
-        self.launch(self.backward, inputs._asdict() | {"moments": moments})
+        planned = self.backward
+        function = compiled_function(planned, self.device)
+        launch(function, *arguments, grid=planned.grid, block=planned.block, shared=planned.shared)
         if self.parts is None:
             return Results(None, None, self.dx)
         total = self.parts.double().sum(0)

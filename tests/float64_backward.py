@@ -41,7 +41,7 @@ class Given(NamedTuple):
     var: Tensor
     parts: Tensor  # float32 [PARTS, 64, columns + 8]
     moments: Tensor  # [columns + columns^2 + 16]
-    t: Tensor  # like x: the transposed convolution of the gradient before BatchNorm's statistics
+    t: Tensor  # like x: the transposed convolution of dy and the filters that backward.cu rounds
     gradients: dict[str, Tensor]  # of x, weight, gamma, beta and bias
 
 
@@ -66,9 +66,9 @@ def given(
                      torch.autograd.grad(y, wanted, dy.double()), strict=True))  # fmt: skip
 
     moments, patches = _moments(problem, inputs.x)
-    scaled = dy.double() * inputs.scaling_factor * _channels(inputs.gamma.double()) * inverse.detach()
+    slopes = (inputs.scaling_factor * _channels(inputs.gamma.double()) * inverse).detach()
     (top, _), (left, _) = problem.pads
-    t = F.conv_transpose2d(scaled, inputs.weight.double())
+    t = F.conv_transpose2d(dy.double(), _rounded(problem, slopes[..., None] * inputs.weight.double()))
     t = t[:, :, top : top + problem.height, left : left + problem.width].contiguous()
     return Given(problem, inputs, dy, training, mean.detach(), var.detach(), _parts(problem, dy.double(), patches),
                  moments, t, found)  # fmt: skip
@@ -100,7 +100,11 @@ def composites(what: Given, slopes: Tensor, planned: Launch | None = None) -> tu
     fragments = torch.full(composites_shape(what.problem), -1, dtype=torch.int32, device=device)
     constants = torch.full(constants_shape(what.problem), math.nan, device=device)
     planned = planned or composites_launch(what.problem, variant)
-    _run(planned, device, slopes, what.moments, what.inputs.weight, Out(fragments), Out(constants))
+    inputs = what.inputs
+    _run(
+        planned, device, slopes, what.moments, inputs.weight, what.var.float(), inputs.gamma,
+        np.float32(inputs.scaling_factor), np.float32(inputs.eps), Out(fragments), Out(constants),
+    )  # fmt: skip
     return fragments, constants
 
 
@@ -131,6 +135,17 @@ def _channels(vector: Tensor) -> Tensor:
 def _padded(problem: Problem, x: Tensor) -> Tensor:
     (top, bottom), (left, right) = problem.pads
     return F.pad(x, (left, right, top, bottom))
+
+
+def _rounded(problem: Problem, filters: Tensor) -> Tensor:
+    """Return the filters as the products of backward.cu take them: see backward_filters.cuh."""
+    scale = 2.0 ** (15 - filters.abs().amax((0, 2, 3), keepdim=True).frexp().exponent)
+    shortfall = (0.39 + 0.48 * (2 * problem.kernel[1] + 1) / 2) / 2**24
+    scaled = filters.float() * scale
+    hi = scaled.half()
+    lo = (scaled.double() - hi + shortfall * scaled).half()
+    two_pieces = (hi.double() + lo) * (1 - shortfall)
+    return (two_pieces if problem.dtype == torch.float32 else hi.double()) / scale
 
 
 def _moments(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:

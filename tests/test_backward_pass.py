@@ -1,4 +1,4 @@
-"""The pass over dy, prepare_backward.cu and backward.cu: plans, shapes, dtypes, errors, ranges and counts."""
+"""The pass over dy, backward.cu: plans, shapes, dtypes, errors, ranges and counts."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 from fusedref import KERNELBENCH_73, Problem
 from fusedref.plans import KernelVariant
-from fusedref.plans.backward import backward_launch, parts_shape, prepare_backward_launch, unserved_by_backward
+from fusedref.plans.backward import backward_launch, parts_shape, unserved_by_backward
 from fusedref.target import EMULATED, Target
 from tests import nvcc
 from tests.backward_pass import Pass, Results, expected, moments_of, random_inputs
@@ -41,10 +41,9 @@ class TestPlan:
         assert launch.shared <= EMULATED.shared_limit
         assert [macros[name] for name in ("STRIPS", "STRIP_COLUMNS", "T_BLOCKS", "RAW_ROWS")] == [1, 126, 2, 2]
         assert parts_shape(KERNELBENCH_73) == (132, 64, 80)
-        assert prepare_backward_launch(KERNELBENCH_73).grid == (1, 1, 1)
 
     def test_wide_rows_are_cut_into_strips(self):
-        for width, strips in ((128, (2, 64, 1)), (224, (2, 112, 2)), (260, (6, 48, 1))):
+        for width, strips in ((128, (3, 48, 1)), (224, (2, 112, 2)), (260, (6, 48, 1))):
             macros = dict(backward_launch(Problem(1, 8, 64, 8, width, 3, padding=1)).macros)
             assert tuple(macros[name] for name in ("STRIPS", "STRIP_COLUMNS", "T_BLOCKS")) == strips
 
@@ -78,11 +77,12 @@ class TestPlan:
     [
         (Problem(2, 3, 17, 6, 21, 2, padding="same"), "fp32", 1.5e-7),
         (Problem(1, 8, 64, 4, 128, 3, padding=2), "fp32", 1.5e-7),  # two strips
+        (Problem(1, 8, 64, 3, 70, 3), "fp32", 1.5e-7),  # two blocks of T
         (Problem(2, 5, 40, 6, 20, (3, 1)), "tf32", 5e-4),
         (Problem(2, 8, 64, 5, 25, (1, 3), padding=(0, 1), dtype=HALF), "fp32", 5e-4),
         (Problem(2, 8, 64, 5, 24, 3, dtype=BRAIN), "fp32", 3e-3),
     ],
-    ids=["same", "strips", "tf32", "fp16", "bf16"],
+    ids=["same", "strips", "two blocks", "tf32", "fp16", "bf16"],
 )
 def test_shapes_and_dtypes(problem, precision, bound, device):
     variant = KernelVariant(precision, vectors=torch.float32)
@@ -138,6 +138,12 @@ class TestSmall:
         results = Pass(SMALL, device).run(inputs._replace(dy=inputs.dy * scale))
         assert_close((result / scale for result in results), truth, 1.5e-7, 2e-7)
 
+    def test_filters_of_input_channels_far_from_each_other(self, inputs, device):
+        decades = 10.0 ** torch.linspace(-4, 4, 8, device=device)[:, None, None]
+        inputs = inputs._replace(weight=inputs.weight * decades)
+        t, exact = Pass(SMALL, device, with_a=False).run(inputs).t, expected(SMALL, inputs).t
+        assert all(relative(t[:, c], exact[:, c]) <= 1.4e-7 for c in range(8))
+
     def test_rows_of_zeros(self, inputs, device):
         dy = inputs.dy.clone()
         dy[:, :, 2:4] = 0.0
@@ -183,7 +189,8 @@ def test_counts_and_nothing_to_find():
     assert counters.global_store_bytes_used == 4 * (inputs.x.numel() + 64 * 80)
     # One block reads dy and x once. Where rows are no whole atoms of 16 bytes, neighbours share one.
     rows = SMALL.batch * 64 * SMALL.out_height
-    others = inputs.x.numel() * 4 + one.filters.numel() * 4 + 127 * 4 + 16 * 8  # each warp of T reads the factor
+    parameters = 2 * inputs.weight.numel() + 2 * 64  # weights are read for their scales, then again
+    others = 4 * (inputs.x.numel() + parameters) + 16 * 8
     dy = counters.global_load_bytes_used - others
     assert 4 * inputs.dy.numel() <= dy <= 4 * inputs.dy.numel() + 16 * rows
 

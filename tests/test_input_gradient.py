@@ -106,14 +106,15 @@ PLANTED = {
     "c2 is forgotten": ("shared.slope[o] = slopes[OUT_CHANNELS + o]", "shared.slope[o] = 0.0", COMPOSITES),
     "the pivot is forgotten": ("-float(moments[SCALES - 8 + thread]) * scale", "0.0f", SOURCE),
     "the other window's row is left out": ("? -(KERNEL_HEIGHT - 1) : KERNEL_HEIGHT - 1)", "? -100 : 100)", COMPOSITES),
-    "pixels are read before they are there": ("    __syncthreads();\n\n    const Unit", "    const Unit", SOURCE),
-    "a chunk is read before it is there":
-        ("        __syncthreads();\n    }\n    if", "    }\n    if", SOURCE),
-    "a chunk is staged where the last one is read":
-        ("oldest < RING_ROWS ? oldest : oldest - RING_ROWS", "ring_row", SOURCE),
-    "T is overwritten before it is read": ("__syncthreads();  // all have read T", "", SOURCE),
-    "edges take other rows' pixels":
-        ("strip.row + edges_done, HEIGHT, edge_row", "strip.row + edges_done, HEIGHT, 4", SOURCE),
+    "pixels are read before they are there":
+        ("ptx::mbarrier_wait(&shared.staged[last % RING_CHUNKS], last / RING_CHUNKS % 2);", "", SOURCE),
+    "a chunk is read before it is there": ("const int last = number + AHEAD - 1;", "const int last = number;", SOURCE),
+    "a chunk is staged where another one is read": ("if (before >= 0)", "if (false)", SOURCE),
+    "a row is split before it has arrived": ("cp_async_wait<SLOTS - 1>", "cp_async_wait<SLOTS>", SOURCE),
+    "a row is copied to where one is split": ("__syncwarp();  // before the next copy into this slot", "", SOURCE),
+    "edges are computed before all rows are there":
+        ("ptx::mbarrier_wait(&shared.edges_staged, group % 2);", "", SOURCE),
+    "edges take other rows' pixels": ("strip.rows - row, edge_row, warp", "strip.rows - row, 4, warp", SOURCE),
 }  # fmt: skip
 
 
@@ -154,9 +155,9 @@ def test_memory_is_moved_once_and_products_read_without_conflicts():
     counters = seen.counters["input_gradient"]
     where = {text: (path.name, number) for path in SOURCE.parent.glob("input_gradient*")
              for number, line in enumerate(path.read_text().splitlines(), 1)
-             for text in ("run[k] = reinterpret_cast<const Run*>", "ldmatrix_x4(hi") if text in line}  # fmt: skip
-    loads, products = (counters.by_line[where[text]] for text in sorted(where, reverse=True))
-    assert counters.global_store_bytes_used == loads.global_load_bytes_used == what.t.numel() * 4
+             for text in ("cp_async_16(&shared.t", "ldmatrix_x4(hi[rows]") if text in line}  # fmt: skip
+    copies, products = (counters.by_line[where[text]] for text in sorted(where))
+    assert counters.global_store_bytes_used == copies.global_load_bytes_used == what.t.numel() * 4
     assert products.shared_load_requests > 0
     assert products.shared_load_bank_conflicts == 0
 
@@ -170,7 +171,7 @@ class TestPlan:
 
     def test_problem_73(self):
         planned = input_gradient_launch(KERNELBENCH_73)
-        assert (planned.grid, planned.block, planned.shared) == ((128, 2, 1), (256, 1, 1), 78144)
+        assert (planned.grid, planned.block, planned.shared) == ((128, 1, 1), (512, 1, 1), 214928)
 
 
 @nvcc.needs_nvcc

@@ -26,7 +26,7 @@ STATISTICS_SCRATCH = ("centre", "moment_parts", "squares", "finished")
 BACKWARD_TENSORS = (
     *("dy", "x", "weight", "bias", "gamma", "mean", "var", "dx", "dweight", "dbias", "dgamma", "dbeta"),
 )
-BACKWARD_SCRATCH = ("filters", "parts", "slopes", "composites", "constants")
+BACKWARD_SCRATCH = ("parts", "slopes", "composites", "constants")
 # In evaluation mode backward computes the moments of x itself, and batch statistics that nobody reads.
 UNREAD = {"unread_mean": "mean", "unread_var": "var"}
 NUMBERS = ("momentum", "scaling_factor", "eps", "batch")

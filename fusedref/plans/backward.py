@@ -1,9 +1,11 @@
-"""Plans for prepare_backward.cu and backward.cu: the one pass over dy of the gradients, on tensor cores of sm_90a."""
+"""Plans for backward.cu: the one pass over dy of the gradients, on tensor cores of sm_90a."""
 
 from __future__ import annotations
 
 import math
 from typing import NamedTuple
+
+import torch
 
 from fusedref.csrc import TRAINING
 from fusedref.plans.base import Argument, Launch
@@ -16,14 +18,10 @@ LOADERS = 4  # loading warps, of 16 channels each
 PIXELS = 128  # loading threads: columns of a row that they can load
 STAGES = 2  # rows of dy that the tensor cores can read
 
-PREPARE_SIGNATURE = (
-    *[Argument(name, "in") for name in ("weight", "var", "gamma")],
+SIGNATURE = (
+    *[Argument(name, "in") for name in ("dy", "x", "moments", "weight", "var", "gamma")],
     Argument("scaling_factor", "float32"),
     Argument("eps", "float32"),
-    Argument("filters", "out"),
-)
-BACKWARD_SIGNATURE = (
-    *[Argument(name, "in") for name in ("dy", "x", "moments", "filters")],
     Argument("parts", "out"),
     Argument("dx", "out"),
     Argument("batch", "int64"),
@@ -59,26 +57,9 @@ def unserved_by_backward(problem: Problem, target: Target, variant: KernelVarian
     return None
 
 
-def filters_size(problem: Problem) -> int:
-    """Return the float32 numbers that ``prepare_backward`` writes for ``backward``."""
-    return math.prod(problem.kernel) * 8 * CHANNELS + 1
-
-
 def parts_shape(problem: Problem, target: Target = EMULATED) -> tuple[int, int, int]:
     """Return the shape of the parts of A' and q: [blocks, 64, columns + 8]; column ``columns`` is q."""
     return _blocks(problem, target), CHANNELS, math.prod(problem.kernel) * 8 + 8
-
-
-def prepare_backward_launch(problem: Problem, variant: KernelVariant = KernelVariant()) -> Launch:
-    """Return the launch that scales and splits the filters of the input's gradient."""
-    return Launch(
-        source=TRAINING / "prepare_backward.cu",
-        symbol="prepare_backward",
-        signature=PREPARE_SIGNATURE,
-        macros=tuple(common_macros(problem, variant).items()),
-        grid=(1, 1, 1),
-        block=(1024, 1, 1),
-    )
 
 
 def backward_launch(
@@ -90,8 +71,8 @@ def backward_launch(
     with_t: bool = True,
 ) -> Launch:
     """Return the launch of the pass over dy: parts of A' and q if ``with_a``, T if ``with_t``."""
-    geometry = _geometry(problem, variant, with_t)
-    macros = common_macros(problem, variant._replace(vectors=None)) | {  # backward.cu takes no vectors
+    geometry = _geometry(problem, variant, with_a, with_t)
+    macros = common_macros(problem, variant if with_t else variant._replace(vectors=None)) | {  # A' takes no vectors
         "PIECES": variant.pieces(problem.dtype),
         "WITH_A": int(with_a),
         "WITH_T": int(with_t),
@@ -100,19 +81,19 @@ def backward_launch(
     return Launch(
         source=TRAINING / "backward.cu",
         symbol="backward",
-        signature=BACKWARD_SIGNATURE,
+        signature=SIGNATURE,
         macros=tuple(macros.items()),
         grid=(_blocks(problem, target), 1, 1),
-        block=(32 * LOADERS * (1 + with_a + with_t), 1, 1),
+        block=(128 * (1 + with_a + with_t), 1, 1),
         shared=geometry.shared_bytes,
     )
 
 
-def _geometry(problem: Problem, variant: KernelVariant, with_t: bool) -> Geometry:
+def _geometry(problem: Problem, variant: KernelVariant, with_a: bool, with_t: bool) -> Geometry:
     """Return the geometry whose strips cost the least, among columns of all multiples of 16."""
     halo = problem.kernel[1] - 1
     if problem.out_width + halo <= PIXELS:
-        return _geometry_of(problem, variant, with_t, 1, problem.out_width)
+        return _geometry_of(problem, variant, with_a, with_t, 1, problem.out_width)
     choices = [(math.ceil(problem.out_width / columns), columns) for columns in range(16, PIXELS - halo + 1, 16)]
 
     def cost(choice: tuple[int, int]) -> int:
@@ -120,15 +101,19 @@ def _geometry(problem: Problem, variant: KernelVariant, with_t: bool) -> Geometr
         strips, columns = choice
         return strips * (64 * _t_blocks(problem, *choice) + columns + _round_up(columns + halo, 32))
 
-    return _geometry_of(problem, variant, with_t, *min(choices, key=cost))
+    return _geometry_of(problem, variant, with_a, with_t, *min(choices, key=cost))
 
 
 def _t_blocks(problem: Problem, strips: int, columns: int) -> int:
-    """Return the blocks of 64 columns that cover every strip's columns of T; the last strip's reach to the border."""
-    return math.ceil(max(columns if strips > 1 else 0, problem.width - (strips - 1) * columns) / 64)
+    """Return the blocks of 64 columns of dy that reach the columns of T of every strip, the last up to the border."""
+    (_, _), (pad_left, _) = problem.pads
+    before = pad_left if strips == 1 else problem.kernel[1] - 1  # columns of dy that reach columns before the strip's
+    return math.ceil((before + max(columns if strips > 1 else 0, problem.width - (strips - 1) * columns)) / 64)
 
 
-def _geometry_of(problem: Problem, variant: KernelVariant, with_t: bool, strips: int, columns: int) -> Geometry:
+def _geometry_of(
+    problem: Problem, variant: KernelVariant, with_a: bool, with_t: bool, strips: int, columns: int
+) -> Geometry:
     """Return the geometry for ``strips`` strips of ``columns`` columns."""
     height, width = problem.kernel
     (_, _), (pad_left, _) = problem.pads
@@ -142,17 +127,32 @@ def _geometry_of(problem: Problem, variant: KernelVariant, with_t: bool, strips:
     most_offset = atom - math.gcd(problem.out_width, atom, 0 if strips == 1 else left)
     raw_row = CHANNELS * 16 * math.ceil((loaded + most_offset) / atom)
     dy = STAGES * pieces * staged * 128
-    x = (height - 1 + 2) * pieces * (steps + halo) * 16
+    x = (height - 1 + 2) * (pieces if problem.dtype == torch.float32 else 2) * (steps + halo) * 16
+    ones = 16 if problem.dtype == torch.float32 else 256
     filters = pieces * (height * width * 8 * CHANNELS * 2 if with_t else 16)
-    rest = 8 * 2 * STAGES + 4 * 16 + 4 * 2 * LOADERS + 4 * STAGES
-    raw_rows = 1 + min(4, math.ceil(2**15 / raw_row))  # about 32 KiB in flight; more is slower
-    shared_bytes = _round_up(raw_rows * raw_row + dy + _round_up(x, 128) + _round_up(filters, 8) + rest, 128)
+    t = size * 2 * 8 * ((64 * t_blocks if with_t else 0) + atom)
+    beyond = 4 * 4 * t_blocks * 2 * 8
+    sums = 8 * 128 * (4 * height * width if with_a else 1)
+    rest = 8 * CHANNELS + 8 * 2 * STAGES + 4 * 16 + 4 * 2 * LOADERS + 4 * 8 + 4 * STAGES
+    raw_rows = 1 + min(4, round(2**15 / raw_row))  # about 32 KiB in flight; more is slower
+    shared_bytes = _round_up(
+        raw_rows * raw_row
+        + dy
+        + _round_up(x, 128)
+        + _round_up(ones, 128)
+        + _round_up(filters, 16)
+        + t
+        + beyond
+        + sums
+        + rest,
+        128,
+    )
     return Geometry(strips, columns, t_blocks, raw_rows, shared_bytes)
 
 
 def _blocks(problem: Problem, target: Target) -> int:
     """Return the blocks: at most one per multiprocessor, and no fewer than four rows for each."""
-    strips = _geometry(problem, KernelVariant(), with_t=True).strips
+    strips = _geometry(problem, KernelVariant(), with_a=True, with_t=True).strips
     return max(1, min(target.multiprocessors, problem.batch * strips * problem.out_height // 4))
 
 

@@ -11,8 +11,13 @@ from fusedref.plans.variant import KernelVariant, common_macros
 from fusedref.problem import Problem
 from fusedref.target import EMULATED, Target
 
+RING_CHUNKS = 4  # chunks of rows of x, split; T has as many
+SLOTS = 3  # chunks of x as they come
+
 COMPOSITES_SIGNATURE = (
-    *[Argument(name, "in") for name in ("slopes", "moments", "weight")],
+    *[Argument(name, "in") for name in ("slopes", "moments", "weight", "var", "gamma")],
+    Argument("scaling_factor", "float32"),
+    Argument("eps", "float32"),
     *[Argument(name, "out") for name in ("composites", "constants")],
 )
 SIGNATURE = (
@@ -36,14 +41,15 @@ def composites_launch(problem: Problem, variant: KernelVariant = KernelVariant()
     """Return the launch that makes ``composites`` and ``constants`` for ``input_gradient_launch``."""
     height, width = problem.kernel
     taps, shares = height * width, 576 // (height * width * 16)
+    before = problem.out_channels + 18 * (8 + 4)
     return Launch(
         source=TRAINING / "input_gradient_composites.cu",
         symbol="composites",
         signature=COMPOSITES_SIGNATURE,
-        macros=tuple(common_macros(problem, variant._replace(vectors=None)).items()),  # it takes no vectors
+        macros=(*common_macros(problem, variant).items(), ("PIECES", variant.pieces(problem.dtype))),
         grid=(_kinds(problem)[1], (2 * height - 1) * (2 * width - 1) + 1, 1),
         block=(576, 1, 1),
-        shared=8 * (problem.out_channels * (taps * 8 + 2) + max(shares * taps * 64, 18 * 8) + 16),
+        shared=8 * (problem.out_channels * (2 * taps * 8 + 2) + max(shares * taps * 64, before) + 16),
     )
 
 
@@ -52,7 +58,6 @@ class Geometry(NamedTuple):
 
     tile_columns: int  # of a strip
     chunk_rows: int  # that a block computes at a time
-    blocks: int  # resident per multiprocessor
     shared_bytes: int  # of struct Shared
 
 
@@ -60,7 +65,7 @@ def input_gradient_launch(
     problem: Problem, target: Target = EMULATED, variant: KernelVariant = KernelVariant()
 ) -> Launch:
     """Return the launch that turns ``dx`` from T into the gradient of x."""
-    geometry = _geometry(problem, variant)
+    geometry = _geometry(problem, target, variant)
     strips = problem.batch * math.ceil(problem.width / geometry.tile_columns)
     chunks = math.ceil(problem.height / geometry.chunk_rows)
     macros = common_macros(problem, variant._replace(vectors=None)) | {  # input_gradient.cu takes no vectors
@@ -70,7 +75,7 @@ def input_gradient_launch(
 
     def cost(down: int) -> int:
         """Return the time of ``down`` strips an image, in chunks; a strip costs about two more than it has."""
-        waves = math.ceil(strips * down / (geometry.blocks * target.multiprocessors))
+        waves = math.ceil(strips * down / target.multiprocessors)
         return waves * (math.ceil(chunks / down) + 2)
 
     return Launch(
@@ -79,23 +84,33 @@ def input_gradient_launch(
         signature=SIGNATURE,
         macros=tuple(macros.items()),
         grid=(strips, min(range(1, chunks + 1), key=cost), 1),
-        block=(256, 1, 1),
+        block=(512 if any(_near(problem)[1]) else 384, 1, 1),
         shared=geometry.shared_bytes,
     )
 
 
-def _geometry(problem: Problem, variant: KernelVariant) -> Geometry:
-    pieces = variant.pieces(problem.dtype)
+def _geometry(problem: Problem, target: Target, variant: KernelVariant) -> Geometry:
+    """Return the geometry with as many rows in a chunk as eight warps compute and shared memory holds."""
+    pieces, atom = variant.pieces(problem.dtype), 16 // problem.dtype.itemsize
     height, width = problem.kernel
     across = math.ceil(problem.width / 128)
     columns = problem.width if across == 1 else 4 * math.ceil(problem.width / across / 4)
-    rows = 4 * (8 // math.ceil(columns / 16))
-    ring = (3 if height > 1 else 2) * rows * ((columns + 2 * (width - 1)) | 1)
-    near = sum(side + 2 * (width - 1) for side in _near(problem)[1] if side)
-    near_rows = max(16 // rows * rows, rows) + 3 * rows
-    steps = height * (2 * width - 1)
-    shared = 16 * pieces * (ring + near_rows * (near | 1) + 32 * steps) + 8 * 8
-    return Geometry(columns, rows, 2, shared)
+    halo = 2 * (width - 1)
+    near = sum(side + halo for side in _near(problem)[1] if side)
+    aligned = problem.width % atom == 0 and columns % atom == 0
+    loaded = columns if across == 1 else columns + halo
+    offset = 0 if aligned and across == 1 else atom - 1
+    raw = SLOTS * math.ceil((loaded + offset) / atom) + (RING_CHUNKS if aligned else 1) * math.ceil(columns / atom)
+
+    def shared_bytes(rows: int) -> int:
+        near_rows = 2 * (max(16 // rows * rows, rows) + rows)
+        pixels = RING_CHUNKS * rows * ((columns + halo) | 1) + near_rows * (near | 1)
+        composites = height * (2 * width - 1) * 32
+        return 16 * (pieces * (pixels + composites) + rows * problem.in_channels * raw) + 8 * (8 + 2 + 2 * RING_CHUNKS)
+
+    most = 4 * (8 // math.ceil(columns / 16))
+    rows = next((rows for rows in range(most, 4, -4) if shared_bytes(rows) <= target.shared_limit), 4)
+    return Geometry(columns, rows, shared_bytes(rows))
 
 
 def _kinds(problem: Problem) -> tuple[int, int]:

@@ -10,9 +10,7 @@ import torch
 from fusedref.plans import plan_for
 from fusedref.plans.backward import (
     backward_launch,
-    filters_size,
     parts_shape,
-    prepare_backward_launch,
     unserved_by_backward,
 )
 from fusedref.plans.base import Argument, Launch
@@ -39,7 +37,6 @@ def workspaces(problem: Problem, target: Target, variant: KernelVariant) -> dict
         "moment_parts": 8 * moments.parts,
         "squares": 8 * moments.squares,
         "finished": 4,
-        "filters": 4 * filters_size(problem),
         "parts": 4 * math.prod(parts_shape(problem, target)),
         "slopes": 8 * 2 * channels,
         "composites": 4 * math.prod(composites_shape(problem)),
@@ -86,8 +83,6 @@ def backward_launches(
             )
             for each in statistics_launches(problem, target, variant)
         ]  # fmt: skip
-    if of_x:
-        launches.append(prepare_backward_launch(problem, variant))
     launches.append(backward_launch(problem, target, variant, with_a=with_sums, with_t=of_x))
     if with_sums:
         launches.append(gradients_launch(problem, parts_shape(problem, target)[0], training, variant))

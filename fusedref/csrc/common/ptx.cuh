@@ -306,10 +306,19 @@ struct Windows {
     PTX_WGMMA(name, type, 24, b_type, transposed, "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11", "%12,%13,%14,%15", "%16",     \
               "%17", PTX_FOUR(0), PTX_FOUR(4), PTX_FOUR(8))                                                              \
     PTX_WGMMA(name, type, 32, b_type, transposed, "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15",               \
-              "%16,%17,%18,%19", "%20", "%21", PTX_FOUR(0), PTX_FOUR(4), PTX_FOUR(8), PTX_FOUR(12))
+              "%16,%17,%18,%19", "%20", "%21", PTX_FOUR(0), PTX_FOUR(4), PTX_FOUR(8), PTX_FOUR(12))                         \
+    PTX_WGMMA(name, type, 48, b_type, transposed,                                                                        \
+              "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23",                   \
+              "%24,%25,%26,%27", "%28", "%29", PTX_FOUR(0), PTX_FOUR(4), PTX_FOUR(8), PTX_FOUR(12), PTX_FOUR(16),        \
+              PTX_FOUR(20))                                                                                              \
+    PTX_WGMMA(name, type, 72, b_type, transposed,                                                                        \
+              "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,"   \
+              "%28,%29,%30,%31,%32,%33,%34,%35", "%36,%37,%38,%39", "%40", "%41", PTX_FOUR(0), PTX_FOUR(4), PTX_FOUR(8), \
+              PTX_FOUR(12), PTX_FOUR(16), PTX_FOUR(20), PTX_FOUR(24), PTX_FOUR(28), PTX_FOUR(32))
 PTX_WGMMAS(wgmma_f16, f16, Columns, 0)
 PTX_WGMMAS(wgmma_bf16, bf16, Columns, 0)
 PTX_WGMMAS(wgmma_f16, f16, Windows, 1)
+PTX_WGMMAS(wgmma_bf16, bf16, Windows, 1)
 #undef PTX_WGMMAS
 #undef PTX_WGMMA
 

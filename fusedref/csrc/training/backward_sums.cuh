@@ -49,13 +49,25 @@ struct Pixel {
         }
         uint4* to = reinterpret_cast<uint4*>(row + thread * 16);
         *to = make_uint4(hi[0], hi[1], hi[2], hi[3]);
-        if (PIECES == 2) to[X_LO / 16] = make_uint4(lo[0], lo[1], lo[2], lo[3]);
+        if (X_PIECES == 2) to[X_LO / 16] = make_uint4(lo[0], lo[1], lo[2], lo[3]);
     }
 };
 
 // A warp computes 16 output channels and all columns. Sums of a row of the filter: in the layout of wgmma's d, 16
 // channels x (tap of the row, input channel).
-struct Sums { float value[KERNEL_HEIGHT][KERNEL_WIDTH * 4]; };
+struct Sums {
+    float value[KERNEL_HEIGHT][KERNEL_WIDTH * 4];
+    // Moves the sums to the float64 ones, so that they stay short.
+    __device__ __forceinline__ void move(double (&to)[TAPS * 4][128], int thread) {
+        #pragma unroll
+        for (int i = 0; i < TAPS * 4; i++) {
+            float& sum = value[i / (KERNEL_WIDTH * 4)][i % (KERNEL_WIDTH * 4)];
+            to[i][thread] += sum;
+            sum = 0.0f;
+        }
+    }
+};
+constexpr int ROWS_IN_FLOAT32 = 8;
 
 struct Fragments { uint32_t piece[PIECES][STEPS][4]; };  // of a row of dy: 16 channels x 16 pixels, a of wgmma
 
@@ -68,7 +80,7 @@ __device__ __forceinline__ void multiply(
         for (int kh = 0; kh < KERNEL_HEIGHT; kh++) {
             const uint32_t (&a)[4] = dy.piece[piece][k];
             const ptx::Windows b = ptx::Windows(x[kh]).at(x_piece * X_LO + k * 16 * 16);
-            ptx::wgmma_f16(sum.value[kh], a[0], a[1], a[2], a[3], b, begun || k > 0);
+            wgmma(sum.value[kh], a, b, begun || k > 0);
         }
 }
 
@@ -78,6 +90,9 @@ __device__ __forceinline__ void sum_rows(
     // This lane's row of ldmatrix: channels 0 to 7 and 8 to 15 of the warp's at pixels 0 to 7, then at pixels 8 to 15.
     const int dy_place = place(LEFT + matrix / 2 * 8 + lane % 8, warp * 2 + matrix % 2);
     Sums total = {};
+    int rows_in_total = 0;
+    double q[2] = {};  // of two channels
+    if (AS_IS) (&shared.ones[0][0])[thread] = Piece(1.0f);
     int x_slot = 0;  // of the row that this step stages
     Walk here(batch), next(batch);
     Pixel pixel;
@@ -92,7 +107,7 @@ __device__ __forceinline__ void sum_rows(
         if (!next.done()) pixel.load(x, next, thread);  // after the fence, which waits for loads too
         ptx::mbarrier_wait(&shared.full[s], step / STAGES % 2);
         if (here.own()) {
-            const float unscale = power_of_two(-shared.shift[s]);
+            const float unscale = AS_IS ? 1.0f : power_of_two(-shared.shift[s]);
             Fragments dy;
             #pragma unroll
             for (int k = 0; k < STEPS; k++)
@@ -106,23 +121,35 @@ __device__ __forceinline__ void sum_rows(
                 rows[kh] = shared.x[slot < 0 ? slot + X_ROWS : slot];
             }
             Sums sum;
+            float sum_of_dy[4];
             ptx::wgmma_fence();
-            if (PIECES == 2) {  // the small products first: the tensor core truncates what it adds to a large sum
-                multiply(sum, dy, rows, PIECES - 1, 0, false);
-                multiply(sum, dy, rows, 0, PIECES - 1, true);
-            }
-            multiply(sum, dy, rows, 0, 0, PIECES == 2);
+            // The small products first: the tensor core truncates what it adds to a large sum.
+            if (PIECES == 2) multiply(sum, dy, rows, PIECES - 1, 0, false);
+            if (X_PIECES == 2) multiply(sum, dy, rows, 0, X_PIECES - 1, PIECES == 2);
+            multiply(sum, dy, rows, 0, 0, X_PIECES == 2);
+            if (AS_IS)
+                #pragma unroll
+                for (int k = 0; k < STEPS; k++) wgmma(sum_of_dy, dy.piece[0][k], ptx::Windows(shared.ones), k > 0);
             ptx::wgmma_commit();
             ptx::wgmma_wait<0>();
+            if (AS_IS) {
+                q[0] += sum_of_dy[0] * (1.0 + SHORTFALL);
+                q[1] += sum_of_dy[2] * (1.0 + SHORTFALL);
+            }
             #pragma unroll
             for (int kh = 0; kh < KERNEL_HEIGHT; kh++)
                 #pragma unroll
                 for (int i = 0; i < KERNEL_WIDTH * 4; i++)
                     total.value[kh][i] = fmaf(sum.value[kh][i], unscale, total.value[kh][i]);
+            if (++rows_in_total == ROWS_IN_FLOAT32) {
+                total.move(shared.sums, thread);
+                rows_in_total = 0;
+            }
         }
         ptx::mbarrier_arrive(&shared.empty[s]);
         x_slot = x_slot == X_ROWS - 1 ? 0 : x_slot + 1;
     }
+    total.move(shared.sums, thread);
     const int group = lane / 4, member = lane % 4;
     const float unscale[2] = {1.0f / shared.scale[2 * member], 1.0f / shared.scale[2 * member + 1]};
     float* row = parts + ((long long)blockIdx.x * CHANNELS + warp * 16 + group) * PART_COLUMNS + member * 2;
@@ -130,8 +157,13 @@ __device__ __forceinline__ void sum_rows(
     for (int t = 0; t < TAPS; t++)
         #pragma unroll
         for (int h = 0; h < 2; h++) {
-            const float* v = &total.value[t / KERNEL_WIDTH][t % KERNEL_WIDTH * 4 + 2 * h];
+            const double v[2] = {shared.sums[4 * t + 2 * h][thread], shared.sums[4 * t + 2 * h + 1][thread]};
             *reinterpret_cast<float2*>(row + 8 * h * PART_COLUMNS + t * 8) =
                 make_float2(v[0] * unscale[0], v[1] * unscale[1]);
         }
+    if (AS_IS)
+        #pragma unroll
+        for (int h = 0; h < 2; h++)
+            *reinterpret_cast<float2*>(row + 8 * h * PART_COLUMNS + COLUMNS) =
+                make_float2(member == 0 ? float(q[h]) : 0.0f, 0.0f);
 }

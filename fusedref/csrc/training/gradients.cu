@@ -10,8 +10,8 @@
 //   sum dy zhat = i (<W, B> + (bias - mean) q)     dweight = a B                                          dbias = a q
 // Both: dgamma = s sum dy zhat, dbeta = s q.
 //
-// The gradient of x then is T - conv_transpose(offset + slope (W * P'), W), where T = conv_transpose(a dy, W) and
-//   slope = a i (sum dy zhat) / N                  offset = a q / N - slope <W, pbar>
+// The gradient of x then is T - conv_transpose(a (offset + slope (W * P')), W), where T = conv_transpose(a dy, W) and
+//   slope = i (sum dy zhat) / N                    offset = q / N - slope <W, pbar>
 // (input_gradient.cu computes it.)
 //
 // A column is tap * 8 + input channel. Sizes are compile-time constants:
@@ -140,7 +140,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) finish_backward(
         if (dbias) dbias[channel] = Vector(float(TRAINING ? a * (q - q) : a * q));  // q - q: NaN unless q is finite
     }
     if (slopes && thread < 32) {
-        const double slope = a * i * dyzhat * per_pixel, offset = a * q * per_pixel - slope * dot(w, pbar, lane);
+        const double slope = i * dyzhat * per_pixel, offset = q * per_pixel - slope * dot(w, pbar, lane);
         if (thread == 0) {
             slopes[channel] = offset;
             slopes[OUT_CHANNELS + channel] = slope;

@@ -6,11 +6,14 @@
 // The sums are products on the tensor cores. mma: M = 8 channels c of two rows of pixels, one below the other; N = 8 pixels
 // of these rows; K = two positions of the window by 8 channels c'. Shared memory has a row of 16 bytes per pixel of x', which
 // is scaled by powers of two and split: x' scale = hi + lo, two numbers of fp16. Then ldmatrix reads a position of the window
-// by an address offset. A product is lo hi' + hi lo' + hi hi' (with PIECES 1: hi hi'). The sums of a column of the
-// window start from zero and are added in float32, since the tensor core truncates where an addition rounds.
+// by an address offset. A product is lo hi' + hi lo' + hi hi' (with PIECES 1: hi hi'). The tensor core truncates where an
+// addition rounds: so the sums of a column of the window start from zero, with the small products, and are added in float32.
 //
-// A block walks down a strip of rows, a chunk of rows at a time: it loads the next chunk of x and this chunk's T into
-// registers, computes, and then stages the next chunk. A warp computes 16 columns of four rows, whose windows overlap.
+// A block walks down a strip of rows, a chunk of rows at a time. mbarriers pass chunks between two kinds of warps:
+//   warps 0-7    multiply: 16 columns of four rows each, whose windows overlap; subtract from T, store
+//   warps 8-11  load: cp.async brings rows of x and T to shared memory, two chunks ahead; split x for the tensor cores
+//                                                                                               input_gradient_load.cuh
+//   warps 12-15 compute the columns near the border, if there are any
 //
 // All pixels of an mma have one composite. Pairs of rows near the border take those of their kind. A column near the border
 // is computed later, 16 rows at a time, by mmas whose N pixels are those of 8 pairs of rows in this column.
@@ -23,11 +26,10 @@
 //   PIECES                    fp16 numbers per number of x' and of a composite: 2, or 1 for fp16, bf16 and tf32
 //   TILE_COLUMNS              columns of a strip: a multiple of 4, or all
 //   CHUNK_ROWS                a multiple of 4: at most 8 warps compute them
-//   BLOCKS                    resident blocks per multiprocessor that registers must allow
 //   SHARED_BYTES              dynamic shared memory
 //
-// Launch: block (256), grid (batch * strips across an image, strips down an image).
-#include "input_gradient_products.cuh"
+// Launch: block (512; 384 where no columns are near the border), grid (batch * strips across an image, strips down an image).
+#include "input_gradient_load.cuh"
 
 // The longest run of pixels, up to four, that starts at a multiple of its length in every row.
 constexpr int VECTOR_WIDTH = WIDTH % 4 == 0 ? 4 : WIDTH % 2 == 0 ? 2 : 1;
@@ -68,60 +70,13 @@ struct Unit {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) input_gradient(
-    const Element* __restrict__ x,        // [batch, IN_CHANNELS, HEIGHT, WIDTH]
-    const double* __restrict__ moments,   // p, M, pivot [8], scale [8]
-    const uint4* __restrict__ fragments,  // from input_gradient_composites.cu
-    const float* __restrict__ constants,  // from there, too
-    Element* __restrict__ dx)             // [batch, IN_CHANNELS, HEIGHT, WIDTH]: T on entry
-{
-    extern __shared__ __align__(16) unsigned char memory[];
-    Shared& shared = *reinterpret_cast<Shared*>(memory);
-    const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
-    const Strip strip;
-    if (strip.rows <= 0) return;
-    const Element* image = x + strip.image * IN_CHANNELS * PLANE;
-    const int above = strip.row - (KERNEL_HEIGHT - 1);  // the ring's first row
-
-    Pixel pixels[SHARE];
-    {
-        Pixel first[AHEAD][SHARE];  // all loads are in flight before the first is waited for
-        #pragma unroll
-        for (int chunk = 0; chunk < AHEAD; chunk++)
-            load_chunk(first[chunk], image, above + chunk * CHUNK_ROWS, strip.column, thread);
-        ptx::in_order();
-        if (thread < 8) {
-            const float scale = float(moments[SCALES + thread]);
-            shared.scale[thread] = make_float2(scale, -float(moments[SCALES - 8 + thread]) * scale);  // exact
-        }
-        if (PairKinds::INNER < PairKinds::COUNT) {
-            const int border = PairKinds::INNER * ColumnKinds::COUNT + INNER_COLUMNS;
-            for (int k = thread; k < STEPS * PIECES * 32; k += THREADS) {
-                const int step = k / (PIECES * 32);
-                (&shared.composites[0][0][0])[k] = fragments[(border * STEPS + step) * 64 + k % (PIECES * 32)];
-            }
-        }
-        __syncthreads();
-        #pragma unroll
-        for (int chunk = 0; chunk < AHEAD; chunk++)
-            stage_chunk(shared, first[chunk], chunk * CHUNK_ROWS, chunk * CHUNK_ROWS, strip, thread);
-    }
-    if (ACROSS == 1 && REACH)  // the columns beside x
-        for (int k = thread; k < EDGE_ROWS * 2 * REACH; k += THREADS) {
-            const int row = k / (2 * REACH), place = k % (2 * REACH);
-            Pixel{}.stage(shared, row % RING_ROWS, row, strip, place < REACH ? place - REACH : place - REACH + WIDTH);
-        }
-    __syncthreads();
-
+static __device__ __forceinline__ void multiply_chunks(
+    Shared& shared, const uint4* __restrict__ fragments, const float* __restrict__ constants, Element* dx,
+    const Strip& strip, int warp, int lane) {
     const Unit unit(warp, lane);
     const bool near_border = strip.column + unit.first < LEFT || strip.column + unit.first + 3 >= WIDTH - RIGHT;
-    int edge_row = 0,
-        edges_done = 0;  // where the next group of edge pixels begins; how many rows of edges are computed
-    int staged_edge_row = AHEAD * CHUNK_ROWS;
-    Element* image_dx = dx + strip.image * IN_CHANNELS * PLANE;
-    for (int done = 0, ring_row = 0; done < strip.rows; done += CHUNK_ROWS) {
-        const bool more = done + CHUNK_ROWS < strip.rows;
-        const int row = strip.row + done + unit.row, pair = row / 2;
+    for (int number = 0; number < strip.chunks; number++) {
+        const int row = strip.row + number * CHUNK_ROWS + unit.row, pair = row / 2;
         const bool busy = warp < CHUNK_ROWS / 4 * UNITS && row < HEIGHT;
         Element* to = dx + (strip.image * IN_CHANNELS + unit.c) * PLANE + row * WIDTH + strip.column + unit.first;
         const auto inside = [&](int down) {  // how many of the thread's four pixels in this row
@@ -129,22 +84,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) input_gradient(
             return valid ? WIDTH - (strip.column + unit.first) : 0;
         };
         Four t[4];
-        #pragma unroll
-        for (int down = 0; down < 4; down++) t[down].load(to + down * WIDTH, inside(down));
-        if (more) load_chunk(pixels, image, above + done + AHEAD * CHUNK_ROWS, strip.column, thread);
-        if (BORDERS && done - edges_done == GROUP_ROWS) {
-            compute_edges(
-                shared, fragments, constants, image_dx, strip.column, strip.row + edges_done, HEIGHT, edge_row, warp,
-                lane);
-            edges_done = done;
-            edge_row = edge_row + GROUP_ROWS < EDGE_ROWS ? edge_row + GROUP_ROWS : edge_row + GROUP_ROWS - EDGE_ROWS;
-        }
-        ptx::in_order();
+        const auto load = [&](const Element* from, int pitch) {
+            #pragma unroll
+            for (int down = 0; down < 4; down++) t[down].load(from + down * pitch, inside(down));
+        };
+        if (!ALIGNED) load(to, WIDTH);
+        const int last = number + AHEAD - 1;  // chunk that the windows reach
+        ptx::mbarrier_wait(&shared.staged[last % RING_CHUNKS], last / RING_CHUNKS % 2);
         if (busy) {
             const uint4* from[KERNEL_HEIGHT + 1];
             #pragma unroll
             for (int rows = 0; rows <= KERNEL_HEIGHT; rows++) {
-                const int its = ring_row + unit.row + 2 * rows;
+                const int its = number % RING_CHUNKS * CHUNK_ROWS + unit.row + 2 * rows;
                 from[rows] = &shared.ring[0][(its < RING_ROWS ? its : its - RING_ROWS) + lane / 8 % 2][unit.pixel];
             }
             const int kinds[2] = {PairKinds::of(pair), PairKinds::of(min(pair + 1, (HEIGHT - 1) / 2))};
@@ -160,6 +111,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) input_gradient(
                     inner ? &shared.composites[0][0][lane]
                           : fragments + (kind * ColumnKinds::COUNT + INNER_COLUMNS) * (STEPS * 64) + lane,
                     inner ? 32 * (PIECES - 1) : 32);
+                if (ALIGNED)
+                    load(
+                        &shared.t[number % RING_CHUNKS][unit.row][min(unit.c, IN_CHANNELS - 1)][unit.first],
+                        IN_CHANNELS * T_PITCH);
                 #pragma unroll
                 for (int down = 0; down < 4; down++) {
                     if (!both && down / 2 != first) continue;
@@ -185,17 +140,46 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) input_gradient(
                 }
             }
         }
-        if (!more) break;
-        const int oldest = ring_row + AHEAD * CHUNK_ROWS;
-        stage_chunk(shared, pixels, oldest < RING_ROWS ? oldest : oldest - RING_ROWS, staged_edge_row, strip, thread);
-        staged_edge_row = staged_edge_row + CHUNK_ROWS < EDGE_ROWS ? staged_edge_row + CHUNK_ROWS : 0;
-        ring_row = ring_row + CHUNK_ROWS < RING_ROWS ? ring_row + CHUNK_ROWS : 0;
-        __syncthreads();
+        ptx::mbarrier_arrive(&shared.computed[number % RING_CHUNKS]);
     }
-    if (BORDERS) {
-        __syncthreads();  // all have read T
-        compute_edges(
-            shared, fragments, constants, image_dx, strip.column, strip.row + edges_done, strip.rows - edges_done,
-            edge_row, warp, lane);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) input_gradient(
+    const Element* __restrict__ x,        // [batch, IN_CHANNELS, HEIGHT, WIDTH], 16-byte aligned, like dx
+    const double* __restrict__ moments,   // p, M, pivot [8], scale [8]
+    const uint4* __restrict__ fragments,  // from input_gradient_composites.cu
+    const float* __restrict__ constants,  // from there, too
+    Element* dx)                          // [batch, IN_CHANNELS, HEIGHT, WIDTH]: T on entry
+{
+    extern __shared__ __align__(16) unsigned char memory[];
+    Shared& shared = *reinterpret_cast<Shared*>(memory);
+    const int thread = threadIdx.x, warp = __shfl_sync(~0u, thread / 32, 0), lane = thread % 32;
+    const Strip strip;
+    if (strip.rows <= 0) return;
+    const Copies copies(x, dx, strip, warp - MULTIPLIERS, lane);
+    if (warp >= MULTIPLIERS && warp < MULTIPLIERS + LOADERS) copies.start_first(shared);
+    if (thread < 8) {
+        const float scale = float(moments[SCALES + thread]);
+        shared.scale[thread] = make_float2(scale, -float(moments[SCALES - 8 + thread]) * scale);  // exact
     }
+    if (thread == 0) {
+        for (int i = 0; i < RING_CHUNKS; i++) {
+            ptx::mbarrier_init(&shared.staged[i], LOADING_THREADS);
+            ptx::mbarrier_init(&shared.computed[i], MULTIPLIERS * 32);
+        }
+        ptx::mbarrier_init(&shared.edges_staged, LOADING_THREADS);
+        ptx::mbarrier_init(&shared.edges_computed, BORDERERS ? BORDERERS * 32 : 1);
+        ptx::mbarrier_init_fence();
+    }
+    if (PairKinds::INNER < PairKinds::COUNT) {
+        const int border = PairKinds::INNER * ColumnKinds::COUNT + INNER_COLUMNS;
+        for (int k = thread; k < STEPS * PIECES * 32; k += THREADS) {
+            const int step = k / (PIECES * 32);
+            (&shared.composites[0][0][0])[k] = fragments[(border * STEPS + step) * 64 + k % (PIECES * 32)];
+        }
+    }
+    __syncthreads();
+    if (warp < MULTIPLIERS) multiply_chunks(shared, fragments, constants, dx, strip, warp, lane);
+    else if (warp < MULTIPLIERS + LOADERS) load_chunks(shared, copies, strip, warp - MULTIPLIERS, lane);
+    else compute_borders(shared, fragments, constants, dx, strip, warp - MULTIPLIERS - LOADERS, lane);
 }

@@ -1,8 +1,9 @@
 // The kernels of the convolution that input_gradient.cu computes, from what gradients.cu left. For a pixel of x, where the
 // sums are over the taps (kh, kw) that connect it with an output, and over all output channels o:
-//   composite[c, c', dh, dw] = sum of slope[o] weight[o, c, kh, kw] weight[o, c', kh + dh, kw + dw]
-//   constant[c]              = sum of offset[o] weight[o, c, kh, kw]
-// in float64, stored as the fragments of an mma: composite[c, c'] 2^exponent[c] / scale[c'] = hi + lo, two numbers of fp16.
+//   composite[c, c', dh, dw] = sum of slope[o] filter[o, c, kh, kw] weight[o, c', kh + dh, kw + dw]
+//   constant[c]              = sum of offset[o] filter[o, c, kh, kw]
+// where filter is a weight as backward.cu rounds it for T: so the rounding cancels in T less this convolution, however
+// small the difference is. Computed in float64, stored as the fragments of an mma: composite[c, c'] 2^exponent[c] / scale[c'] = hi + lo, two numbers of fp16.
 // `scale` are the powers of two by which input_gradient.cu multiplies x; 2^exponent[c] keeps all composites below 2^15.
 //
 // A border is a kind of pairs of rows and a kind of columns (input_gradient_borders.cuh): pair kind * ColumnKinds::COUNT +
@@ -12,7 +13,7 @@
 // Constants: [1 + borders][2][8] float32: 2^-exponent[c], then each border's for the upper and the lower pixel.
 //
 // Sizes are compile-time constants: IN_CHANNELS HEIGHT WIDTH OUT_CHANNELS OUT_HEIGHT OUT_WIDTH KERNEL_HEIGHT KERNEL_WIDTH
-//   PAD_TOP PAD_LEFT ELEMENT VECTOR
+//   PAD_TOP PAD_LEFT ELEMENT VECTOR PIECES
 //
 // A block computes the columns' kind blockIdx.x at the (dh, dw) blockIdx.y: first the sums over o for each tap, then those
 // over the taps of each kind of pairs. The last blocks compute the constants.
@@ -22,6 +23,7 @@
 
 #include <cuda_fp16.h>
 
+#include "backward_filters.cuh"
 #include "elements.cuh"
 #include "input_gradient_borders.cuh"
 
@@ -33,18 +35,21 @@ constexpr int QUADS = TAPS * 16, SHARES = THREADS / QUADS;  // threads that sum 
 constexpr int CONSTANT_SHARES = THREADS / COLUMNS < 8 ? THREADS / COLUMNS : 8;  // threads that sum one for a tap
 
 struct Shared {
-    double weight[OUT_CHANNELS][TAPS][8];
+    double weight[OUT_CHANNELS][TAPS][8], filter[OUT_CHANNELS][TAPS][8];
     double slope[OUT_CHANNELS], offset[OUT_CHANNELS];
     union {
         double shares[SHARES][TAPS][8][8];  // sums over some output channels, by c and c'
-        double maxima[WARPS][8];            // before them
+        struct {                            // before them
+            double a[OUT_CHANNELS], maxima[WARPS][8];
+            unsigned magnitudes[WARPS][8];
+        };
         double constant_shares[CONSTANT_SHARES][COLUMNS];
     };
-    double largest[8];  // of slope weight^2, by channel
+    double largest[8];  // of slope a weight^2, by channel
     double factor[8];   // 2^exponent[c]
 };
 
-static __device__ __forceinline__ double power_of_two(int exponent) {  // -1022 to 1023
+static __device__ __forceinline__ double double_power_of_two(int exponent) {  // -1022 to 1023
     return __longlong_as_double((long long)(exponent + 1023) << 52);
 }
 // The exponent of a number that is not negative: it is below 2^(exponent + 1). -1023 for 0, 1024 for infinity and NaN.
@@ -61,7 +66,7 @@ static __device__ __forceinline__ double factor_of(const Shared& shared, const d
         if (shared.largest[k] > 0.0) most = max(most, exponent_of(shared.largest[k]) - 2 * exponent_of(scale[k]));
     const int own = exponent_of(shared.largest[c]);
     if (own == -1023 || own == 1024 || most > 1024 || most < -3000) return 1.0;
-    return power_of_two(min(max(5 - ((own + most + 3) >> 1), -1000), 1000));
+    return double_power_of_two(min(max(5 - ((own + most + 3) >> 1), -1000), 1000));
 }
 
 // The sums over output channels at (dh, dw) for each tap.
@@ -75,7 +80,7 @@ static __device__ __forceinline__ void sum_taps(Shared& shared, const ColumnTaps
         #pragma unroll 4
         for (int o = share; o < OUT_CHANNELS; o += SHARES) {
             const double slope = shared.slope[o];
-            const double2 w = *reinterpret_cast<const double2*>(&shared.weight[o][tap][c]);
+            const double2 w = *reinterpret_cast<const double2*>(&shared.filter[o][tap][c]);
             const double2 v = *reinterpret_cast<const double2*>(&shared.weight[o][other][first]);
             sum[0][0] += slope * w.x * v.x;
             sum[0][1] += slope * w.x * v.y;
@@ -105,7 +110,7 @@ static __device__ __forceinline__ void store_composites(
                 #pragma unroll
                 for (int share = 0; share < SHARES; share++) total += shared.shares[share][tap][c][first + e];
         // scale is a power of two. The tensor core truncates each sum, on average by this much.
-        total *= shared.factor[c] * power_of_two(-exponent_of(scale[first + e])) * (1.0 + 0x1p-23);
+        total *= shared.factor[c] * double_power_of_two(-exponent_of(scale[first + e])) * (1.0 + 0x1.4p-24);
         value[e] = float(total);
         rest[e] = float(total - double(__half2float(__float2half(value[e]))));
     }
@@ -128,7 +133,7 @@ static __device__ __forceinline__ void store_constants(
         double sum = 0.0;
         #pragma unroll 4
         for (int o = share; o < OUT_CHANNELS; o += CONSTANT_SHARES)
-            sum += shared.offset[o] * shared.weight[o][column / 8][column % 8];
+            sum += shared.offset[o] * shared.filter[o][column / 8][column % 8];
         shared.constant_shares[share][column] = sum;
     }
     __syncthreads();
@@ -152,6 +157,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) composites(
     const double* __restrict__ slopes,   // [2, OUT_CHANNELS]: offset and slope, from gradients.cu
     const double* __restrict__ moments,  // p, M, pivot [8], scale [8]
     const Element* __restrict__ weight,  // [OUT_CHANNELS, IN_CHANNELS, KERNEL_HEIGHT, KERNEL_WIDTH]
+    const float* __restrict__ var,       // [OUT_CHANNELS]
+    const Vector* __restrict__ gamma,    // [OUT_CHANNELS] or null: ones
+    float scaling_factor,                // multiplies everything
+    float eps,                           // added to the variance
     uint32_t* __restrict__ fragments,    // see above
     float* __restrict__ constants)       // see above
 {
@@ -163,24 +172,42 @@ extern "C" __global__ void __launch_bounds__(THREADS) composites(
     const int dw = int(blockIdx.y) % WINDOW_COLUMNS - (KERNEL_WIDTH - 1);
     const double* scale = moments + SCALES;
 
+    for (int o = thread; o < OUT_CHANNELS; o += THREADS) {
+        shared.a[o] = slope_of(o, var, gamma, scaling_factor, eps);
+        shared.offset[o] = slopes[o];
+        shared.slope[o] = slopes[OUT_CHANNELS + o];
+    }
+    __syncthreads();
     // THREADS is a multiple of 8: a thread sees one channel.
+    constexpr int SHARE = (OUT_CHANNELS * TAPS * 8 + THREADS - 1) / THREADS;
     double largest = 0.0;
+    unsigned magnitude = 0;
     #pragma unroll 8
-    for (int i = 0; i < (OUT_CHANNELS * TAPS * 8 + THREADS - 1) / THREADS; i++) {
+    for (int i = 0; i < SHARE; i++) {
         const int k = thread + i * THREADS, o = k / (TAPS * 8), tap = k / 8 % TAPS, c = k % 8;
         if (OUT_CHANNELS * TAPS * 8 % THREADS && o >= OUT_CHANNELS) break;
         const double value = c < IN_CHANNELS ? float(weight[(o * IN_CHANNELS + c) * TAPS + tap]) : 0.0f;
         shared.weight[o][tap][c] = value;
-        largest = fmax(largest, fabs(slopes[OUT_CHANNELS + o]) * value * value);
-    }
-    for (int o = thread; o < OUT_CHANNELS; o += THREADS) {
-        shared.offset[o] = slopes[o];
-        shared.slope[o] = slopes[OUT_CHANNELS + o];
+        largest = fmax(largest, fabs(shared.slope[o] * shared.a[o]) * value * value);
+        magnitude = max(magnitude, magnitude_of(float(shared.a[o] * value)));
     }
     largest = fmax(largest, __shfl_xor_sync(~0u, largest, 16));
     largest = fmax(largest, __shfl_xor_sync(~0u, largest, 8));
-    if (lane < 8) shared.maxima[warp][lane] = largest;
+    magnitude = max(magnitude, __shfl_xor_sync(~0u, magnitude, 16));
+    magnitude = max(magnitude, __shfl_xor_sync(~0u, magnitude, 8));
+    if (lane < 8) {
+        shared.maxima[warp][lane] = largest;
+        shared.magnitudes[warp][lane] = magnitude;
+    }
     __syncthreads();
+    for (int k = 0; k < WARPS; k++) magnitude = max(magnitude, shared.magnitudes[k][lane % 8]);
+    const int shift = shift_of(magnitude);
+    for (int i = 0; i < SHARE; i++) {
+        const int k = thread + i * THREADS, o = k / (TAPS * 8);
+        if (OUT_CHANNELS * TAPS * 8 % THREADS && o >= OUT_CHANNELS) break;
+        const float product = float(shared.a[o] * (&shared.weight[0][0][0])[k]);
+        (&shared.filter[0][0][0])[k] = Filter(product * power_of_two(shift)).value() * power_of_two(-shift);
+    }
     if (thread < 8) {
         for (int k = 1; k < WARPS; k++) largest = fmax(largest, shared.maxima[k][thread]);
         shared.largest[thread] = largest;

@@ -302,6 +302,11 @@ EMU_INLINE void wgmma_f16(
     float (&d)[SUMS], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, Windows b, bool accumulate) {
     fragments::wgmma<false, true>(d, a0, a1, a2, a3, b.rows, 128, accumulate);
 }
+template <int SUMS>
+EMU_INLINE void wgmma_bf16(
+    float (&d)[SUMS], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, Windows b, bool accumulate) {
+    fragments::wgmma<true, true>(d, a0, a1, a2, a3, b.rows, 128, accumulate);
+}
 
 template <int SUMS> EMU_INLINE void wgmma_f16(float (&d)[SUMS], Columns a, Columns b, bool accumulate) {
     fragments::wgmma<false>(d, a, b, accumulate);
