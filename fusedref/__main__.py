@@ -229,19 +229,19 @@ def _model_new(file: Path, problem: Problem, device: torch.device) -> nn.Module:
 
 def main(arguments: list[str] | None = None) -> int:
     """Carry out the command line; return its exit status."""
-    given = parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     try:
         device = cuda.device()
     except (RuntimeError, ValueError) as error:  # FUSEDREF_DEVICE names a device that is not here
         return not_run(PROGRAM, str(error))
-    if given.command == "validate":
+    if args.command == "validate":
         try:
-            return run_validate(given.file, given.kernel, given.mode, given.problem, given.seed)
+            return run_validate(args.file, args.kernel, args.mode, args.problem, args.seed)
         except (NotRun, TypeError) as error:  # TypeError: of ModelNew; it names what is missing
             return not_run(PROGRAM, str(error))
-    if given.models is None and (given.batch or given.precision or given.layout):
+    if args.models is None and (args.batch or args.precision or args.layout):
         return not_run(PROGRAM, "--batch, --precision and --layout are for --models")
-    if given.networks is not None and find_spec("torchvision") is None:
+    if args.networks is not None and find_spec("torchvision") is None:
         return not_run(PROGRAM, "--networks needs torchvision: pip install torchvision")
     if device != "gpu":
         return not_run(
@@ -250,17 +250,17 @@ def main(arguments: list[str] | None = None) -> int:
             "it).\nWithout one, `make ladder` shows what can be counted, beside the committed times of a card.",
         )
     try:
-        if given.growth:
-            bench.bench_growth(given.json, given.plot, Console())
-        elif given.networks is not None:
-            bench.bench_networks(given.json, Console(), tuple(given.networks) or bench.NETWORKS)
-        elif given.models is not None:
+        if args.growth:
+            bench.bench_growth(args.json, args.plot, Console())
+        elif args.networks is not None:
+            bench.bench_networks(args.json, Console(), tuple(args.networks) or bench.NETWORKS)
+        elif args.models is not None:
             bench.bench_models(
-                given.json, given.plot, Console(), tuple(given.models) or bench.MODELS, given.batch or bench.BATCHES,
-                given.precision or tuple(bench.DTYPES), given.layout or bench.LAYOUTS,
+                args.json, args.plot, Console(), tuple(args.models) or bench.MODELS, args.batch or bench.BATCHES,
+                args.precision or tuple(bench.DTYPES), args.layout or bench.LAYOUTS,
             )  # fmt: skip
         else:
-            bench.bench_all(given.json, given.plot, Console(), tuple(given.only or bench.PARTS))
+            bench.bench_all(args.json, args.plot, Console(), tuple(args.only or bench.PARTS))
     except torch.OutOfMemoryError as error:
         return not_run(PROGRAM, f"the GPU's memory is too small: {error}")
     return DONE

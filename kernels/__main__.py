@@ -272,8 +272,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Carry out the command line; return its exit status."""
-    given = parser().parse_args(arguments)
-    if given.readme:
+    args = parser().parse_args(arguments)
+    if args.readme:
         write_readme()
         return DONE
     try:
@@ -281,7 +281,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (RuntimeError, ValueError) as error:  # FUSEDREF_DEVICE names a device that is not here
         return not_run(PROGRAM, str(error))
     if not on_gpu:
-        if given.json is not None:
+        if args.json is not None:
             return not_run(PROGRAM, "--json needs times, and times are measured on a GPU alone")
         os.environ["FUSEDREF_DEVICE"] = "emulator"  # so that rung 05 runs its kernel, not torch's folded convolution
     device = torch.device("cuda" if on_gpu else "cpu")
@@ -304,11 +304,11 @@ def main(arguments: list[str] | None = None) -> int:
     show(steps, rows, card, device)
     if training_steps:
         show_training(training_steps, training_rows, device)
-    if given.json is not None and rows:
-        bench.save(given.json, rows + training_rows)
-    with written_whole(given.plot) as aside:
+    if args.json is not None and rows:
+        bench.save(args.json, rows + training_rows)
+    with written_whole(args.plot) as aside:
         picture(rows, card).savefig(aside, dpi=120)
-    print(f"The ladder as a picture: {given.plot}")
+    print(f"The ladder as a picture: {args.plot}")
     return DONE if validated else REFUSED
 
 

@@ -209,14 +209,14 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Carry out the command line; return its exit status."""
-    given = parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     try:
         on_gpu = cuda.device() == "gpu"
     except (RuntimeError, ValueError) as error:  # FUSEDREF_DEVICE names a device that is not here
         return not_run(PROGRAM, str(error))
-    if not on_gpu or not (given.run or (shutil.which("ncu") and shutil.which("nvdisasm"))):
+    if not on_gpu or not (args.run or (shutil.which("ncu") and shutil.which("nvdisasm"))):
         return not_run(PROGRAM, "it needs a GPU, and ncu and nvdisasm on PATH; the emulator's counters need neither")
-    if given.run:
+    if args.run:
         for _ in range(RUNS):
             run_kernels(torch.device("cuda"))
         torch.cuda.synchronize()
@@ -227,7 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
         content = {**measured, "kernels": profile()}
     except RuntimeError as error:
         return not_run(PROGRAM, str(error))
-    with written_whole(given.file) as aside:
+    with written_whole(args.file) as aside:
         aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return DONE
 

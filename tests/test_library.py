@@ -115,7 +115,7 @@ class TestResults:
 
     def test_nothing_is_kept_between_calls(self, device):
         inputs = random_inputs(SMALL, 0, device)
-        prepared = runner_of(library_plan(SMALL, target_of(device)), SMALL, device)
+        prepared = runner_of(library_plan(SMALL, target_of(inputs.x.device)), SMALL, inputs.x.device)
         for name in ("weight", "bias", "running_mean", "running_var", "gamma", "beta"):
             before = prepared(inputs.tensors, 2.0, 1e-5)
             getattr(inputs, name).data.mul_(1.5)  # which no version tells
@@ -214,7 +214,7 @@ def test_no_register_is_spilled(tmp_path):
 @pytest.mark.gpu
 def test_a_captured_graph_reads_new_weights(device):
     inputs = random_inputs(SMALL, 0, device)
-    prepared = runner_of(library_plan(SMALL, target_of(device)), SMALL, device)
+    prepared = runner_of(library_plan(SMALL, target_of(inputs.x.device)), SMALL, inputs.x.device)
     prepared(inputs.tensors, 1.7, 1e-5)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

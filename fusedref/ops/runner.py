@@ -48,7 +48,6 @@ class PlanRunner:
         """Return y of x, weight and the five vectors, which must be ``contiguous``."""
         y = self._new(tensors)
         if self.kernels:
-            blocks, _memory = self.backend.allocate(self.scratch, self.index) if self.scratch.total else ((), None)
             numbers = scaling_factor, eps, *self.sizes
             blocks, _memory = self.backend.allocate(self.scratch, self.index) if self.scratch.sizes else ((), None)
             try:

@@ -103,6 +103,7 @@ def _geometry(problem: Problem, target: Target, variant: KernelVariant) -> Geome
     raw = SLOTS * math.ceil((loaded + offset) / atom) + (RING_CHUNKS if aligned else 1) * math.ceil(columns / atom)
 
     def shared_bytes(rows: int) -> int:
+        """Return the shared memory of a block whose strips have ``rows`` rows."""
         near_rows = 2 * (max(16 // rows * rows, rows) + rows)
         pixels = RING_CHUNKS * rows * ((columns + halo) | 1) + near_rows * (near | 1)
         composites = height * (2 * width - 1) * 32

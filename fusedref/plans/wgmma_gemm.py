@@ -262,7 +262,8 @@ def _pitch(size: int, outputs: int, pad: int, stride: int, dilation: int, kernel
         """Return whether x has no element at this index of a phase."""
         return not 0 <= index * stride + phase - pad < size
 
-    def right(pitch: int) -> bool:
+    def reads_only_zeros(pitch: int) -> bool:
+        """Return whether all that a row's taps read beyond its end is zero, with this pitch."""
         for tap in range(kernel):
             distance, phase = divmod(tap * dilation, stride)
             for index in range(pitch, outputs + distance):
@@ -270,4 +271,4 @@ def _pitch(size: int, outputs: int, pad: int, stride: int, dilation: int, kernel
                     return False
         return True
 
-    return next(pitch for pitch in itertools.count(outputs) if right(pitch))
+    return next(pitch for pitch in itertools.count(outputs) if reads_only_zeros(pitch))

@@ -2,12 +2,12 @@
 // statistics) and the scale, as three numbers for each channel, see affine.cuh.
 //
 // Reads z once and writes y once, beginning with what was written last, which is still in the cache. A thread has AHEAD
-// units of neighbouring numbers under way, and loads them before anything else. Sizes are arguments, so that a compiled
+// units of neighbouring numbers in flight, and loads them before anything else. Sizes are arguments, so that a compiled
 // kernel serves every shape. The macros are
 //   ELEMENT VECTOR   the types, see elements.cuh: of y and of the parameters
 //   CHANNELS_LAST    1: y is [batch, pixel, channel] in memory, 0: [batch, channel, pixel]
 //   UNIT             numbers of a unit; divides channels with channels last, else the numbers of an image
-//   AHEAD            units that a thread has under way
+//   AHEAD            units that a thread has in flight
 //   LANES            with channels last: neighbouring units of a pixel that a block reads, a power of two; else 1
 //   WHOLE            else: 1 if every unit lies in one plane
 //

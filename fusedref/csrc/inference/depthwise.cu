@@ -14,9 +14,10 @@
 #include <cstdint>
 
 #include "affine.cuh"
+#include "depthwise_unit.cuh"
 
 constexpr int THREADS = 256;
-constexpr int AHEAD = 4;  // units that a thread has under way
+constexpr int AHEAD = 4;  // units that a thread has in flight
 constexpr int TAPS = KERNEL_HEIGHT * KERNEL_WIDTH;
 constexpr int TILES = (OUT_HEIGHT + TILE_ROWS - 1) / TILE_ROWS;  // of a plane
 constexpr int GROUPS_OF_ROWS = TILE_ROWS / RUN;
@@ -32,16 +33,6 @@ constexpr int ROW_UNITS = WIDTH / UNIT;
 
 static_assert(TILE_ROWS % RUN == 0 && WIDTH % UNIT == 0, "whole runs and units");
 static_assert(PLANES == 1 || TILES == 1, "several planes only if they are whole");
-
-struct alignas(UNIT * sizeof(Element)) Unit { Element value[UNIT]; };
-// Loads a unit; x may begin anywhere, as a view does.
-__device__ __forceinline__ Unit load(const Element* from, bool aligned) {
-    if (aligned) return *reinterpret_cast<const Unit*>(from);
-    Unit unit;
-    #pragma unroll
-    for (int e = 0; e < UNIT; e++) unit.value[e] = from[e];
-    return unit;
-}
 
 struct alignas(16) Tile {
     float x[PLANES][IN_ROWS][PITCH];

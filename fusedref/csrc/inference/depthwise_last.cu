@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include "affine.cuh"
+#include "depthwise_unit.cuh"
 
 constexpr int THREADS = 256;
 constexpr int TAPS = KERNEL_HEIGHT * KERNEL_WIDTH;
@@ -25,17 +26,7 @@ constexpr int ACROSS = (OUT_WIDTH + COLUMNS - 1) / COLUMNS;
 constexpr int RUN_ROWS = (RUN - 1) * STRIDE_H + (KERNEL_HEIGHT - 1) * DILATION_H + 1;
 constexpr int IN_COLUMNS = (COLUMNS - 1) * STRIDE_W + (KERNEL_WIDTH - 1) * DILATION_W + 1;
 
-struct alignas(UNIT * sizeof(Element)) Unit { Element value[UNIT]; };
 struct alignas(UNIT * sizeof(float)) Floats { float value[UNIT]; };
-
-// Loads a unit; x may begin anywhere, as a view does.
-__device__ __forceinline__ Unit load(const Element* from, bool aligned) {
-    if (aligned) return *reinterpret_cast<const Unit*>(from);
-    Unit unit;
-    #pragma unroll
-    for (int e = 0; e < UNIT; e++) unit.value[e] = from[e];
-    return unit;
-}
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) depthwise_last(
     const Element* __restrict__ x,            // [batch, HEIGHT, WIDTH, IN_CHANNELS]

@@ -7,7 +7,7 @@
 // begin BEFORE columns to the left, and those beyond, which it gives to the next warp. A row of T sums KERNEL_HEIGHT rows of
 // dy; the warp keeps what it has of the next rows as the rows of dy come.
 constexpr int BEFORE = HALO - FIRST_LOADED;
-static_assert(T_BLOCKS <= 2, "the products of at most two blocks are under way");
+static_assert(T_BLOCKS <= 2, "the products of at most two blocks are in flight");
 
 // Columns of dy x (column of the filter, row of the filter, input channel): d of wgmma.
 struct Products { float value[KERNEL_WIDTH * KERNEL_HEIGHT * 4]; };
